@@ -1,0 +1,51 @@
+"""localqwen runs Qwen3 on the machine in front of you.
+
+    import localqwen
+    from localqwen import Message, Request, Text
+
+    model = localqwen.load("demo")
+    for event in model.stream(Request([Message("user", "What is 17 + 25?")])):
+        if isinstance(event, Text):
+            print(event.text, end="", flush=True)
+
+Everything named in `__all__` is public and stable; it is imported when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from localqwen.chat.local import load as load
+    from localqwen.chat.messages import Event as Event
+    from localqwen.chat.messages import Finished as Finished
+    from localqwen.chat.messages import Message as Message
+    from localqwen.chat.messages import Overrides as Overrides
+    from localqwen.chat.messages import Request as Request
+    from localqwen.chat.messages import Started as Started
+    from localqwen.chat.messages import Text as Text
+    from localqwen.chat.messages import Thinking as Thinking
+    from localqwen.chat.messages import Tool as Tool
+    from localqwen.chat.messages import ToolCall as ToolCall
+    from localqwen.chat.thinking import ParsedOutput as ParsedOutput
+    from localqwen.chat.thinking import parse_output as parse_output
+    from localqwen.errors import LocalqwenError as LocalqwenError
+
+_MESSAGES = ("Event", "Finished", "Message", "Overrides", "Request", "Started", "Text", "Thinking", "Tool", "ToolCall")
+_PUBLIC = {
+    **dict.fromkeys(_MESSAGES, "localqwen.chat.messages"),
+    "load": "localqwen.chat.local",
+    "ParsedOutput": "localqwen.chat.thinking",
+    "parse_output": "localqwen.chat.thinking",
+    "LocalqwenError": "localqwen.errors",
+}
+__all__ = ["__version__", *_PUBLIC]  # noqa: PLE0604  (the keys are strings)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        return getattr(importlib.import_module(_PUBLIC[name]), name)
+    raise AttributeError(f"module 'localqwen' has no attribute {name!r}")

@@ -1,0 +1,32 @@
+"""Messages in, events out: the chat layer that both engines and the server share."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from typing import Protocol
+
+from localqwen.chat.messages import Event, Request, ThinkingMode
+
+
+class ChatModel(Protocol):
+    """A model that answers. `close()` on the generator of `stream` is the one way to cancel an answer."""
+
+    name: str
+    engine_name: str
+    thinking_mode: ThinkingMode
+    context_length: int
+    load_ms: float
+
+    def stream(self, request: Request) -> Generator[Event, None, None]:
+        """Started, then Thinking, Text and ToolCall as they come, then Finished."""
+        ...
+
+    def end_thinking(self) -> None:
+        """End the thinking of the answer that streams: call it between two events."""
+        ...
+
+    def preset(self, request: Request) -> Mapping[str, float | int]:
+        """The sampling that the first phase of this request would get, by name."""
+        ...
+
+    def close(self) -> None: ...

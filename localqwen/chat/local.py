@@ -1,0 +1,111 @@
+"""A ChatModel on an engine in this process: one loop around `Reply`."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Generator, Mapping
+
+from localqwen.chat import sampling as presets
+from localqwen.chat.messages import Event, Request, ThinkingMode
+from localqwen.chat.reply import ModelFacts, Reply
+from localqwen.chat.template import ChatTemplate
+from localqwen.chat.thinking import resolve_thinking
+from localqwen.engines import Engine, Piece, Run
+from localqwen.errors import EngineError, TemplateError
+
+_PROBE = ({"role": "user", "content": "x"},)
+
+
+def thinking_mode_of(template: ChatTemplate) -> ThinkingMode:
+    """What a template says of its model: obeys `enable_thinking` (switch), always opens a think block, or neither."""
+    try:
+        asked, off = template.render(_PROBE), template.render(_PROBE, enable_thinking=False)
+    except TemplateError:
+        return "never"
+    if asked != off:
+        return "switch"
+    return "always" if asked.rstrip().endswith("<think>") else "never"
+
+
+class LocalChatModel:
+    """Owns its engine; several `stream`s may run at once where the engine has the room, all in the engine's thread."""
+
+    def __init__(
+        self, engine: Engine, name: str, *, thinking_mode: ThinkingMode | None = None, load_ms: float = 0
+    ) -> None:
+        if not engine.chat_template:
+            raise EngineError(
+                f"{name} has no chat template", "use a model that was converted with its tokenizer_config.json"
+            )
+        template = ChatTemplate(engine.chat_template, engine.special_tokens)
+        self.name = name
+        self.engine_name = engine.name
+        self.thinking_mode: ThinkingMode = thinking_mode or thinking_mode_of(template)
+        self.context_length = engine.context_length
+        self.load_ms = load_ms
+        self.engine = engine
+        self._facts = ModelFacts(name, template, engine.tokenize, self.thinking_mode, engine.context_length, load_ms)
+        self._inbox: dict[Run, deque[Piece]] = {}
+        self._reply: Reply | None = None
+
+    def stream(self, request: Request) -> Generator[Event, None, None]:
+        reply = self._reply = Reply(request, self._facts)
+        spec, run = reply.run, self._start(reply)
+        try:
+            yield from reply.begin(run)
+            while not reply.finished:
+                yield from reply.feed(self._next_piece(run))
+                if reply.run is not spec and not reply.finished:
+                    self._stop(run)
+                    spec, run = reply.run, self._start(reply)
+        finally:
+            self._stop(run)
+
+    def end_thinking(self) -> None:
+        if self._reply is not None:
+            self._reply.end_thinking()
+
+    def preset(self, request: Request) -> Mapping[str, float | int]:
+        thinking = resolve_thinking(request, self.thinking_mode, self.name)
+        phase = request.thinking_sampling if thinking else request.text_sampling
+        return phase.over(request.sampling).over(presets.preset(thinking)).set_values()
+
+    def close(self) -> None:
+        self.engine.close()
+
+    def _start(self, reply: Reply) -> Run:
+        spec = reply.run
+        run = self.engine.start(spec.prompt, spec.sampling, max_tokens=spec.max_tokens, generated=spec.generated)
+        self._inbox[run] = deque()
+        return run
+
+    def _stop(self, run: Run) -> None:
+        self.engine.cancel(run)
+        self._inbox.pop(run, None)
+
+    def _next_piece(self, run: Run) -> Piece:
+        """Step the engine until this run has one; what other streams' runs produced meanwhile waits for them."""
+        while not self._inbox[run]:
+            for stepped, piece in self.engine.step():
+                if stepped in self._inbox:
+                    self._inbox[stepped].append(piece)
+        return self._inbox[run].popleft()
+
+
+def load(
+    name: str, *, engine: str | None = None, context_length: int | None = None, threads: int | None = None
+) -> LocalChatModel:
+    """Open a model by name or path and make it answer. See `localqwen.engines.open` for the parameters and errors."""
+    from localqwen import engines
+    from localqwen.models import registry
+
+    begin = time.perf_counter()
+    opened = engines.open(name, engine=engine, context_length=context_length, threads=threads)
+    model = registry.lookup(name)
+    return LocalChatModel(
+        opened,
+        registry.display_name(name),
+        thinking_mode=model.thinking if model else None,
+        load_ms=(time.perf_counter() - begin) * 1000,
+    )

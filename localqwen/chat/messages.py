@@ -1,0 +1,177 @@
+"""The values that the chat layer speaks in: frozen, typed, without I/O. JSON exists only at the edges."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Role = Literal["system", "user", "assistant", "tool"]
+ThinkingMode = Literal["switch", "always", "never"]
+ThinkingEnd = Literal["model", "budget", "user"]
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    """A call that the model wrote. `arguments` is always a JSON object."""
+
+    name: str
+    arguments: Mapping[str, Any]
+    id: str = ""
+
+
+@dataclass(frozen=True)
+class Tool:
+    """A function the model may call; `parameters` is a JSON schema."""
+
+    name: str
+    description: str = ""
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """OpenAI's shape, which is what Qwen3 was trained on."""
+        function = {"name": self.name, "description": self.description, "parameters": dict(self.parameters)}
+        return {"type": "function", "function": function}
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn. An assistant's thinking is kept beside its text: the template decides what of it is shown again."""
+
+    role: Role
+    content: str
+    thinking: str | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """OpenAI's shape, as chat templates and saved conversations use it."""
+        message: dict[str, Any] = {"role": self.role, "content": self.content}
+        if self.thinking is not None:
+            message["reasoning_content"] = self.thinking
+        if self.tool_calls:
+            message["tool_calls"] = [_call_to_json(call) for call in self.tool_calls]
+        if self.tool_call_id:
+            message["tool_call_id"] = self.tool_call_id
+        return message
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Message:
+        """Inverse of `to_json`. Raises KeyError or TypeError on data of another shape."""
+        calls = tuple(_call_from_json(call) for call in data.get("tool_calls") or ())
+        thinking = data.get("reasoning_content")
+        return cls(data["role"], data["content"] or "", thinking, calls, data.get("tool_call_id", ""))
+
+
+def _call_to_json(call: ToolCall) -> dict[str, Any]:
+    data: dict[str, Any] = {"type": "function", "function": {"name": call.name, "arguments": dict(call.arguments)}}
+    return {"id": call.id, **data} if call.id else data
+
+
+def _call_from_json(data: Mapping[str, Any]) -> ToolCall:
+    function = data.get("function", data)
+    return ToolCall(function["name"], function["arguments"], data.get("id", ""))
+
+
+@dataclass(frozen=True)
+class Overrides:
+    """What a user set of the sampling; None leaves the preset of the model and its mode."""
+
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    seed: int | None = None
+
+    def over(self, other: Overrides) -> Overrides:
+        """These values where they are set, else those of `other`."""
+        names = self.__dataclass_fields__
+        return Overrides(**{n: getattr(other, n) if getattr(self, n) is None else getattr(self, n) for n in names})
+
+    def set_values(self) -> dict[str, float | int]:
+        return {name: value for name in self.__dataclass_fields__ if (value := getattr(self, name)) is not None}
+
+
+@dataclass(frozen=True)
+class Request:
+    """One answer asked for.
+
+    `think` None lets the last soft switch in the messages decide, else the model's default. `budget` is the number of
+    tokens that may be spent inside the thinking (0 = thinking off, None = no limit). `max_tokens` None = up to the end
+    of the context. `sampling` holds for the whole answer, `thinking_sampling` and `text_sampling` for one phase of it.
+    """
+
+    messages: Sequence[Message]
+    tools: Sequence[Tool] = ()
+    think: bool | None = None
+    budget: int | None = None
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    sampling: Overrides = Overrides()
+    thinking_sampling: Overrides = Overrides()
+    text_sampling: Overrides = Overrides()
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens. `completion_tokens` and `thinking_tokens` count what the model generated, tags and the stop token among
+    the former; the text that ends a thinking budget is appended, not generated, and counts in neither."""
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+    thinking_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Milliseconds from the request (`load_ms`: of opening the model) and tokens per second; None where it never came.
+
+    `prompt_per_second` counts the prompt tokens that were computed, not those found in the cache.
+    """
+
+    load_ms: float | None = None
+    first_token_ms: float | None = None
+    first_answer_ms: float | None = None
+    prompt_per_second: float | None = None
+    predicted_per_second: float | None = None
+
+
+@dataclass(frozen=True)
+class Started:
+    """The prompt is known; `thinking` says whether the answer was asked to think."""
+
+    prompt_tokens: int
+    cached_tokens: int
+    thinking: bool
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Thinking:
+    text: str
+
+
+@dataclass(frozen=True)
+class Text:
+    text: str
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The last event. `thinking_end` says who closed the thinking; None where there was none, or it never closed."""
+
+    finish_reason: Literal["stop", "length", "tool_calls"]
+    usage: Usage
+    timing: Timing
+    thinking_end: ThinkingEnd | None = None
+
+    @property
+    def budget_forced(self) -> bool:
+        return self.thinking_end == "budget"
+
+
+Event = Started | Thinking | Text | ToolCall | Finished

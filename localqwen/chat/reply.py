@@ -1,0 +1,246 @@
+"""One answer as a state machine without I/O: a prompt for the engine, then pieces in, events out.
+
+The driver (a loop in `local.py`, the server's worker) starts the run that `run` describes, calls `begin`, feeds every
+piece, and looks at two things after each: `run` again (another object means: cancel, start that one, go on) and
+`finished` (cancel and stop). An answer is restarted when text is forced into it (thinking budget, early end) or when
+its text phase has another sampling; the engine still holds the prefix, so a restart costs one token's work.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol
+
+from localqwen.chat import sampling as presets
+from localqwen.chat.messages import (
+    Event,
+    Finished,
+    Overrides,
+    Request,
+    Started,
+    Text,
+    Thinking,
+    ThinkingEnd,
+    ThinkingMode,
+    Timing,
+    ToolCall,
+    Usage,
+)
+from localqwen.chat.stop import StopStrings
+from localqwen.chat.template import ChatTemplate, encode_chat
+from localqwen.chat.thinking import ThinkingParser, prompt_start, resolve_thinking
+from localqwen.engines import Piece, Run, Sampling
+from localqwen.errors import ContextTooLong, UsageError
+
+#: How thinking is ended early; the makers' text (Qwen3 documentation, "Thinking Budget").
+EARLY_STOP = (
+    "\n\nConsidering the limited time by the user, I have to give the solution based on the thinking directly now.\n"
+    "</think>\n\n"
+)
+
+
+class Tokenize(Protocol):
+    def __call__(self, text: str, *, special: bool) -> list[int]: ...
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What an answer needs to know of its model."""
+
+    name: str
+    template: ChatTemplate
+    tokenize: Tokenize
+    thinking_mode: ThinkingMode
+    context_length: int
+    load_ms: float | None = None
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """What to start on the engine. The last `generated` ids of the prompt are this answer's earlier part."""
+
+    prompt: tuple[int, ...]
+    sampling: Sampling
+    max_tokens: int
+    generated: int = 0
+
+
+class Reply:
+    """Raises Unsupported, UsageError, TemplateError or ContextTooLong when made; nothing has been computed then."""
+
+    def __init__(self, request: Request, model: ModelFacts, *, clock: Callable[[], float] = time.perf_counter) -> None:
+        if request.max_tokens is not None and request.max_tokens < 1:
+            raise UsageError(f"max_tokens is {request.max_tokens}", "ask for at least one token")
+        self.request = request
+        self.model = model
+        self.thinking = resolve_thinking(request, model.thinking_mode, model.name)
+        self.finished = False
+        self.prompt = self._encode()
+        self._sampling = {name: self._phase_sampling(phase) for name, phase in self._phases().items()}
+        self._limit = request.max_tokens or model.context_length
+        self.run = RunSpec(self.prompt, self._sampling["thinking" if self.thinking else "text"], self._limit)
+        self._stop = StopStrings(request.stop)
+        self._answer: list[int] = []  # ids behind the prompt, generated and forced
+        self._generated = 0
+        self._thinking_tokens = 0
+        self._called = False
+        self._cut: ThinkingEnd | None = None  # asked for, not yet done
+        self._thinking_end: ThinkingEnd | None = None
+        self._stopwatch = _Stopwatch(clock)
+        self._cached_tokens = 0
+
+    def _encode(self) -> tuple[int, ...]:
+        messages = [message.to_json() for message in self.request.messages]
+        tools = [tool.to_json() for tool in self.request.tools] or None
+        # A model that cannot switch never saw the variable; passing it would be a guess about its template.
+        switch = self.thinking if self.model.thinking_mode == "switch" else None
+        ids, text = encode_chat(self.model.template, messages, self.model.tokenize, tools=tools, enable_thinking=switch)
+        if len(ids) >= self.model.context_length:
+            raise ContextTooLong(len(ids), self.model.context_length)
+        self._parser = ThinkingParser(prompt_start(text, self.thinking))
+        return tuple(ids)
+
+    def _phases(self) -> dict[Literal["thinking", "text"], Overrides]:
+        return {"thinking": self.request.thinking_sampling, "text": self.request.text_sampling}
+
+    def _phase_sampling(self, phase: Overrides) -> Sampling:
+        return presets.sampling_for(self.request, thinking=self.thinking, phase=phase)
+
+    def begin(self, run: Run) -> list[Event]:
+        """Call once, when the engine has accepted the first run."""
+        self._cached_tokens = run.cached_tokens
+        self._stopwatch.start_run()
+        warnings = presets.warnings_for(run.sampling, thinking=self.thinking)
+        return [Started(run.prompt_tokens, run.cached_tokens, self.thinking, warnings)]
+
+    def end_thinking(self) -> None:
+        """End the thinking at the next whole character (or as soon as it begins)."""
+        if not self._parser.answering:
+            self._cut = "user"
+
+    def feed(self, piece: Piece) -> list[Event]:
+        if self.finished:
+            return []
+        self._stopwatch.piece()
+        events = self._take(piece)
+        if piece.finish_reason is not None and not self.finished:
+            return events + self._finish(piece.finish_reason)
+        if not self.finished and piece.whole:
+            events += self._turn()
+        return events
+
+    def _take(self, piece: Piece) -> list[Event]:
+        was_thinking = self._parser.thinking
+        self._answer += piece.tokens
+        self._generated += len(piece.tokens)
+        events = self._show(self._parser.feed(piece.text))
+        if was_thinking and self._parser.thinking:
+            self._thinking_tokens += len(piece.tokens)
+        if self._parser.closed and self._thinking_end is None:
+            self._thinking_end = "model"
+        return events
+
+    def _show(self, output: Sequence[Text | Thinking | ToolCall]) -> list[Event]:
+        events: list[Event] = []
+        for part in output:
+            events += self._show_part(part)
+            if self._stop.hit:
+                return events + self._finish("stop")
+        return events
+
+    def _show_part(self, part: Text | Thinking | ToolCall) -> list[Event]:
+        if isinstance(part, Thinking):
+            return [part]
+        self._stopwatch.answer()
+        if isinstance(part, Text):
+            return _text(self._stop.feed(part.text))
+        self._called = True
+        return [*_text(self._stop.finish()), part]
+
+    def _turn(self) -> list[Event]:
+        """Between two tokens: force the end of the thinking, or go on with the sampling of the text."""
+        budget = self.request.budget
+        if self._parser.thinking and self._cut is None and budget is not None and self._thinking_tokens >= budget:
+            self._cut = "budget"
+        if self._parser.thinking and self._cut is not None:
+            return self._cut_thinking(self._cut)
+        if self._parser.answering and self.run.sampling != self._sampling["text"]:
+            return self._restart()
+        return []
+
+    def _cut_thinking(self, by: ThinkingEnd) -> list[Event]:
+        self._answer += self.model.tokenize(EARLY_STOP, special=True)
+        self._thinking_end, self._cut = by, None
+        return self._show(self._parser.feed(EARLY_STOP)) + self._restart()
+
+    def _restart(self) -> list[Event]:
+        prompt = self.prompt + tuple(self._answer)
+        left = self._limit - self._generated
+        if left < 1 or len(prompt) >= self.model.context_length:
+            return self._finish("length")
+        sampling = self._sampling["text" if self._parser.answering else "thinking"]
+        if sampling.seed is not None:  # the same numbers must not be drawn again
+            sampling = replace(sampling, seed=sampling.seed + len(self._answer))
+        self._sampling["text"] = sampling
+        self.run = RunSpec(prompt, sampling, left, generated=len(self._answer))
+        self._stopwatch.start_run()
+        return []
+
+    def _finish(self, reason: Literal["stop", "length"]) -> list[Event]:
+        self.finished = True
+        events: list[Event] = []
+        if not self._stop.hit:
+            events = self._show(self._parser.finish())
+            events += _text(self._stop.finish())
+        if events and isinstance(events[-1], Finished):  # a stop string came with the last held text
+            return events
+        usage = Usage(len(self.prompt), self._cached_tokens, self._generated, self._thinking_tokens)
+        timing = self._stopwatch.timing(self.model.load_ms, len(self.prompt) - self._cached_tokens)
+        why: Literal["stop", "length", "tool_calls"] = "tool_calls" if self._called and reason == "stop" else reason
+        return [*events, Finished(why, usage, timing, self._thinking_end)]
+
+
+def _text(text: str) -> list[Event]:
+    return [Text(text)] if text else []
+
+
+class _Stopwatch:
+    """Times of one answer. Decoding is measured between tokens of one run, so that restarts do not count as tokens."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._begin = clock()
+        self._run_begin = self._begin
+        self._first: float | None = None
+        self._first_answer: float | None = None
+        self._prefill = 0.0
+        self._last: float | None = None
+        self._decoding = 0.0
+        self._decoded = 0
+
+    def start_run(self) -> None:
+        self._run_begin, self._last = self._clock(), None
+
+    def piece(self) -> None:
+        now = self._clock()
+        if self._first is None:
+            self._first, self._prefill = now, now - self._run_begin
+        if self._last is not None:
+            self._decoding += now - self._last
+            self._decoded += 1
+        self._last = now
+
+    def answer(self) -> None:
+        if self._first_answer is None:
+            self._first_answer = self._clock()
+
+    def timing(self, load_ms: float | None, computed_tokens: int) -> Timing:
+        return Timing(
+            load_ms=load_ms,
+            first_token_ms=None if self._first is None else (self._first - self._begin) * 1000,
+            first_answer_ms=None if self._first_answer is None else (self._first_answer - self._begin) * 1000,
+            prompt_per_second=computed_tokens / self._prefill if self._prefill > 0 else None,
+            predicted_per_second=self._decoded / self._decoding if self._decoding > 0 else None,
+        )

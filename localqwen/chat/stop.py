@@ -1,0 +1,33 @@
+"""Stop strings: text is held back while it could be the beginning of one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from localqwen.chat.toolcalls import partial_tag
+
+
+class StopStrings:
+    """Feed it the answer's text; `hit` tells that a stop string came. The stop string itself is not shown."""
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = [stop for stop in stops if stop]
+        self._held = ""
+        self.hit = False
+
+    def feed(self, text: str) -> str:
+        """What may be shown now."""
+        if not self._stops:
+            return text
+        text = self._held + text
+        first = min((at for stop in self._stops if (at := text.find(stop)) >= 0), default=-1)
+        if first >= 0:
+            self.hit, self._held = True, ""
+            return text[:first]
+        keep = max(partial_tag(text, stop) for stop in self._stops)
+        shown, self._held = text[: len(text) - keep], text[len(text) - keep :]
+        return shown
+
+    def finish(self) -> str:
+        rest, self._held = self._held, ""
+        return rest

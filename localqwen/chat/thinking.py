@@ -1,0 +1,234 @@
+"""What of an answer is thinking, what is text, what is a tool call: a parser for the stream, and the switch before it.
+
+Tags are found in text, not by token id, and the joined output never depends on how the text was cut. The decisions that
+implementations differ in are the cases of `tests/vectors/parser.json`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from localqwen.chat.messages import Message, Request, Text, Thinking, ThinkingMode, ToolCall
+from localqwen.chat.toolcalls import BLANK, Found, Item, Plain, ToolCallScanner, partial_tag
+from localqwen.errors import Unsupported, UsageError
+
+OPEN = "<think>"
+CLOSE = "</think>"
+Start = Literal["auto", "open", "off"]
+Output = Thinking | Text | ToolCall
+
+#: A word of its own: white space or nothing on either side.
+_SOFT_SWITCH = re.compile(r"(?<!\S)/(no_)?think(?!\S)")
+
+
+def soft_switch(messages: Sequence[Message]) -> bool | None:
+    """What the last `/think` or `/no_think` in a system or user message asks for; None without one."""
+    for message in reversed(messages):
+        if message.role in ("system", "user"):
+            found = _SOFT_SWITCH.findall(message.content)
+            if found:
+                return not found[-1]
+    return None
+
+
+def resolve_thinking(request: Request, mode: ThinkingMode, model: str) -> bool:
+    """Whether this answer thinks. The hard switch wins, then a budget of 0, then the last soft switch, then the mode.
+
+    Raises Unsupported where the model cannot do what was asked.
+    """
+    if request.budget is not None and request.budget < 0:
+        raise UsageError(f"the thinking budget is {request.budget}", "a budget is 0 (thinking off) or more tokens")
+    asked = False if request.budget == 0 else request.think
+    if mode == "never":
+        if asked or request.budget:
+            raise Unsupported(f"{model} cannot think", "leave out --think and --budget, or use a thinking model")
+        return False
+    if mode == "always":
+        if asked is False:
+            raise Unsupported(f"{model} always thinks", "use an instruct model, or limit it with --budget 256")
+        return True
+    if asked is not None:
+        return asked
+    soft = soft_switch(request.messages)
+    return True if soft is None else soft
+
+
+def prompt_start(prompt: str, thinking: bool) -> Start:
+    """The parser's first state: the prompt ends inside an open block, thinking is off, or the model may open one."""
+    if prompt.rstrip().endswith(OPEN):
+        return "open"
+    return "auto" if thinking else "off"
+
+
+class ThinkingParser:
+    """Feed it the text of an answer; it gives thinking, text and tool calls, without tags and without the line breaks
+    that only separate them. `finish()` gives what was held back at the end."""
+
+    def __init__(self, start: Start = "auto") -> None:
+        self._phase: Literal["before", "thinking", "answer"] = "answer" if start == "off" else "before"
+        self._open = start == "open"
+        self.closed = False  # a closing tag came
+        self._buffer = ""
+        self._thought = _ThinkingText()
+        self._answer = _AnswerText()
+
+    @property
+    def thinking(self) -> bool:
+        """Whether the text that comes next belongs to the thinking, as far as can be told."""
+        return self._phase == "thinking" or (self._phase == "before" and self._open)
+
+    @property
+    def answering(self) -> bool:
+        return self._phase == "answer"
+
+    def feed(self, text: str) -> list[Output]:
+        if self._phase == "answer":
+            return self._answer.feed(text)
+        self._buffer += text
+        output: list[Output] = []
+        if self._phase == "before":
+            output += self._decide()
+        if self._phase == "thinking":
+            output += self._think()
+        return output
+
+    def finish(self) -> list[Output]:
+        """End of the output. Unfinished thinking stays thinking, but for a tool call in it that nothing closed."""
+        rest, self._buffer = self._buffer, ""
+        if self.thinking:
+            output, left = self._thought.finish(rest)
+            return output + self._answer.feed_items(left) + self._answer.finish() if left else output
+        return self._answer.feed(rest) + self._answer.finish()
+
+    def _decide(self) -> list[Output]:
+        """Before the first visible character: an opening tag (again), the start of one, or neither."""
+        body = self._buffer.lstrip(BLANK)
+        if body.startswith(OPEN):
+            self._phase, self._buffer = "thinking", body[len(OPEN) :]
+        elif OPEN.startswith(body):
+            return []
+        elif self._open:
+            self._phase = "thinking"
+        else:
+            self._phase = "answer"
+            text, self._buffer = self._buffer, ""
+            return self._answer.feed(text)
+        return []
+
+    def _think(self) -> list[Output]:
+        at = self._buffer.find(CLOSE)
+        if at < 0:
+            end = len(self._buffer) - partial_tag(self._buffer, CLOSE)
+            text, self._buffer = self._buffer[:end], self._buffer[end:]
+            return self._thought.feed(text)
+        text, rest = self._buffer[:at], self._buffer[at + len(CLOSE) :]
+        self._phase, self._buffer, self.closed = "answer", "", True
+        self._answer.after_thinking()
+        return self._thought.close(text) + self._answer.feed(rest)
+
+
+class _ThinkingText:
+    """The inside of a think block: outer line breaks trimmed. A whole tool call in it is held until it is clear whether
+    the block is closed (then it was a draft, and thinking) or not (then the call ended the thinking)."""
+
+    def __init__(self) -> None:
+        self._scanner = ToolCallScanner()
+        self._held: list[Item] = []
+        self._breaks = ""
+        self._begun = False
+
+    def feed(self, text: str) -> list[Output]:
+        return self._take(self._scanner.feed(text))
+
+    def close(self, text: str) -> list[Output]:
+        output = self.feed(text)
+        drafts = "".join(item.text for item in self._held) + self._scanner.release()
+        return output + self._show(drafts)
+
+    def finish(self, text: str) -> tuple[list[Output], list[Item]]:
+        """Thinking, and from the first unclosed call on what belongs to the answer."""
+        output = self._take(self._scanner.feed(text))
+        return output + self._take(self._scanner.finish()), self._held
+
+    def _take(self, items: list[Item]) -> list[Output]:
+        output: list[Output] = []
+        for item in items:
+            if self._held or isinstance(item, Found):
+                self._held.append(item)
+            else:
+                output += self._show(item.text)
+        return output
+
+    def _show(self, text: str) -> list[Output]:
+        text = self._breaks + text if self._begun else text.lstrip("\n")
+        body = text.rstrip("\n")
+        self._breaks = text[len(body) :]
+        self._begun = self._begun or bool(body)
+        return [Thinking(body)] if body else []
+
+
+class _AnswerText:
+    """The answer: text and calls. Blanks around a call only separate it and are dropped, but between two texts."""
+
+    def __init__(self) -> None:
+        self._scanner = ToolCallScanner()
+        self._trim = ""  # characters to drop before the next text
+        self._blanks = ""  # held back: a call may follow
+        self._begun = False
+
+    def after_thinking(self) -> None:
+        self._trim = "\n"
+
+    def feed(self, text: str) -> list[Output]:
+        return self.feed_items(self._scanner.feed(text))
+
+    def feed_items(self, items: list[Item]) -> list[Output]:
+        output: list[Output] = []
+        for item in items:
+            output += [self._call(item)] if isinstance(item, Found) else self._show(item)
+        return output
+
+    def finish(self) -> list[Output]:
+        output = self.feed_items(self._scanner.finish())
+        if self._blanks and self._trim != BLANK:
+            output.append(Text(self._blanks))
+        self._blanks = ""
+        return output
+
+    def _call(self, found: Found) -> ToolCall:
+        self._trim = BLANK
+        if not self._begun:
+            self._blanks = ""
+        return found.call
+
+    def _show(self, plain: Plain) -> list[Output]:
+        text = plain.text.lstrip(self._trim) if self._trim else plain.text
+        if not text:
+            return []
+        self._trim = ""
+        text = self._blanks + text
+        body = text.rstrip(BLANK)
+        self._blanks = text[len(body) :]
+        self._begun = self._begun or bool(body)
+        return [Text(body)] if body else []
+
+
+@dataclass(frozen=True)
+class ParsedOutput:
+    thinking: str
+    content: str
+    tool_calls: tuple[ToolCall, ...]
+
+
+def parse_output(chunks: Iterable[str], *, start: Start = "auto") -> ParsedOutput:
+    """Parse a whole answer given in pieces. `start` says how its prompt ended: see `prompt_start`."""
+    parser = ThinkingParser(start)
+    output = [part for chunk in chunks for part in parser.feed(chunk)] + parser.finish()
+    return ParsedOutput(
+        thinking="".join(part.text for part in output if isinstance(part, Thinking)),
+        content="".join(part.text for part in output if isinstance(part, Text)),
+        tool_calls=tuple(part for part in output if isinstance(part, ToolCall)),
+    )

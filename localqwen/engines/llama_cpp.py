@@ -1,0 +1,270 @@
+"""The llama.cpp engine: several runs in one context, stepped together, on the low-level API.
+
+A slot is one sequence of the context and remembers which ids its KV cells hold, also after its run has ended. A new run
+takes over the longest prefix that any slot holds, and computes only the rest.
+"""
+
+from __future__ import annotations
+
+import codecs
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from localqwen.engines import FinishReason, Piece, Run, Sampling, common_prefix
+from localqwen.engines.llama_library import ModelFile, last_errors, library, sampler_chain
+from localqwen.errors import ContextTooLong, EngineError, Unsupported, UsageError
+from localqwen.machine import this_machine
+
+BATCH = 512  # tokens per pass at the most; llama.cpp's own n_ubatch
+#: A pass over a prompt should not take much longer than this many seconds, so that a cancel is prompt on slow machines.
+SLICE_SECONDS = 0.5
+SMALLEST_SLICE = 32
+
+
+@dataclass(eq=False)
+class _Slot:
+    """One sequence. `tokens` are the ids in its KV cells, in order; `used` orders slots by last use."""
+
+    index: int
+    tokens: list[int] = field(default_factory=list)
+    run: Run | None = None
+    used: int = 0
+
+
+@dataclass(eq=False)
+class _Decoding:
+    """What a live run has in the engine: its slot, its samplers, and the ids that are not yet in the KV."""
+
+    slot: _Slot
+    sampler: Any
+    todo: list[int]
+    text: codecs.IncrementalDecoder
+
+    @property
+    def whole(self) -> bool:
+        return not self.text.getstate()[0]
+
+
+class LlamaCppEngine:
+    """See `localqwen.engines.Engine`. Raises EngineError where llama.cpp cannot load the file or make the context."""
+
+    name = "llama.cpp"
+
+    def __init__(
+        self, path: Path, *, context_length: int, threads: int, max_runs: int = 1, use_extra_bufts: bool = True
+    ) -> None:
+        self._lib = library()
+        self._model = ModelFile(path, use_extra_bufts=use_extra_bufts)
+        self.context_length = context_length
+        self.max_runs = max_runs
+        self.threads = threads
+        self.chat_template = self._model.metadata("tokenizer.chat_template")
+        self.special_tokens = self._model.special_tokens()
+        self._stop_tokens = self._model.stop_tokens()
+        self._context = self._open_context()
+        self._memory = self._lib.llama_get_memory(self._context)
+        self._batch = self._lib.llama_batch_init(BATCH, 0, 1)
+        self._slots = [_Slot(index) for index in range(max_runs)]
+        self._clock = 0
+        self._slice = SMALLEST_SLICE
+
+    def _open_context(self) -> Any:
+        params = self._lib.llama_context_default_params()
+        params.n_ctx = self.context_length * self.max_runs
+        params.n_batch = params.n_ubatch = BATCH
+        params.n_seq_max = self.max_runs
+        params.n_threads = params.n_threads_batch = self.threads
+        params.kv_unified = True  # runs share the cells of a common prefix
+        params.no_perf = True
+        context = self._lib.llama_init_from_model(self._model.handle, params)
+        if not context:
+            self._model.close()
+            raise EngineError(
+                f"llama.cpp cannot make a context of {self.context_length:,} tokens: {last_errors()}",
+                "ask for a smaller one with --ctx",
+            )
+        return context
+
+    def tokenize(self, text: str, *, special: bool) -> list[int]:
+        return self._model.tokenize(text, special=special)
+
+    def start(self, prompt: Sequence[int], sampling: Sampling, *, max_tokens: int, generated: int = 0) -> Run:
+        if not prompt or max_tokens < 1:
+            raise UsageError(f"a run needs a prompt and room for a token, not {len(prompt)} and {max_tokens}")
+        if len(prompt) >= self.context_length:
+            raise ContextTooLong(len(prompt), self.context_length)
+        run = Run(tuple(prompt), sampling, min(max_tokens, self.context_length - len(prompt)))
+        slot = self._take_slot(run)
+        run.cached_tokens = run.prefilled = len(slot.tokens)
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        run.state = _Decoding(slot, self._sampler(run, generated), list(run.prompt[run.prefilled :]), decoder)
+        return run
+
+    def _sampler(self, run: Run, generated: int) -> Any:
+        chain = sampler_chain(self._model, run.sampling, window=self.context_length)
+        for token in run.prompt[len(run.prompt) - generated :]:
+            self._lib.llama_sampler_accept(chain, token)
+        return chain
+
+    def _take_slot(self, run: Run) -> _Slot:
+        """A free slot that holds the longest known prefix of the prompt, and nothing else."""
+        free = sorted((slot for slot in self._slots if slot.run is None), key=lambda slot: slot.used)
+        if not free:
+            raise EngineError(f"all {self.max_runs} runs of the engine are busy", "wait for one to end")
+        donor = max(self._slots, key=lambda slot: (common_prefix(run.prompt, slot.tokens), slot.run is None))
+        # The last id is computed even if it is known: its logits are what the first token is drawn from.
+        keep = min(common_prefix(run.prompt, donor.tokens), run.prompt_tokens - 1)
+        if not keep:
+            slot = donor = free[0]
+        elif donor.run is None and 2 * keep >= len(donor.tokens):
+            slot = donor
+        else:  # leave the donor its other tokens, if another slot is free
+            slot = next((slot for slot in free if slot is not donor), donor)
+        self._share(donor, slot, keep)
+        self._clock += 1
+        slot.run, slot.used = run, self._clock
+        return slot
+
+    def _share(self, donor: _Slot, slot: _Slot, keep: int) -> None:
+        # Removal goes by position, not by what we believe to be there: an interrupted step may have left more behind.
+        if slot is donor:
+            self._lib.llama_memory_seq_rm(self._memory, slot.index, keep, -1)
+        else:
+            self._lib.llama_memory_seq_rm(self._memory, slot.index, -1, -1)
+            self._lib.llama_memory_seq_cp(self._memory, donor.index, slot.index, 0, keep)
+        slot.tokens = donor.tokens[:keep]
+
+    def step(self) -> list[tuple[Run, Piece]]:
+        shares = self._shares()
+        if not shares:
+            return []
+        outputs = self._fill(shares)
+        self._decode(sum(count for _, count in shares), prefilling=any(count > 1 for _, count in shares))
+        for run, count in shares:
+            self._computed(run, count)
+        return [(run, self._speak(run, row)) for run, row in outputs]
+
+    def _shares(self) -> list[tuple[Run, int]]:
+        """How many ids of each live run this pass takes: answers one each, then prompts up to a slice."""
+        live = [slot.run for slot in self._slots if slot.run is not None]
+        answering = [run for run in live if len(_state(run).todo) == 1]
+        shares = [(run, 1) for run in answering]
+        room = min(self._slice, BATCH - len(shares))
+        for run in sorted((run for run in live if run not in answering), key=lambda run: _state(run).slot.used):
+            count = min(room, len(_state(run).todo))
+            if count > 0:
+                shares.append((run, count))
+                room -= count
+        return shares
+
+    def _fill(self, shares: list[tuple[Run, int]]) -> list[tuple[Run, int]]:
+        """Write the batch; gives the row of the logits for each run whose prompt is complete with it."""
+        batch, row, outputs = self._batch, 0, []
+        for run, count in shares:
+            state = _state(run)
+            position, complete = len(state.slot.tokens), count == len(state.todo)
+            for offset in range(count):
+                batch.token[row] = state.todo[offset]
+                batch.pos[row] = position + offset
+                batch.n_seq_id[row] = 1
+                batch.seq_id[row][0] = state.slot.index
+                batch.logits[row] = complete and offset == count - 1
+                row += 1
+            if complete:
+                outputs.append((run, row - 1))
+        batch.n_tokens = row
+        return outputs
+
+    def _decode(self, count: int, *, prefilling: bool) -> None:
+        began = time.perf_counter()
+        code = self._lib.llama_decode(self._context, self._batch)
+        if code:
+            raise EngineError(f"llama.cpp failed on a batch of {count} tokens (code {code}): {last_errors()}")
+        if prefilling:
+            self._adapt_slice(count, time.perf_counter() - began)
+
+    def _adapt_slice(self, count: int, seconds: float) -> None:
+        if count >= self._slice and seconds < SLICE_SECONDS / 2:
+            self._slice = min(BATCH, self._slice * 2)
+        elif seconds > 2 * SLICE_SECONDS:
+            self._slice = max(SMALLEST_SLICE, self._slice // 2)
+
+    def _computed(self, run: Run, count: int) -> None:
+        state = _state(run)
+        state.slot.tokens += state.todo[:count]
+        del state.todo[:count]
+        run.prefilled = min(run.prompt_tokens, len(state.slot.tokens))
+
+    def _speak(self, run: Run, row: int) -> Piece:
+        """Draw the next token from the logits of a row."""
+        state = _state(run)
+        token = self._lib.llama_sampler_sample(state.sampler, self._context, row)
+        run.generated += 1
+        finish: FinishReason | None = "length" if run.generated >= run.max_tokens else None
+        text = ""
+        if token in self._stop_tokens:
+            finish = "stop"
+        else:
+            text = state.text.decode(self._model.piece(token))
+            state.todo.append(token)
+        piece = Piece((token,), text, state.whole, finish)
+        if finish:
+            self.cancel(run)
+        return piece
+
+    def cancel(self, run: Run) -> None:
+        if run.finished:
+            return
+        state = _state(run)
+        run.finished, state.slot.run = True, None
+        self._lib.llama_sampler_free(state.sampler)
+
+    def close(self) -> None:
+        if self._context is None:
+            return
+        for slot in self._slots:
+            if slot.run is not None:
+                self.cancel(slot.run)
+        self._lib.llama_batch_free(self._batch)
+        self._lib.llama_free(self._context)
+        self._model.close()
+        self._context = None
+
+
+def _state(run: Run) -> _Decoding:
+    assert isinstance(run.state, _Decoding)
+    return run.state
+
+
+def open(  # noqa: A001  (the name every engine module offers)
+    path: Path, *, context_length: int | None, threads: int | None, max_runs: int
+) -> LlamaCppEngine:
+    """Open a GGUF file with the settings that this build needs on this CPU and the context that the memory allows."""
+    from localqwen.engines.probe import probe
+    from localqwen.models import fit, gguf_header
+
+    header = gguf_header.read(path)
+    if header.architecture not in ("qwen3", "qwen3moe"):
+        raise Unsupported(
+            f"{path.name} is a {header.architecture} model", "localqwen runs Qwen3: qwen3 and qwen3moe files"
+        )
+    if context_length is not None and not 1 <= context_length <= header.context_length:
+        raise UsageError(
+            f"a context of {context_length:,} tokens was asked for, {path.name} was made for {header.context_length:,}",
+            f"use --ctx {header.context_length} or less",
+        )
+    if threads is not None and threads < 1:
+        raise UsageError(f"{threads} threads were asked for", "use --threads 1 or more")
+    machine = this_machine()
+    context = context_length or fit.default_context(header, machine, max_runs)
+    fit.check(header, context * max_runs, machine)
+    return LlamaCppEngine(
+        path,
+        context_length=context,
+        threads=threads or machine.cores,
+        max_runs=max_runs,
+        use_extra_bufts=probe().use_extra_bufts,
+    )

@@ -1,0 +1,161 @@
+"""llama.cpp's C library as this project uses it: loading it right, a model file, a sampler chain.
+
+Imports only the low-level bindings of `llama_cpp`. Calls into the library return codes; here they become EngineError
+with what the library logged.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import unicodedata
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from localqwen.engines import Sampling
+from localqwen.errors import EngineError, EngineUnavailable
+
+#: Bounded spinning: as fast as the default on an idle machine, and several times faster when another program holds a
+#: core, because llama.cpp's OpenMP threads otherwise spin for good. Read once, when the library loads.
+OPENMP_DEFAULTS = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "2000"}
+_ERROR_LEVEL = 3  # ggml_log_level: 1 info, 2 warning, 3 error, 5 continues the line before
+_RANDOM_SEED = 0xFFFFFFFF  # LLAMA_DEFAULT_SEED: the library draws one
+
+_log: list[str] = []
+
+
+@cache
+def library() -> Any:
+    """The bindings module, initialised, its log kept instead of printed. Raises EngineUnavailable."""
+    for name, value in OPENMP_DEFAULTS.items():
+        os.environ.setdefault(name, value)
+    try:
+        from llama_cpp import llama_cpp as bindings
+    except (ImportError, OSError, RuntimeError) as exc:
+        raise EngineUnavailable(
+            f"llama.cpp does not load: {exc}", "pip install --force-reinstall llama-cpp-python"
+        ) from exc
+    bindings.llama_log_set(_keep_log(bindings), ctypes.c_void_p(0))
+    bindings.llama_backend_init()
+    return bindings
+
+
+@cache
+def _keep_log(bindings: Any) -> Any:
+    """The callback must live as long as the library may log: the cache holds it."""
+
+    def keep(level: int, text: bytes, _data: object) -> None:
+        if level == _ERROR_LEVEL:
+            _log.append(text.decode(errors="replace").strip())
+            del _log[:-20]
+
+    return bindings.llama_log_callback(keep)
+
+
+def last_errors() -> str:
+    """What the library complained of since the last call, for a message."""
+    text = "; ".join(line for line in _log if line)
+    _log.clear()
+    return text or "it gave no reason"
+
+
+class ModelFile:
+    """A GGUF file opened by llama.cpp: weights, vocabulary, metadata. Raises EngineError if it cannot be loaded."""
+
+    def __init__(self, path: Path, *, use_extra_bufts: bool) -> None:
+        self._lib = library()
+        params = self._lib.llama_model_default_params()
+        params.use_extra_bufts = use_extra_bufts
+        params.n_gpu_layers = -1  # all of them, where this build has a GPU
+        _log.clear()
+        self.handle = self._lib.llama_model_load_from_file(str(path).encode(), params)
+        if not self.handle:
+            raise EngineError(
+                f"llama.cpp cannot load {path}: {last_errors()}", "check the file: localqwen show " + str(path)
+            )
+        self.vocab = self._lib.llama_model_get_vocab(self.handle)
+        self.trained_context: int = self._lib.llama_model_n_ctx_train(self.handle)
+        self.vocabulary_size: int = self._lib.llama_vocab_n_tokens(self.vocab)
+        self._pieces: dict[int, bytes] = {}
+
+    def metadata(self, key: str) -> str:
+        """A metadata value as text, "" if the file has none."""
+        buffer = ctypes.create_string_buffer(1 << 10)
+        length = self._lib.llama_model_meta_val_str(self.handle, key.encode(), buffer, len(buffer))
+        if length >= len(buffer):
+            buffer = ctypes.create_string_buffer(length + 1)
+            self._lib.llama_model_meta_val_str(self.handle, key.encode(), buffer, len(buffer))
+        return buffer.value.decode(errors="replace") if length >= 0 else ""
+
+    def special_tokens(self) -> dict[str, str]:
+        """Names that chat templates use -> the token's text. Qwen3 has no bos_token: its prompts begin without one."""
+        ids = {
+            "eos_token": self._lib.llama_vocab_eos(self.vocab),
+            "pad_token": self._lib.llama_vocab_pad(self.vocab),
+        }
+        return {
+            name: self._lib.llama_vocab_get_text(self.vocab, token).decode()
+            for name, token in ids.items()
+            if token >= 0
+        }
+
+    def stop_tokens(self) -> frozenset[int]:
+        """Qwen3 ends a turn with `<|im_end|>`, a text with `<|endoftext|>` (generation_config.json: eos_token_id)."""
+        ends = [self.tokenize(text, special=True) for text in ("<|im_end|>", "<|endoftext|>")]
+        declared = self._lib.llama_vocab_eos(self.vocab)
+        return frozenset([ids[0] for ids in ends if len(ids) == 1] + ([declared] if declared >= 0 else []))
+
+    def tokenize(self, text: str, *, special: bool) -> list[int]:
+        """Ids of the text's NFC form: Hugging Face tokenizers normalise, llama.cpp does not."""
+        data = unicodedata.normalize("NFC", text).encode("utf-8", errors="replace")
+        size = len(data) + 1  # no token is shorter than a byte
+        buffer = (ctypes.c_int32 * size)()
+        count = self._lib.llama_tokenize(self.vocab, data, len(data), buffer, size, False, special)
+        if count < 0:
+            raise EngineError(f"llama.cpp cannot tokenise a text of {len(text):,} characters")
+        return buffer[:count]
+
+    def piece(self, token: int) -> bytes:
+        """The bytes a token stands for; b"" for control tokens."""
+        known = self._pieces.get(token)
+        if known is None:
+            buffer = ctypes.create_string_buffer(256)
+            length = self._lib.llama_token_to_piece(self.vocab, token, buffer, len(buffer), 0, False)
+            if length < 0:
+                buffer = ctypes.create_string_buffer(-length)
+                length = self._lib.llama_token_to_piece(self.vocab, token, buffer, len(buffer), 0, False)
+            known = self._pieces[token] = buffer.raw[:length]
+        return known
+
+    def close(self) -> None:
+        if self.handle:
+            self._lib.llama_model_free(self.handle)
+            self.handle = None
+
+
+def sampler_chain(model: ModelFile, sampling: Sampling, *, window: int) -> Any:
+    """llama.cpp's samplers in the order of `Sampling`; `window` is the most tokens the penalties will have to remember.
+
+    top_k stands before the temperature here: dividing by it keeps the order of the logits, so the same tokens remain,
+    and it need not be done for the whole vocabulary.
+    """
+    lib = library()
+    chain = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
+    penalties = (sampling.repetition_penalty, sampling.frequency_penalty, sampling.presence_penalty)
+    if penalties != (1.0, 0.0, 0.0):
+        added = lib.llama_sampler_init_penalties(model.vocabulary_size, window, *penalties)
+        lib.llama_sampler_chain_add(chain, added)
+    if sampling.temperature == 0:
+        lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_greedy())
+        return chain
+    if sampling.top_k > 0:
+        lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_top_k(sampling.top_k))
+    lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_temp(sampling.temperature))
+    if sampling.top_p < 1:
+        lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_top_p(sampling.top_p, 1))
+    if sampling.min_p > 0:
+        lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_min_p(sampling.min_p, 1))
+    seed = _RANDOM_SEED if sampling.seed is None else sampling.seed % _RANDOM_SEED
+    lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_dist(seed))
+    return chain

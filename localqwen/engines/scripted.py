@@ -1,0 +1,125 @@
+"""A deterministic engine without a model: it says what it was told to say. For tests, demos and development.
+
+Its vocabulary is made while it reads: words, white space and tags become tokens with ids in order of appearance, so
+`tokenize` and the answers share ids and nothing is ever unknown.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from localqwen.engines import FinishReason, Piece, Run, Sampling, common_prefix
+from localqwen.errors import ContextTooLong, EngineError
+
+#: Renders Qwen3's format for plain conversations; it obeys `enable_thinking` like the hybrids.
+CHATML = (
+    "{%- for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{%- if add_generation_prompt %}<|im_start|>assistant\n"
+    "{%- if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+)
+_TOKEN = re.compile(r"</?(?:think|tool_call|tool_response)>|<\|\w+\|>|\w+|\s|.", re.DOTALL)
+_STOP = "<|im_end|>"
+
+
+@dataclass
+class _Script:
+    """The rest of one answer, the ids said so far, and the bytes of a character that a token left unfinished."""
+
+    tokens: list[bytes]
+    said: list[int] = field(default_factory=list)
+    pending: bytes = b""
+
+
+@dataclass
+class ScriptedEngine:
+    """Each `start` takes the next answer: a text, cut into words, or a list of tokens (str, or bytes to split a
+    character). An answer ends with the stop token; `prefill` is the number of prompt tokens taken per step."""
+
+    answers: Iterable[str | Sequence[str | bytes]]
+    chat_template: str = CHATML
+    context_length: int = 4096
+    max_runs: int = 8
+    prefill: int = 4096
+    name: str = "scripted"
+    special_tokens: Mapping[str, str] = field(default_factory=lambda: {"eos_token": _STOP})
+
+    def __post_init__(self) -> None:
+        self._script = iter(self.answers)
+        self._ids: dict[bytes, int] = {}
+        self._held: list[tuple[int, ...]] = []
+        self._live: list[Run] = []
+        self.runs: list[Run] = []  # every run that was started, for tests to look at
+        self.closed = False
+
+    def tokenize(self, text: str, *, special: bool) -> list[int]:
+        words = _TOKEN.findall(unicodedata.normalize("NFC", text))
+        if special:
+            return [self._id(word.encode()) for word in words]
+        return [self._id(part.encode()) for word in words for part in (word if word.startswith("<|") else [word])]
+
+    def start(self, prompt: Sequence[int], sampling: Sampling, *, max_tokens: int, generated: int = 0) -> Run:
+        if len(prompt) >= self.context_length:
+            raise ContextTooLong(len(prompt), self.context_length)
+        if len(self._live) >= self.max_runs:
+            raise EngineError(f"all {self.max_runs} runs of the engine are busy")
+        answer = next(self._script, None)
+        if answer is None:
+            raise EngineError("the script has no more answers")
+        run = Run(tuple(prompt), sampling, min(max_tokens, self.context_length - len(prompt)))
+        known = max((common_prefix(prompt, held) for held in self._held), default=0)
+        run.cached_tokens = run.prefilled = min(len(prompt) - 1, known)
+        words = _TOKEN.findall(answer) if isinstance(answer, str) else answer
+        run.state = _Script([word.encode() if isinstance(word, str) else word for word in words])
+        self._live.append(run)
+        self.runs.append(run)
+        return run
+
+    def step(self) -> list[tuple[Run, Piece]]:
+        pieces: list[tuple[Run, Piece]] = []
+        for run in list(self._live):
+            if run.prefilled < run.prompt_tokens:
+                run.prefilled = min(run.prompt_tokens, run.prefilled + self.prefill)
+            if run.prefilled == run.prompt_tokens:
+                pieces.append((run, self._speak(run)))
+        return pieces
+
+    def _speak(self, run: Run) -> Piece:
+        script = run.state
+        assert isinstance(script, _Script)
+        run.generated += 1
+        if not script.tokens:
+            self.cancel(run)
+            return Piece((self._id(_STOP.encode()),), "", finish_reason="stop")
+        token = script.tokens.pop(0)
+        script.said.append(self._id(token))
+        text, script.pending = _whole_characters(script.pending + token)
+        finish: FinishReason | None = "length" if run.generated >= run.max_tokens else None
+        if finish:
+            self.cancel(run)
+        return Piece((script.said[-1],), text, not script.pending, finish)
+
+    def cancel(self, run: Run) -> None:
+        if run in self._live:
+            assert isinstance(run.state, _Script)
+            self._live.remove(run)
+            self._held.append((*run.prompt[: run.prefilled], *run.state.said))
+            run.finished = True
+
+    def close(self) -> None:
+        self.closed = True
+
+    def _id(self, token: bytes) -> int:
+        return self._ids.setdefault(token, len(self._ids))
+
+
+def _whole_characters(data: bytes) -> tuple[str, bytes]:
+    """The characters that are complete, and the bytes of one that is not."""
+    for pending in range(min(4, len(data) + 1)):
+        try:
+            return data[: len(data) - pending].decode(), data[len(data) - pending :]
+        except UnicodeDecodeError:
+            continue
+    return data.decode(errors="replace"), b""

@@ -1,0 +1,94 @@
+"""Every error a user can meet: a message that names the thing and the numbers, and a hint that says what to do next.
+
+    LocalqwenError
+    ├── UsageError              the command or request is malformed                 exit 2, HTTP 400
+    │   └── ConfigError         the config file or an environment variable is wrong
+    ├── ModelNotFound           no model of that name, no file at that path         exit 1, HTTP 404
+    ├── Unsupported             the model or engine cannot do what was asked        exit 1, HTTP 400
+    │   ├── ContextTooLong      the prompt does not fit the context
+    │   └── NotEnoughMemory     the machine does not have the memory                exit 1, HTTP 507
+    ├── TemplateError           the model's chat template failed on these messages  exit 1, HTTP 400
+    ├── SessionError            a saved conversation is missing or unreadable       exit 1, HTTP 400
+    ├── EngineUnavailable       no engine is installed, or none runs on this CPU    exit 1, HTTP 503
+    ├── EngineError             an engine failed while loading or decoding          exit 1, HTTP 500
+    └── ConversionError         a conversion could not finish                       exit 1, HTTP 500
+        ├── CheckpointError     the source is not a checkpoint that we can read
+        └── OutputError         the target exists, or cannot be written
+
+Foreign exceptions are mapped to these where the foreign library is imported, with `raise ... from exc`.
+"""
+
+from __future__ import annotations
+
+
+class LocalqwenError(Exception):
+    """`message` says what happened, `hint` what to run or change next (may be empty)."""
+
+    exit_code = 1
+    http_status = 500
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class UsageError(LocalqwenError):
+    exit_code = 2
+    http_status = 400
+
+
+class ConfigError(UsageError):
+    pass
+
+
+class ModelNotFound(LocalqwenError):
+    http_status = 404
+
+
+class Unsupported(LocalqwenError):
+    http_status = 400
+
+
+class ContextTooLong(Unsupported):
+    """Raised before any work: the prompt leaves no room for one generated token."""
+
+    def __init__(self, prompt_tokens: int, context_length: int) -> None:
+        super().__init__(
+            f"the prompt has {prompt_tokens:,} tokens, the context holds {context_length:,}",
+            "shorten the prompt, /clear the conversation, or raise the context with --ctx",
+        )
+        self.prompt_tokens = prompt_tokens
+        self.context_length = context_length
+
+
+class NotEnoughMemory(Unsupported):
+    http_status = 507
+
+
+class TemplateError(LocalqwenError):
+    http_status = 400
+
+
+class SessionError(LocalqwenError):
+    http_status = 400
+
+
+class EngineUnavailable(LocalqwenError):
+    http_status = 503
+
+
+class EngineError(LocalqwenError):
+    pass
+
+
+class ConversionError(LocalqwenError):
+    pass
+
+
+class CheckpointError(ConversionError):
+    pass
+
+
+class OutputError(ConversionError):
+    pass

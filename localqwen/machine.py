@@ -1,0 +1,96 @@
+"""What this machine is: system, chip, cores, memory. Imports no engine."""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Machine:
+    """`cores` are the physical cores this process may use; memory is in bytes."""
+
+    system: str
+    architecture: str
+    chip: str
+    cores: int
+    memory: int
+    available_memory: int
+
+    @property
+    def apple_silicon(self) -> bool:
+        return self.system == "Darwin" and self.architecture == "arm64"
+
+
+def this_machine() -> Machine:
+    """Read anew at each call, because available memory changes."""
+    import psutil
+
+    memory = psutil.virtual_memory()
+    limit = _cgroup_memory_limit()
+    total = min(memory.total, limit) if limit else memory.total
+    return Machine(
+        system=platform.system(),
+        architecture=platform.machine(),
+        chip=_chip(),
+        cores=usable_cores(),
+        memory=total,
+        available_memory=min(memory.available, total),
+    )
+
+
+@cache
+def usable_cores() -> int:
+    """Physical cores, but no more than the affinity mask and the container's CPU quota allow.
+
+    Threads of llama.cpp spin while they wait, so one thread too many costs far more than one too few.
+    """
+    import psutil
+
+    physical = psutil.cpu_count(logical=False) or os.cpu_count() or 1
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else physical
+    return max(1, min(physical, allowed, _cgroup_cpu_quota() or physical))
+
+
+def _cgroup_cpu_quota() -> int | None:
+    """CPUs granted by cgroup v2 (`cpu.max` holds quota and period in microseconds), None without a limit."""
+    quota, _, period = _read(Path("/sys/fs/cgroup/cpu.max")).partition(" ")
+    return max(1, int(quota) // int(period)) if quota.isdigit() and period.strip().isdigit() else None
+
+
+def _cgroup_memory_limit() -> int | None:
+    limit = _read(Path("/sys/fs/cgroup/memory.max")).strip()
+    return int(limit) if limit.isdigit() else None
+
+
+@cache
+def _chip() -> str:
+    for line in _read(Path("/proc/cpuinfo")).splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    if platform.system() == "Darwin":
+        import subprocess
+
+        asked = subprocess.run(
+            ["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True, check=False
+        )
+        return asked.stdout.strip() or platform.processor()
+    return platform.processor() or platform.machine()
+
+
+def cpu_flags() -> str:
+    """The instruction sets that the CPU announces, one line; "" where the system does not tell."""
+    for line in _read(Path("/proc/cpuinfo")).splitlines():
+        if line.startswith(("flags", "Features")):
+            return line.partition(":")[2].strip()
+    return ""
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""

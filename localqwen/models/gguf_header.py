@@ -1,0 +1,130 @@
+"""The few metadata of a GGUF file that sizes and choices need, read without an engine.
+
+Reads the header only (GGUF specification, version 2 and 3) and stops as soon as it has what it wants.
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from localqwen.errors import ModelNotFound, Unsupported
+
+#: GGUF value types with a fixed size: id -> struct format.
+_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+_STRING, _ARRAY = 8, 9
+_TOO_MUCH = 1 << 24  # no header has more entries; a larger count means a damaged file
+
+
+@dataclass(frozen=True)
+class GgufHeader:
+    """Lengths in tokens, `bytes` of the whole file."""
+
+    path: Path
+    bytes: int
+    name: str
+    architecture: str
+    context_length: int
+    block_count: int
+    kv_heads: int
+    head_length: int
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Keys and values in 16 bit."""
+        return self.block_count * self.kv_heads * self.head_length * 2 * 2
+
+
+def read(path: Path) -> GgufHeader:
+    """Raises ModelNotFound without a file, Unsupported where it is not a whole GGUF header."""
+    if not path.is_file():
+        raise ModelNotFound(f"there is no file {path}", "check the path")
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            values = _wanted(_Reader(data))
+    except (ValueError, struct.error, KeyError, UnicodeDecodeError) as exc:
+        raise Unsupported(f"{path} is not a whole GGUF file: {exc}", "download or convert it again") from exc
+    heads = values["attention.head_count"]
+    return GgufHeader(
+        path=path,
+        bytes=path.stat().st_size,
+        name=values.get("general.name", path.stem),
+        architecture=values["general.architecture"],
+        context_length=values["context_length"],
+        block_count=values["block_count"],
+        kv_heads=values.get("attention.head_count_kv", heads),
+        head_length=values.get("attention.key_length", values["embedding_length"] // heads),
+    )
+
+
+def _wanted(reader: _Reader) -> dict[str, Any]:
+    """Values by key, the architecture's prefix removed. The tokenizer's long arrays come last and are not read."""
+    needed = {"context_length", "block_count", "embedding_length", "attention.head_count"}
+    optional = {"general.name", "general.architecture", "attention.head_count_kv", "attention.key_length"}
+    found: dict[str, Any] = {}
+    for key, value in reader.entries():
+        short = key.removeprefix(f"{found.get('general.architecture', '')}.")
+        if short in needed | optional:
+            found[short] = value
+        if key.startswith("tokenizer.") and needed <= found.keys():
+            break
+    missing = sorted((needed | {"general.architecture"}) - found.keys())
+    if missing:
+        raise ValueError(f"its header lacks {', '.join(missing)}")
+    return found
+
+
+class _Reader:
+    """Walks the key-value section. Every read is checked against the file's end by struct."""
+
+    def __init__(self, data: mmap.mmap) -> None:
+        self._data, self._at = data, 4
+        if data[:4] != b"GGUF":
+            raise ValueError(f"it begins with {bytes(data[:4])!r}")
+        version = self._scalar("I")
+        if version not in (2, 3):
+            raise ValueError(f"GGUF version {version} is not known")
+        self._scalar("Q")  # tensors
+        self._entries = self._count()
+
+    def entries(self) -> Iterator[tuple[str, Any]]:
+        for _ in range(self._entries):
+            key = self._string()
+            yield key, self._value(self._scalar("I"))
+
+    def _value(self, kind: int) -> Any:
+        if kind == _STRING:
+            return self._string()
+        if kind == _ARRAY:
+            return self._skip_array()
+        return self._scalar(_SCALARS[kind])
+
+    def _skip_array(self) -> None:
+        kind, count = self._scalar("I"), self._count()
+        if kind in _SCALARS:
+            self._at += struct.calcsize(_SCALARS[kind]) * count
+        else:
+            for _ in range(count):
+                self._value(kind)
+
+    def _count(self) -> int:
+        count: int = self._scalar("Q")
+        if count > _TOO_MUCH:
+            raise ValueError(f"a count of {count:,} cannot be right")
+        return count
+
+    def _string(self) -> str:
+        length = self._scalar("Q")
+        if length > len(self._data) - self._at:
+            raise ValueError("it ends inside a text")
+        self._at += length
+        return self._data[self._at - length : self._at].decode()
+
+    def _scalar(self, code: str) -> Any:
+        (value,) = struct.unpack_from("<" + code, self._data, self._at)
+        self._at += struct.calcsize("<" + code)
+        return value

@@ -1,0 +1,159 @@
+"""Names, files, sizes: the registry, the store, the header reader, what fits."""
+
+import struct
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from localqwen.errors import ModelNotFound, NotEnoughMemory, Unsupported
+from localqwen.machine import Machine
+from localqwen.models import fit, gguf_header, provide, registry, store
+from localqwen.models.gguf_header import GgufHeader
+
+MACHINE = Machine("Linux", "x86_64", "a chip", 4, 16 << 30, 8 << 30)
+#: Qwen3-4B at Q4_K_M.
+HEADER = GgufHeader(Path("x.gguf"), 2_497_280_256, "Qwen3 4B", "qwen3", 40960, 36, 8, 128)
+
+
+def entry(key: str, kind: int, data: bytes) -> bytes:
+    return struct.pack("<Q", len(key)) + key.encode() + struct.pack("<I", kind) + data
+
+
+def text(value: str) -> bytes:
+    return struct.pack("<Q", len(value)) + value.encode()
+
+
+def header_bytes(*entries: bytes, count: int | None = None) -> bytes:
+    return b"GGUF" + struct.pack("<IQQ", 3, 0, len(entries) if count is None else count) + b"".join(entries)
+
+
+ENTRIES = [
+    entry("general.architecture", 8, text("qwen3")),
+    entry("general.name", 8, text("Tiny")),
+    entry("general.tags", 9, struct.pack("<IQ", 8, 2) + text("a") + text("b")),
+    entry("general.numbers", 9, struct.pack("<IQ", 4, 3) + bytes(12)),
+    entry("qwen3.context_length", 4, struct.pack("<I", 40960)),
+    entry("qwen3.block_count", 4, struct.pack("<I", 28)),
+    entry("qwen3.embedding_length", 4, struct.pack("<I", 1024)),
+    entry("qwen3.attention.head_count", 4, struct.pack("<I", 16)),
+    entry("qwen3.attention.head_count_kv", 4, struct.pack("<I", 8)),
+    entry("qwen3.attention.key_length", 4, struct.pack("<I", 128)),
+]
+
+
+def test_a_header_is_read_without_an_engine(tmp_path: Path) -> None:
+    file = tmp_path / "m.gguf"
+    file.write_bytes(header_bytes(*ENTRIES))
+    header = gguf_header.read(file)
+    assert (header.name, header.architecture, header.context_length) == ("Tiny", "qwen3", 40960)
+    assert header.kv_bytes_per_token == 114_688  # the value of the 0.6B
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"GG",
+        b"not a model at all",
+        b"GGUF" + struct.pack("<I", 99),
+        header_bytes(*ENTRIES)[:150],
+        header_bytes(*ENTRIES[:4]),
+        header_bytes(*ENTRIES, count=1 << 60),
+        header_bytes(entry("general.architecture", 8, struct.pack("<Q", 1 << 62))),
+        header_bytes(entry("general.architecture", 77, b"")),
+    ],
+)
+def test_a_damaged_header_is_an_error_that_names_the_file(tmp_path: Path, data: bytes) -> None:
+    file = tmp_path / "bad.gguf"
+    file.write_bytes(data)
+    with pytest.raises(Unsupported, match=r"bad\.gguf"):
+        gguf_header.read(file)
+
+
+def test_every_cut_of_a_header_is_an_error(tmp_path: Path) -> None:
+    data, file = header_bytes(*ENTRIES), tmp_path / "cut.gguf"
+    for length in range(len(data)):
+        file.write_bytes(data[:length])
+        with pytest.raises(Unsupported):
+            gguf_header.read(file)
+
+
+@pytest.mark.parametrize(
+    ("available_gib", "runs", "expected"),
+    [(64, 1, 40960), (16, 1, 8192), (8, 1, 4096), (1, 1, 4096), (64, 8, 4096), (256, 4, 40960)],
+)
+def test_the_default_context_leaves_memory_to_others(available_gib: int, runs: int, expected: int) -> None:
+    machine = replace(MACHINE, available_memory=available_gib << 30)
+    assert fit.default_context(HEADER, machine, runs) == expected
+
+
+def test_the_default_context_never_exceeds_the_models_own() -> None:
+    assert fit.default_context(replace(HEADER, context_length=512), replace(MACHINE, available_memory=0)) == 512
+
+
+def test_needed_memory_is_weights_and_keys_and_values() -> None:
+    assert fit.needed_bytes(HEADER, 4096) - fit.needed_bytes(HEADER, 0) == 4096 * 147_456
+    assert fit.needed_bytes(HEADER, 0) > HEADER.bytes
+
+
+def test_what_is_larger_than_the_machine_is_refused_with_the_numbers() -> None:
+    fit.check(HEADER, 40960, MACHINE)
+    with pytest.raises(NotEnoughMemory) as error:
+        fit.check(HEADER, 131072, MACHINE)
+    assert "22.2 GB" in error.value.message
+    assert "17.2 GB" in error.value.message
+    assert "--ctx" in error.value.hint
+
+
+def test_the_largest_that_fits_passes_over_files_that_do_not_or_are_damaged(tmp_path: Path) -> None:
+    files = []
+    for name, size in [("small", 1 << 20), ("large", 3 << 20), ("broken", 2 << 20)]:
+        path = tmp_path / f"{name}.gguf"
+        path.write_bytes((b"x" if name == "broken" else header_bytes(*ENTRIES)).ljust(size, b"\0"))
+        files.append(store.LocalFile(name, path, size, "", 0.0))
+    small = fit.needed_bytes(gguf_header.read(files[0].path), fit.SMALLEST_DEFAULT_CONTEXT)
+    for memory, expected in [(small + (8 << 20), "large"), (small, "small"), (small - 1, None)]:
+        found = fit.largest_that_fits(files, replace(MACHINE, available_memory=memory))
+        assert (found.name if found else None) == expected
+
+
+def test_an_unknown_name_gets_did_you_mean() -> None:
+    with pytest.raises(ModelNotFound) as error:
+        provide.provide("dmeo")
+    assert "did you mean demo" in error.value.hint
+
+
+@pytest.mark.parametrize("path", ["nowhere.gguf", "./nowhere", "/nowhere/at/all", "~/nowhere/x"])
+def test_a_path_that_is_not_there_is_named(path: str) -> None:
+    with pytest.raises(ModelNotFound) as error:
+        provide.provide(path)
+    assert path in error.value.message
+
+
+def test_names_are_found_in_any_case_and_paths_show_their_stem(tmp_path: Path) -> None:
+    demo = registry.lookup("Demo")
+    assert demo is not None
+    assert demo.thinking == "switch"
+    assert "nothing else" in demo.description
+    assert registry.display_name("DEMO") == "demo"
+    assert registry.display_name("/x/Qwen3-4B-Q4_K_M.gguf") == "Qwen3-4B-Q4_K_M"
+    assert registry.display_name(str(tmp_path)) == tmp_path.name
+
+
+def test_one_variable_moves_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCALQWEN_HOME", str(tmp_path / "here"))
+    for path in (store.home(), store.cache_dir(), store.config_file(), store.conversations_dir(), store.converted_dir()):
+        assert path.is_relative_to(tmp_path / "here")
+
+
+def test_what_is_on_disk_is_listed_by_name_and_quantisation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCALQWEN_HOME", str(tmp_path))
+    models, cache = tmp_path / "models", store.converted_dir()
+    models.mkdir()
+    cache.mkdir(parents=True)
+    (models / "Qwen3-4B-Q4_K_M.gguf").write_bytes(b"123")
+    (cache / "mine-0123456789ab-Q8_0.gguf").write_bytes(b"12345")
+    (cache / "demo-0123456789ab-Q8_0.gguf").write_bytes(b"1")
+    found = [(file.name, file.quant, file.bytes) for file in store.on_disk()]
+    assert found == [("mine", "Q8_0", 5), ("Qwen3-4B", "Q4_K_M", 3)]
