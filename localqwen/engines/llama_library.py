@@ -7,18 +7,15 @@ with what the library logged.
 from __future__ import annotations
 
 import ctypes
-import os
 import unicodedata
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from localqwen import machine
 from localqwen.engines import Sampling
 from localqwen.errors import EngineError, EngineUnavailable
 
-#: Bounded spinning: as fast as the default on an idle machine, and several times faster when another program holds a
-#: core, because llama.cpp's OpenMP threads otherwise spin for good. Read once, when the library loads.
-OPENMP_DEFAULTS = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "2000"}
 _ERROR_LEVEL = 3  # ggml_log_level: 1 info, 2 warning, 3 error, 5 continues the line before
 _RANDOM_SEED = 0xFFFFFFFF  # LLAMA_DEFAULT_SEED: the library draws one
 
@@ -28,8 +25,7 @@ _log: list[str] = []
 @cache
 def library() -> Any:
     """The bindings module, initialised, its log kept instead of printed. Raises EngineUnavailable."""
-    for name, value in OPENMP_DEFAULTS.items():
-        os.environ.setdefault(name, value)
+    machine.set_openmp_defaults()
     try:
         from llama_cpp import llama_cpp as bindings
     except (ImportError, OSError, RuntimeError) as exc:

@@ -1,0 +1,104 @@
+"""A checkpoint in the official layout with the dimensions of a real Qwen3 and random weights.
+
+    python benchmarks/random_checkpoint.py 0.6b build/qwen3-0.6b-random
+
+Speed and memory do not depend on the values of the weights, so such a model measures both truly. It says nothing: its
+tokenizer is that of the demo model, and the rows above it are unused.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+VOCABULARY = 151_936
+HEAD_DIM = 128
+#: size -> hidden, layers, attention heads, kv heads, ffn, tied (config.json of the official repositories)
+SIZES = {
+    "0.6b": (1024, 28, 16, 8, 3072, True),
+    "1.7b": (2048, 28, 16, 8, 6144, True),
+    "4b": (2560, 36, 32, 8, 9728, True),
+    "8b": (4096, 36, 32, 8, 12288, False),
+    "14b": (5120, 40, 40, 8, 17408, False),
+    "32b": (5120, 64, 64, 8, 25600, False),
+}
+DEMO = Path(__file__).parents[1] / "localqwen" / "demo"
+
+
+def config(size: str) -> dict[str, object]:
+    hidden, layers, heads, kv_heads, ffn, tied = SIZES[size]
+    demo = json.loads((DEMO / "config.json").read_text())
+    return demo | {
+        "hidden_size": hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "intermediate_size": ffn,
+        "tie_word_embeddings": tied,
+        "head_dim": HEAD_DIM,
+        "vocab_size": VOCABULARY,
+        "max_position_embeddings": 40_960,
+        "max_window_layers": layers,
+    }
+
+
+def shapes(size: str) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Names and shapes of the tensors, as in the official files."""
+    hidden, layers, heads, kv_heads, ffn, tied = SIZES[size]
+    yield "model.embed_tokens.weight", (VOCABULARY, hidden)
+    for layer in range(layers):
+        prefix = f"model.layers.{layer}"
+        yield f"{prefix}.input_layernorm.weight", (hidden,)
+        yield f"{prefix}.post_attention_layernorm.weight", (hidden,)
+        yield f"{prefix}.self_attn.q_norm.weight", (HEAD_DIM,)
+        yield f"{prefix}.self_attn.k_norm.weight", (HEAD_DIM,)
+        yield f"{prefix}.self_attn.q_proj.weight", (heads * HEAD_DIM, hidden)
+        yield f"{prefix}.self_attn.k_proj.weight", (kv_heads * HEAD_DIM, hidden)
+        yield f"{prefix}.self_attn.v_proj.weight", (kv_heads * HEAD_DIM, hidden)
+        yield f"{prefix}.self_attn.o_proj.weight", (hidden, heads * HEAD_DIM)
+        yield f"{prefix}.mlp.gate_proj.weight", (ffn, hidden)
+        yield f"{prefix}.mlp.up_proj.weight", (ffn, hidden)
+        yield f"{prefix}.mlp.down_proj.weight", (hidden, ffn)
+    yield "model.norm.weight", (hidden,)
+    if not tied:
+        yield "lm_head.weight", (VOCABULARY, hidden)
+
+
+def write_weights(path: Path, size: str, seed: int) -> None:
+    """One safetensors file in bfloat16, written tensor by tensor: matrices normal with deviation 0.02, norms one."""
+    tensors, header, at = list(shapes(size)), {}, 0
+    for name, shape in tensors:
+        length = 2 * int(np.prod(shape))
+        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [at, at + length]}
+        at += length
+    text = json.dumps(header).encode()
+    random = np.random.default_rng(seed)
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for _, shape in tensors:
+            values = np.ones(shape, np.float32) if len(shape) == 1 else random.standard_normal(shape, np.float32) * 0.02
+            (values.view(np.uint32) >> 16).astype(np.uint16).tofile(file)
+
+
+def make(size: str, folder: Path, seed: int = 0) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+        shutil.copy(DEMO / name, folder / name)
+    (folder / "config.json").write_text(json.dumps(config(size), indent=2))
+    write_weights(folder / "model.safetensors", size, seed)
+    return folder
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("size", choices=SIZES)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    print(make(arguments.size, arguments.folder, arguments.seed))
