@@ -30,11 +30,14 @@ if TYPE_CHECKING:
     from localqwen.chat.messages import Thinking as Thinking
     from localqwen.chat.messages import Tool as Tool
     from localqwen.chat.messages import ToolCall as ToolCall
+    from localqwen.chat.messages import Working as Working
     from localqwen.chat.thinking import ParsedOutput as ParsedOutput
     from localqwen.chat.thinking import parse_output as parse_output
     from localqwen.errors import LocalqwenError as LocalqwenError
 
-_MESSAGES = ("Event", "Finished", "Message", "Overrides", "Request", "Started", "Text", "Thinking", "Tool", "ToolCall")
+_MESSAGES = (
+    "Event", "Finished", "Message", "Overrides", "Request", "Started", "Text", "Thinking", "Tool", "ToolCall", "Working",
+)  # fmt: skip
 _PUBLIC = {
     **dict.fromkeys(_MESSAGES, "localqwen.chat.messages"),
     "load": "localqwen.chat.local",

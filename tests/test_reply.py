@@ -16,6 +16,7 @@ from localqwen.chat.messages import (
     Thinking,
     ToolCall,
     Usage,
+    Working,
 )
 from localqwen.chat.reply import EARLY_STOP
 from localqwen.engines.scripted import ScriptedEngine
@@ -235,6 +236,17 @@ def test_closing_the_stream_cancels_the_run_and_the_prefix_is_reused() -> None:
     started = next(iter(chat.stream(ask())))
     assert isinstance(started, Started)
     assert started.cached_tokens == started.prompt_tokens - 1
+
+
+def test_a_reader_gets_control_after_every_step_also_while_the_prompt_is_read_and_a_call_is_held() -> None:
+    chat = model('<tool_call>{"name": "f", "arguments": {"x": 1}}</tool_call>', prefill=5)
+    events = list(chat.stream(ask(think=False)))
+    working = [event for event in events if isinstance(event, Working)]
+    read = [event.prefilled for event in working if event.prefilled < event.prompt_tokens]
+    assert read == sorted(set(read))
+    assert len(read) == working[0].prompt_tokens // 5 - (working[0].prompt_tokens % 5 == 0)
+    run = chat.engine.runs[0]  # type: ignore[attr-defined]
+    assert len(working) - len(read) >= run.generated - 3
 
 
 def test_several_answers_stream_side_by_side() -> None:

@@ -18,7 +18,7 @@ class ChatModel(Protocol):
     load_ms: float
 
     def stream(self, request: Request) -> Generator[Event, None, None]:
-        """Started, then Thinking, Text and ToolCall as they come, then Finished."""
+        """Started; Thinking, Text and ToolCall as they come, Working between them; Finished."""
         ...
 
     def end_thinking(self) -> None:

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Generator, Mapping
 
 from localqwen.chat import sampling as presets
-from localqwen.chat.messages import Event, Request, ThinkingMode
+from localqwen.chat.messages import Event, Request, ThinkingMode, Working
 from localqwen.chat.reply import ModelFacts, Reply
 from localqwen.chat.template import ChatTemplate
 from localqwen.chat.thinking import resolve_thinking
@@ -55,7 +55,7 @@ class LocalChatModel:
         try:
             yield from reply.begin(run)
             while not reply.finished:
-                yield from reply.feed(self._next_piece(run))
+                yield from self._advance(reply, run) or [Working(run.prefilled, run.prompt_tokens)]
                 if reply.run is not spec and not reply.finished:
                     self._stop(run)
                     spec, run = reply.run, self._start(reply)
@@ -84,13 +84,13 @@ class LocalChatModel:
         self.engine.cancel(run)
         self._inbox.pop(run, None)
 
-    def _next_piece(self, run: Run) -> Piece:
-        """Step the engine until this run has one; what other streams' runs produced meanwhile waits for them."""
-        while not self._inbox[run]:
+    def _advance(self, reply: Reply, run: Run) -> list[Event]:
+        """One step of the engine, unless an earlier one for another stream has left a piece here."""
+        if not self._inbox[run]:
             for stepped, piece in self.engine.step():
                 if stepped in self._inbox:
                     self._inbox[stepped].append(piece)
-        return self._inbox[run].popleft()
+        return reply.feed(self._inbox[run].popleft()) if self._inbox[run] else []
 
 
 def load(

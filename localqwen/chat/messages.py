@@ -151,6 +151,15 @@ class Started:
 
 
 @dataclass(frozen=True)
+class Working:
+    """A step that gave nothing to show: the prompt is being read, or the text so far may be part of a tag. A reader gets
+    control after every step, and a slow prompt can show how far it is."""
+
+    prefilled: int
+    prompt_tokens: int
+
+
+@dataclass(frozen=True)
 class Thinking:
     text: str
 
@@ -174,4 +183,4 @@ class Finished:
         return self.thinking_end == "budget"
 
 
-Event = Started | Thinking | Text | ToolCall | Finished
+Event = Started | Working | Thinking | Text | ToolCall | Finished

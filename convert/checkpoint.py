@@ -1,0 +1,151 @@
+"""A checkpoint folder in the official layout: its JSON files and its tensors, wherever they are sharded to.
+
+Knows nothing of Qwen3. Nothing is unpickled: a folder with only `.bin` or `.pt` weights is refused.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from convert.safetensors import SafetensorsFile, SourceTensor
+from localqwen.errors import CheckpointError
+
+#: Larger than any tokenizer.json (Qwen3's has 11 MB); what is longer is not read into memory.
+MAX_JSON = 64_000_000
+_SINGLE = "model.safetensors"
+_INDEX = "model.safetensors.index.json"
+
+
+class Checkpoint:
+    """An open folder: `config`, `generation_config`, `tensors` by name. Use with `with`; raises CheckpointError."""
+
+    def __init__(self, folder: Path) -> None:
+        if not folder.is_dir():
+            what = "is a file" if folder.exists() else "does not exist"
+            raise CheckpointError(f"{folder} {what}", "give the folder that holds config.json and model.safetensors")
+        self.folder = folder
+        self._files: list[SafetensorsFile] = []
+        self._home: dict[str, SafetensorsFile] = {}
+        try:
+            self.config = self.json("config.json")
+            self.generation_config = self.json("generation_config.json", required=False)
+            self._open_weights()
+        except BaseException as exc:
+            self.close()
+            if isinstance(exc, OSError):
+                raise CheckpointError(f"{folder} cannot be read: {exc}", "check its permissions") from exc
+            raise
+
+    @property
+    def tensors(self) -> dict[str, SourceTensor]:
+        return {name: file.tensors[name] for name, file in self._home.items()}
+
+    @property
+    def weight_files(self) -> list[Path]:
+        return [file.path for file in self._files]
+
+    def file_of(self, name: str) -> SafetensorsFile:
+        return self._home[name]
+
+    def json(self, name: str, *, required: bool = True) -> dict[str, Any]:
+        """The JSON object in the file `name`; {} if it is missing and need not be there."""
+        text = self.text(name, required=required)
+        if text is None:
+            return {}
+        try:
+            value = json.loads(text)
+        except (ValueError, RecursionError) as exc:
+            raise CheckpointError(f"{self.folder / name} is not JSON: {exc}", "download this file again") from exc
+        if not isinstance(value, dict):
+            raise CheckpointError(f"{self.folder / name} is not a JSON object", "download this file again")
+        return value
+
+    def text(self, name: str, *, required: bool) -> str | None:
+        """The text of the file `name`; None if it is missing and need not be there."""
+        path = self.folder / name
+        if not required and not path.exists():
+            return None
+        try:
+            size = path.stat().st_size
+            if size > MAX_JSON:
+                raise CheckpointError(f"{path} has {size:,} bytes, more than {MAX_JSON:,}", "download this file again")
+            return path.read_text(encoding="utf-8")
+        except FileNotFoundError as exc:
+            raise CheckpointError(f"{self.folder} has no {name}", self._missing_hint()) from exc
+        except (OSError, UnicodeDecodeError) as exc:
+            raise CheckpointError(f"{path} cannot be read: {exc}", "download this file again") from exc
+
+    def close(self) -> None:
+        for file in self._files:
+            file.close()
+
+    def __enter__(self) -> Checkpoint:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _missing_hint(self) -> str:
+        return "give a folder in the official layout: config.json, tokenizer.json, model.safetensors"
+
+    def _open_weights(self) -> None:
+        if (self.folder / _SINGLE).exists():
+            file = self._open(_SINGLE)
+            self._home = dict.fromkeys(file.tensors, file)
+        elif (self.folder / _INDEX).exists():
+            self._open_shards()
+        else:
+            self._refuse_other_weights()
+
+    def _open(self, name: str) -> SafetensorsFile:
+        file = SafetensorsFile(self.folder / name)
+        self._files.append(file)
+        return file
+
+    def _open_shards(self) -> None:
+        shards = self._shard_names()
+        for shard, names in shards.items():
+            file = self._open(shard)
+            self._home |= dict.fromkeys(file.tensors, file)
+            if disputed := sorted(names ^ file.tensors.keys()):
+                raise CheckpointError(
+                    f"{_INDEX} and the header of {shard} disagree about {_few(disputed)}",
+                    "download both files again, from the same revision",
+                )
+
+    def _shard_names(self) -> dict[str, set[str]]:
+        """The tensors that the index places in each file. A file name may not lead out of the folder."""
+        weight_map = self.json(_INDEX).get("weight_map")
+        if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
+            raise CheckpointError(f"{self.folder / _INDEX} has no weight_map of names to files", "download it again")
+        shards: dict[str, set[str]] = {}
+        for name, shard in weight_map.items():
+            shards.setdefault(shard, set()).add(name)
+        for shard in shards:
+            if not shard.endswith(".safetensors") or shard != Path(shard).name or "\\" in shard or "\0" in shard:
+                raise CheckpointError(
+                    f"{_INDEX} names {shard!r}, which is no .safetensors file of the folder itself",
+                    "do not trust this checkpoint; download it again from its makers",
+                )
+        missing = sorted(shard for shard in shards if not (self.folder / shard).is_file())
+        if missing:
+            raise CheckpointError(
+                f"{len(missing)} of {len(shards)} files of {self.folder} are missing: {_few(missing)}",
+                "finish the download",
+            )
+        return shards
+
+    def _refuse_other_weights(self) -> None:
+        pickles = sorted(path.name for path in self.folder.iterdir() if path.suffix in (".bin", ".pt", ".pth"))
+        if pickles:
+            raise CheckpointError(
+                f"{self.folder} has its weights in {_few(pickles)}: pickle files can run code and are never loaded",
+                "get the safetensors version of this checkpoint",
+            )
+        raise CheckpointError(f"{self.folder} has no {_SINGLE} and no {_INDEX}", self._missing_hint())
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -1,0 +1,96 @@
+"""Weights in the checkpoint's type -> bytes in the GGUF file's type, a slice of rows at a time, on several threads."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+from convert import ggml
+from convert.quants import BF16, F16, F32, TensorType
+from convert.safetensors import DTYPES, SafetensorsFile, SourceTensor
+from localqwen.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+#: Elements per slice: small enough for a processor's cache, large enough that threads do not wait for each other.
+SLICE = 1 << 19
+_SAME = {"F32": F32, "F16": F16, "BF16": BF16}
+#: As unsigned numbers: the bits of the magnitude, the first magnitude that is not finite, the largest that float16
+#: can hold. IEEE 754 floats of one sign are ordered like their bits, and integers compare fast.
+_BITS = {
+    "F32": ("<u4", 0x7FFFFFFF, 0x7F800000, 0x477FE000),
+    "F16": ("<u2", 0x7FFF, 0x7C00, 0x7BFF),
+    "BF16": ("<u2", 0x7FFF, 0x7F80, 0x477F),
+}
+
+
+def encoded(
+    file: SafetensorsFile, tensor: SourceTensor, kind: TensorType, pool: ThreadPoolExecutor, ahead: int
+) -> Iterator[tuple[NDArray[np.uint8], int]]:
+    """The tensor's data in order, as (slice, source bytes it was made from). At most `ahead` slices are alive.
+
+    Raises CheckpointError for weights that are not finite or not in the type's range.
+    """
+    columns = tensor.shape[-1]
+    rows = tensor.shape[0] if len(tensor.shape) > 1 else 1
+    step = max(1, SLICE // columns)
+    pending: deque[tuple[int, int, Future[NDArray[np.uint8]]]] = deque()
+    for first in range(0, rows, step):
+        count = min(step, rows - first)
+        pending.append((first, count, pool.submit(_encode, file.rows(tensor, first, count), tensor, kind)))
+        while len(pending) >= ahead or (first + count == rows and pending):
+            first_done, count_done, future = pending.popleft()
+            yield future.result(), count_done * columns * DTYPES[tensor.dtype]
+            file.forget(tensor, first_done + count_done)
+
+
+def _encode(rows: NDArray[Any], tensor: SourceTensor, kind: TensorType) -> NDArray[np.uint8]:
+    import numpy as np
+
+    _check_values(rows, tensor, kind)
+    if _SAME[tensor.dtype] is not kind:
+        widened = _to_float32(rows, tensor.dtype)
+        rows = ggml.quantise(widened, kind) if kind.quantised else _FROM_FLOAT32[kind](widened)
+    return rows.reshape(-1).view(np.uint8)
+
+
+def _check_values(rows: NDArray[Any], tensor: SourceTensor, kind: TensorType) -> None:
+    """llama.cpp's quantiser refuses what is not finite; 16-bit values and scales cannot hold more than 65,504."""
+    unsigned, magnitude, infinite, half_limit = _BITS[tensor.dtype]
+    largest = (rows.view(unsigned) & magnitude).max()
+    if largest >= infinite:
+        raise CheckpointError(f"{tensor.name} holds weights that are NaN or infinite", "download the checkpoint again")
+    if largest > half_limit and kind not in (F32, BF16):
+        raise CheckpointError(
+            f"{tensor.name} holds weights beyond 65,504, the reach of {kind.name}",
+            "convert to bf16, or check where this checkpoint comes from",
+        )
+
+
+def _to_float32(rows: NDArray[Any], dtype: str) -> NDArray[np.float32]:
+    """Exact for all three types: bfloat16 is the upper half of a float32. Aligned, as C code expects."""
+    import numpy as np
+
+    if dtype == "BF16":
+        widened: NDArray[np.float32] = np.left_shift(rows, 16, dtype=np.uint32).view(np.float32)
+        return widened
+    return np.require(rows, np.float32, ["C", "A"])
+
+
+def _to_bfloat16(rows: NDArray[np.float32]) -> NDArray[Any]:
+    """Rounds to nearest, ties to even (ggml-impl.h: ggml_compute_fp32_to_bf16)."""
+    import numpy as np
+
+    bits = rows.view(np.uint32)
+    return ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype(np.uint16)
+
+
+_FROM_FLOAT32: dict[TensorType, Callable[[NDArray[np.float32]], NDArray[Any]]] = {
+    F32: lambda rows: rows,
+    F16: lambda rows: rows.astype("<f2"),
+    BF16: _to_bfloat16,
+}

@@ -1,0 +1,107 @@
+"""What a conversion will write, known before it writes anything: the head's bytes, each tensor, the file's size."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from convert import qwen3, tokenizer
+from convert.checkpoint import Checkpoint
+from convert.gguf_file import Int32, Metadata, StoredTensor, head, padding
+from convert.quants import Quantization, tensor_type
+
+_QUANTIZATION_VERSION = 2  # GGML_QNT_VERSION of ggml.h: the layout of the quantised blocks
+
+
+@dataclass(frozen=True)
+class PlannedTensor:
+    """`source` is the name in the checkpoint, `stored` the tensor of the GGUF file."""
+
+    source: str
+    stored: StoredTensor
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`size` is the file's size in bytes; `types` counts the tensors of each type, such as {"Q4_K": 140, …}."""
+
+    quant: str
+    head: bytes = field(repr=False)
+    tensors: tuple[PlannedTensor, ...] = field(repr=False)
+
+    @property
+    def size(self) -> int:
+        return len(self.head) + data_size([tensor.stored for tensor in self.tensors])
+
+    @property
+    def types(self) -> dict[str, int]:
+        names = [tensor.stored.type.name for tensor in self.tensors]
+        return {name: names.count(name) for name in dict.fromkeys(names)}
+
+
+def data_size(tensors: Sequence[StoredTensor]) -> int:
+    """Bytes after the head: every tensor is padded, the last one too."""
+    return sum(tensor.size + padding(tensor.size) for tensor in tensors)
+
+
+def make_plan(checkpoint: Checkpoint, quantization: Quantization, name: str) -> Plan:
+    """Checks the whole checkpoint except the weights' values. Raises CheckpointError."""
+    config = qwen3.read_config(checkpoint.config)
+    qwen3.check_tensors(config, checkpoint.tensors)
+    tensors = planned_tensors(config, quantization)
+    metadata = {
+        **_general(name, sum(math.prod(tensor.stored.shape) for tensor in tensors)),
+        **_sampling(checkpoint.generation_config),
+        **qwen3.metadata(config),
+        **tokenizer.metadata(checkpoint, config.vocabulary),
+        # Last, because llama.cpp's quantiser moves them there: with equal order, equal files have equal bytes.
+        "general.quantization_version": _QUANTIZATION_VERSION,
+        "general.file_type": quantization.file_type,
+    }
+    stored = [tensor.stored for tensor in tensors]
+    return Plan(quantization.name, head(qwen3.ARCHITECTURE, metadata, stored), tuple(tensors))
+
+
+def planned_tensors(config: qwen3.Config, quantization: Quantization) -> list[PlannedTensor]:
+    result = []
+    for tensor in qwen3.tensors(config):
+        kind = tensor_type(quantization, tensor.name, tensor.shape, layers=config.layers, tied=config.tied)
+        result.append(PlannedTensor(tensor.source, StoredTensor(tensor.name, tensor.shape, kind)))
+    return result
+
+
+def _general(name: str, parameters: int) -> Metadata:
+    """What the name tells, in the parts that llama.cpp's converter would cut it into: "Qwen3-4B" is a Qwen3 of 4B."""
+    import gguf
+
+    title, organization, basename, finetune, version, size = gguf.Metadata.get_model_id_components(name, parameters)
+    values = {
+        "general.type": "model",
+        "general.name": gguf.Metadata.id_to_title(title or name),
+        "general.version": version,
+        "general.organization": organization,
+        "general.finetune": finetune,
+        "general.basename": basename,
+        "general.size_label": size or gguf.size_label(parameters, parameters, 0, 0),
+    }
+    return {key: value for key, value in values.items() if value}
+
+
+def _sampling(generation_config: Mapping[str, Any]) -> Metadata:
+    """The makers' sampling, where they give it as sane numbers (gguf-py: metadata.py)."""
+    result: Metadata = {}
+    top_k = generation_config.get("top_k")
+    if type(top_k) is int and 0 <= top_k < 2**31:
+        result["general.sampling.top_k"] = Int32(top_k)
+    for source, key in (
+        ("top_p", "top_p"),
+        ("min_p", "min_p"),
+        ("temperature", "temp"),
+        ("repetition_penalty", "penalty_repeat"),
+    ):
+        value = generation_config.get(source)
+        if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e6:
+            result[f"general.sampling.{key}"] = float(value)
+    return result

@@ -1,0 +1,106 @@
+"""The file under its final name, whole or not at all: written beside it, then renamed.
+
+A killed run leaves a file `<name>.<process id>-<random>.part`; the next run for the same target removes it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import secrets
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from localqwen.errors import OutputError
+
+_STALE_AFTER = 24 * 60 * 60  # seconds without a write; by then its process id may be another program's
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG} if hasattr(errno, "EDQUOT") else {errno.ENOSPC, errno.EFBIG}
+
+
+def check(out: Path, *, force: bool) -> None:
+    """Raises OutputError if `out` cannot be made, or stands already and may not be replaced."""
+    if not out.parent.is_dir():
+        raise OutputError(f"there is no folder {out.parent}", f"mkdir -p {out.parent}")
+    if out.is_dir():
+        raise OutputError(f"{out} is a folder", f"name the file, such as {out / 'model.gguf'}")
+    if out.exists() and not force:
+        raise OutputError(f"{out} exists", "give another name, or --force to replace it")
+
+
+def check_space(out: Path, size: int) -> None:
+    """Raises OutputError if `size` bytes do not fit beside `out`. A file that is replaced goes only afterwards."""
+    free = shutil.disk_usage(out.parent).free
+    if free < size:
+        raise OutputError(
+            f"{out.name} needs {size:,} bytes, {out.parent} has {free:,} free",
+            "free some space, or choose another disk",
+        )
+
+
+@contextmanager
+def writing(out: Path, *, size: int, force: bool) -> Iterator[BinaryIO]:
+    """A file to write `size` bytes into; it becomes `out` if the body succeeds and vanishes if it does not.
+
+    Raises OutputError for whatever the file system refuses inside the body.
+    """
+    remove_stale(out)
+    part = out.with_name(f"{out.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
+    try:
+        with part.open("xb", buffering=0) as file:
+            yield file
+            if file.tell() != size:
+                raise OutputError(f"{out.name} got {file.tell():,} bytes where {size:,} were planned", "convert again")
+            os.fsync(file.fileno())
+        check(out, force=force)  # another run may have been quicker
+        os.replace(part, out)
+        _sync_folder(out.parent)
+    except BaseException as exc:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+        if isinstance(exc, OSError):
+            raise _output_error(out, size, exc) from exc
+        raise
+
+
+def write(file: BinaryIO, data: memoryview) -> None:
+    """Writes all of `data`: an unbuffered file may take less at once, on a nearly full disk for instance."""
+    while data:
+        data = data[file.write(data) :]
+
+
+def remove_stale(out: Path) -> None:
+    """Removes what killed runs for this target left: their process is gone, or they have not written for a day."""
+    import psutil
+
+    pattern = re.compile(re.escape(out.name) + r"\.(\d{1,9})-[0-9a-f]{8}\.part")
+    with suppress(OSError):
+        for path in out.parent.iterdir():
+            match = pattern.fullmatch(path.name)
+            if match and (not psutil.pid_exists(int(match[1])) or time.time() - path.stat().st_mtime > _STALE_AFTER):
+                path.unlink(missing_ok=True)
+
+
+def _output_error(out: Path, size: int, exc: OSError) -> OutputError:
+    if exc.errno in _FULL:
+        with suppress(OSError):
+            free = shutil.disk_usage(out.parent).free
+            return OutputError(
+                f"{out.parent} is full: {out.name} needs {size:,} bytes, {free:,} are free",
+                "free some space, or choose another disk",
+            )
+    return OutputError(f"{out} cannot be written: {exc.strerror or exc}", "check the folder and its permissions")
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes the rename last through a power cut, where folders can be opened."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
