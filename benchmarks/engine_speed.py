@@ -6,7 +6,7 @@ Each round measures all three, one after the other, so that a machine whose spee
 Printed are medians over the rounds, and the median of the ratios within a round.
 
 raw         llama_decode in a loop, nothing else: no sampling, no text
-ours        localqwen's engine: sampling with the makers' preset (T 0.6, top_p 0.95, top_k 20), detokenising, bookkeeping
+ours        localqwen's engine: the makers' sampling (T 0.6, top_p 0.95, top_k 20), detokenising, bookkeeping
 high-level  llama_cpp.Llama.create_completion with the same sampling
 """
 
@@ -78,7 +78,13 @@ def high_level(path: Path, context: int, threads: int) -> Callable[[list[int], i
     from llama_cpp import Llama
 
     llama = Llama(
-        str(path), n_ctx=context, n_batch=BATCH, n_ubatch=BATCH, n_threads=threads, n_threads_batch=threads, verbose=False
+        str(path),
+        n_ctx=context,
+        n_batch=BATCH,
+        n_ubatch=BATCH,
+        n_threads=threads,
+        n_threads_batch=threads,
+        verbose=False,
     )
 
     def measure(prompt: list[int], generate: int, seed: int) -> Speeds:
@@ -108,9 +114,7 @@ def main() -> None:
     context = arguments.prompt + arguments.generate + 64
     extra = probe().use_extra_bufts
     raw = Raw(arguments.model, context, arguments.threads, use_extra_bufts=extra)
-    engine = LlamaCppEngine(
-        arguments.model, context_length=context, threads=arguments.threads, use_extra_bufts=extra
-    )
+    engine = LlamaCppEngine(arguments.model, context_length=context, threads=arguments.threads, use_extra_bufts=extra)
     contestants: dict[str, Callable[[list[int], int, int], Speeds]] = {
         "raw": lambda prompt, generate, _seed: raw.measure(prompt, generate),
         "ours": lambda prompt, generate, seed: measure_ours(engine, prompt, generate, seed),

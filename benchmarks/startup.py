@@ -1,6 +1,6 @@
 """How long short commands take, as a user waits for them: whole processes, median of several runs.
 
-    python benchmarks/startup.py
+python benchmarks/startup.py
 """
 
 from __future__ import annotations

@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     from localqwen.errors import LocalqwenError as LocalqwenError
 
 _MESSAGES = (
-    "Event", "Finished", "Message", "Overrides", "Request", "Started", "Text", "Thinking", "Tool", "ToolCall", "Working",
+    "Event", "Finished", "Message", "Overrides", "Request", "Started", "Text", "Thinking", "Tool", "ToolCall",
+    "Working",
 )  # fmt: skip
 _PUBLIC = {
     **dict.fromkeys(_MESSAGES, "localqwen.chat.messages"),

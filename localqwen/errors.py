@@ -56,7 +56,7 @@ class ContextTooLong(Unsupported):
     def __init__(self, prompt_tokens: int, context_length: int) -> None:
         super().__init__(
             f"the prompt has {prompt_tokens:,} tokens, the context holds {context_length:,}",
-            "shorten the prompt, /clear the conversation, or raise the context with --ctx",
+            "shorten the prompt or the conversation, or raise the context with --ctx",
         )
         self.prompt_tokens = prompt_tokens
         self.context_length = context_length

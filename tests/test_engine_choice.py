@@ -136,7 +136,14 @@ def test_this_machine_is_described() -> None:
 
 @pytest.mark.parametrize(
     "values",
-    [{"temperature": -0.1}, {"top_p": 1.01}, {"top_k": -1}, {"min_p": 2}, {"presence_penalty": 1e9}, {"repetition_penalty": 0}],
+    [
+        {"temperature": -0.1},
+        {"top_p": 1.01},
+        {"top_k": -1},
+        {"min_p": 2},
+        {"presence_penalty": 1e9},
+        {"repetition_penalty": 0},
+    ],
 )
 def test_sampling_out_of_range_is_refused_by_name(values: dict[str, float]) -> None:
     with pytest.raises(UsageError, match=next(iter(values))):

@@ -38,7 +38,9 @@ def collect(engine: engines.Engine, *runs: Run) -> list[list[Piece]]:
     return list(pieces.values())
 
 
-def answer(engine: engines.Engine, prompt: Sequence[int], sampling: Sampling = GREEDY, max_tokens: int = 60) -> list[int]:
+def answer(
+    engine: engines.Engine, prompt: Sequence[int], sampling: Sampling = GREEDY, max_tokens: int = 60
+) -> list[int]:
     (pieces,) = collect(engine, engine.start(prompt, sampling, max_tokens=max_tokens))
     return [token for piece in pieces for token in piece.tokens]
 
@@ -139,7 +141,10 @@ def test_without_a_seed_sampled_answers_differ(engine: LlamaCppEngine) -> None:
     assert len({tuple(answer(engine, prompt, wild)) for _ in range(4)}) > 1
 
 
-@pytest.mark.parametrize("sampling", [Sampling(temperature=2, top_k=1), Sampling(temperature=2, top_p=0.0), Sampling(temperature=2, min_p=1.0)])
+@pytest.mark.parametrize(
+    "sampling",
+    [Sampling(temperature=2, top_k=1), Sampling(temperature=2, top_p=0.0), Sampling(temperature=2, min_p=1.0)],
+)
 def test_each_filter_alone_leaves_the_best_token(engine: LlamaCppEngine, sampling: Sampling) -> None:
     prompt = chat(engine, "What is 5 + 4?")
     assert answer(engine, prompt, sampling) == answer(engine, prompt)
@@ -194,7 +199,9 @@ def test_an_empty_prompt_is_refused(engine: LlamaCppEngine) -> None:
 
 
 def test_a_free_slot_takes_a_shared_prefix_over_without_robbing_its_owner(engine: LlamaCppEngine) -> None:
-    system = engine.tokenize("<|im_start|>system\n" + "You are a helpful assistant. " * 8 + "<|im_end|>\n", special=True)
+    system = engine.tokenize(
+        "<|im_start|>system\n" + "You are a helpful assistant. " * 8 + "<|im_end|>\n", special=True
+    )
     first = engine.start([*system, *chat(engine, "What is 3 + 4?")], GREEDY, max_tokens=60)
     while first.generated < 5:
         engine.step()

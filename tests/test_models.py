@@ -143,7 +143,13 @@ def test_names_are_found_in_any_case_and_paths_show_their_stem(tmp_path: Path) -
 
 def test_one_variable_moves_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCALQWEN_HOME", str(tmp_path / "here"))
-    for path in (store.home(), store.cache_dir(), store.config_file(), store.conversations_dir(), store.converted_dir()):
+    for path in (
+        store.home(),
+        store.cache_dir(),
+        store.config_file(),
+        store.conversations_dir(),
+        store.converted_dir(),
+    ):
         assert path.is_relative_to(tmp_path / "here")
 
 

@@ -17,7 +17,9 @@ ROOT = Path(__file__).parents[1]
 def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Built with the hatchling of the test environment: nothing is fetched."""
     folder = tmp_path_factory.mktemp("dist")
-    subprocess.run([sys.executable, "-m", "hatchling", "build", "-d", str(folder)], cwd=ROOT, check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-d", str(folder)], cwd=ROOT, check=True, capture_output=True
+    )
     return folder
 
 
@@ -25,7 +27,9 @@ def test_the_wheel_holds_both_packages_the_models_and_the_demo(dist: Path) -> No
     (wheel,) = dist.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
     demo = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors")
-    wanted = {"localqwen/models.toml", "localqwen/py.typed", "convert/__init__.py"} | {f"localqwen/demo/{n}" for n in demo}
+    wanted = {"localqwen/models.toml", "localqwen/py.typed", "convert/__init__.py"} | {
+        f"localqwen/demo/{n}" for n in demo
+    }
     assert wanted <= names
     assert not [name for name in names if name.startswith(("tests/", "tools/", "benchmarks/"))]
     assert wheel.stat().st_size < 9_000_000
@@ -33,8 +37,16 @@ def test_the_wheel_holds_both_packages_the_models_and_the_demo(dist: Path) -> No
 
 def test_the_sdist_can_be_built_and_tested_from(dist: Path) -> None:
     (sdist,) = dist.glob("*.tar.gz")
-    names = {name.partition("/")[2] for name in tarfile.open(sdist).getnames()}
-    assert {"Makefile", "constraints.txt", "models.toml", "LICENSE", "tests/test_packaging.py", "tools/train_demo.py"} <= names
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert {
+        "Makefile",
+        "constraints.txt",
+        "models.toml",
+        "LICENSE",
+        "tests/test_packaging.py",
+        "tools/train_demo.py",
+    } <= names
 
 
 def test_the_installed_wheel_answers_away_from_the_checkout(dist: Path, tmp_path: Path) -> None:
@@ -46,7 +58,9 @@ def test_the_installed_wheel_answers_away_from_the_checkout(dist: Path, tmp_path
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment, cwd=tmp_path)
     assert "5" in json.loads(done.stdout)["content"]
     where = "import localqwen, convert; print(localqwen.__file__, convert.__file__)"
-    found = subprocess.run([sys.executable, "-c", where], capture_output=True, text=True, check=True, env=environment, cwd=tmp_path)
+    found = subprocess.run(
+        [sys.executable, "-c", where], capture_output=True, text=True, check=True, env=environment, cwd=tmp_path
+    )
     assert all(Path(path).is_relative_to(site) for path in found.stdout.split())
 
 

@@ -152,8 +152,8 @@ class Started:
 
 @dataclass(frozen=True)
 class Working:
-    """A step that gave nothing to show: the prompt is being read, or the text so far may be part of a tag. A reader gets
-    control after every step, and a slow prompt can show how far it is."""
+    """A step that gave nothing to show: the prompt is being read, or the text so far may be part of a tag. So a reader
+    gets control after every step, and can show how far a slow prompt is."""
 
     prefilled: int
     prompt_tokens: int

@@ -1,0 +1,109 @@
+"""The command line. Nothing but click and the errors is imported before a command is known."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from difflib import get_close_matches
+from typing import Any
+
+import click
+
+from localqwen import __version__
+from localqwen.cli import failures
+from localqwen.errors import LocalqwenError
+
+#: command -> (module under localqwen.cli, line of the overview)
+COMMANDS = {
+    "chat": ("chat", "Talk with a model."),
+    "run": ("run", "Answer one prompt."),
+    "list": ("list_models", "Show the models on disk."),
+    "show": ("show", "Show what a model is and what it needs."),
+    "convert": ("convert", "Turn an official checkpoint into a quantised GGUF file."),
+    "doctor": ("doctor", "Check this machine and its engines."),
+    "completion": ("completion", "Print the shell's completion script."),
+}
+INTERRUPTED = 130
+BROKEN_PIPE = 141
+
+
+class LazyGroup(click.Group):
+    """Imports a command's module when the command is called; the overview needs none."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"localqwen.cli.{COMMANDS[cmd_name][0]}")
+        command: click.Command = module.command
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if name not in COMMANDS and not name.startswith("-") and not ctx.resilient_parsing:
+            near = get_close_matches(name, COMMANDS, 1)
+            hint = f"did you mean localqwen {near[0]}?" if near else f"commands: {', '.join(COMMANDS)}"
+            raise _UnknownCommand(f"there is no command {name!r}", hint)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            # The reader left (`| head -1`). What is still buffered has nowhere to go, and must not complain at exit.
+            with contextlib.suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return BROKEN_PIPE
+        return result
+
+
+class _UnknownCommand(LocalqwenError):
+    exit_code = 2
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]}, no_args_is_help=True)
+@click.version_option(__version__, prog_name="localqwen", message="%(prog)s %(version)s")
+def cli() -> None:
+    """Run Qwen3 on this machine.
+
+    \b
+    localqwen chat                      talk with the model at hand
+    localqwen run demo "What is 2+2?"   one answer on stdout
+    localqwen COMMAND --help            every flag of a command
+
+    Every flag's default can stand in config.toml (its folder: localqwen doctor) or in a LOCALQWEN_* variable.
+    """
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """The entry point. Gives the exit code; an exception that comes through is a bug."""
+    sys.excepthook = failures.report_bug
+    _survive_any_text()
+    try:
+        result = cli.main(args, prog_name="localqwen", standalone_mode=False)
+    except LocalqwenError as error:
+        return failures.report_error(error)
+    except click.ClickException as error:
+        return failures.report_click(error)
+    except click.Abort:
+        return INTERRUPTED
+    return result if isinstance(result, int) else 0
+
+
+def _survive_any_text() -> None:
+    """A terminal in an old encoding gets question marks, not a crash in the middle of an answer."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")

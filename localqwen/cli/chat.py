@@ -1,0 +1,164 @@
+"""`localqwen chat`: which model, which conversation, then the REPL."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, TextIO
+
+import click
+
+from localqwen.chat import session as sessions
+from localqwen.chat.session import Session
+from localqwen.cli import config, repl_commands, saved
+from localqwen.cli.config import ConfiguredCommand
+from localqwen.cli.console import Channel, Printer, is_terminal
+from localqwen.cli.keys import Keys, NoKeys, TerminalKeys, terminal_kept
+from localqwen.cli.options import Loading, Settings, answer_options, loading_options
+from localqwen.cli.reader import LineReader, Reader
+from localqwen.cli.repl import Repl
+from localqwen.errors import SessionError
+from localqwen.models import registry, store
+
+GET_A_MODEL = "a real one: localqwen chat path/to/model.gguf"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which model, and the reason in words; "" where the user named it."""
+
+    model: str
+    reason: str = ""
+
+
+@click.command("chat", cls=ConfiguredCommand)
+@click.argument("model", required=False)
+@click.option("--continue", "goes_on", is_flag=True, help="Go on with the last conversation.")
+@click.option("--system", default="", metavar="TEXT", help="System prompt.")
+@answer_options
+@loading_options
+def command(model: str | None, goes_on: bool, system: str, settings: Settings, loading: Loading) -> int:
+    """Talk with MODEL: `demo`, a .gguf file or a checkpoint folder.
+
+    Without MODEL: that of the last conversation, else `model` of the config file, else the largest on disk that fits,
+    else `demo`. Type /help in the conversation for its commands.
+    """
+    folder = store.conversations_dir()
+    last = _last(folder)
+    if goes_on and last is None:
+        raise SessionError("there is no conversation to go on with", "start one: localqwen chat")
+    choice = choose(model, last, _largest)
+    session = _session(choice, last if goes_on else None, folder, system)
+    with session:
+        if choice.reason:
+            sys.stderr.write(f"{choice.reason}\n")
+        session.set_settings(_given())
+        return _talk(choice, session, settings.changed_by(session.conversation.settings), loading)
+
+
+def choose(named: str | None, last: Path | None, largest: Callable[[], str | None]) -> Choice:
+    """The model of the command line, the last conversation, the configuration, the disk, or the built-in one."""
+    if named:
+        return Choice(named)
+    used = sessions.read(last).model if last else ""
+    if used and available(used):
+        return _said(used, "the model of the last conversation")
+    configured = config.default_model()
+    if configured:
+        return _said(configured, f"the configured model ({store.config_file().name} or LOCALQWEN_MODEL)")
+    on_disk = largest()
+    if on_disk:
+        return _said(on_disk, "the largest model on disk that fits")
+    return _said("demo", "no other model is on disk")
+
+
+def _said(model: str, why: str) -> Choice:
+    reason = f"using {registry.display_name(model)}: {why}"
+    if model == "demo":
+        reason += f". It is a toy that adds, subtracts, counts letters, greets and calls a tool; {GET_A_MODEL}"
+    return Choice(model, reason)
+
+
+def available(model: str) -> bool:
+    return registry.lookup(model) is not None or Path(model).expanduser().exists()
+
+
+def _largest() -> str | None:
+    from localqwen.machine import this_machine
+    from localqwen.models import fit
+
+    found = fit.largest_that_fits(store.on_disk(), this_machine())
+    return str(found.path) if found else None
+
+
+def _last(folder: Path) -> Path | None:
+    """The last conversation, if it can be read: a damaged one must not keep anybody from starting a new one."""
+    path = saved.latest(folder)
+    if path is None:
+        return None
+    try:
+        sessions.read(path)
+    except SessionError as error:
+        sys.stderr.write(f"warning: {error.message}\n")
+        return None
+    return path
+
+
+def _session(choice: Choice, goes_on_with: Path | None, folder: Path, system: str) -> Session:
+    model = lasting_name(choice.model)
+    if goes_on_with is None:
+        return Session.new(model, folder, system=system)
+    session = Session.resume(goes_on_with)
+    if session.conversation.model != model:
+        session.set_model(model)
+    if system:
+        session.set_system(system)
+    return session
+
+
+def lasting_name(model: str) -> str:
+    """A name that means the same from another folder tomorrow."""
+    return model if registry.lookup(model) else str(Path(model).expanduser().resolve())
+
+
+def _given() -> dict[str, Any]:
+    """The flags of this command line; they go before what a resumed conversation was set to."""
+    context = click.get_current_context()
+    line = click.core.ParameterSource.COMMANDLINE
+    names = [field.name for field in fields(Settings)]
+    return {name: context.params[name] for name in names if context.get_parameter_source(name) is line}
+
+
+def _talk(choice: Choice, session: Session, settings: Settings, loading: Loading) -> int:
+    model = loading.open(choice.model)
+    try:
+        file = sys.stdin.fileno() if _interactive(sys.stdin, (sys.stdout, sys.stderr)) else None
+        with terminal_kept(file):
+            reader, keys = _keyboard(file) if file is not None else (LineReader(sys.stdin), NoKeys())
+            printer = Printer(Channel(sys.stdout), Channel(sys.stderr), thinking_hint=keys.hint)
+            repl = Repl(model, session, reader, printer, settings, keys)
+            if session.conversation.messages:
+                printer.note(repl_commands.resumed_line(session))
+            if reader.interactive:
+                printer.note(
+                    f"{model.name} · {model.engine_name} · {model.context_length:,} tokens · /help, Ctrl-D leaves"
+                )
+            try:
+                return repl.run()
+            finally:
+                repl.session.close()
+    finally:
+        model.close()
+
+
+def _interactive(stdin: TextIO | None, outputs: Sequence[TextIO]) -> bool:
+    return stdin is not None and is_terminal(stdin) and any(is_terminal(stream) for stream in outputs)
+
+
+def _keyboard(file: int) -> tuple[Reader, Keys]:
+    from localqwen.cli.prompt import TerminalReader
+
+    commands = [(command.name, command.help) for command in repl_commands.COMMANDS.values()]
+    return TerminalReader(commands, store.conversations_dir() / "history"), TerminalKeys(file)

@@ -1,0 +1,136 @@
+"""Keys that are pressed while an answer streams, and a terminal that is left as it was found, whatever happens."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import sys
+from collections.abc import Generator
+from types import FrameType, TracebackType
+from typing import Any, Protocol
+
+HURRY = "\t"
+HURRY_NAME = "Tab"
+TERMINATED = 128 + signal.SIGTERM
+
+
+class Keys(Protocol):
+    """Entered for the time of one answer. `typed` is what was typed ahead meanwhile: the next question's beginning."""
+
+    hint: str
+    typed: str
+
+    def __enter__(self) -> Any: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+    def hurry(self) -> bool:
+        """Whether the key that ends the thinking was pressed since the last call."""
+        ...
+
+
+class NoKeys:
+    """Where no keyboard is."""
+
+    hint = ""
+    typed = ""
+
+    def __enter__(self) -> NoKeys:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def hurry(self) -> bool:
+        return False
+
+
+class TerminalKeys:
+    """Reads single keys without echo; Ctrl-C and Ctrl-Z keep their meaning. Outside of `with` all is normal."""
+
+    hint = f"thinking… press {HURRY_NAME} to answer now"
+
+    def __init__(self, file: int) -> None:
+        self._file = file
+        self.typed = ""
+
+    def __enter__(self) -> TerminalKeys:
+        import termios
+
+        self.typed = ""
+        self._before = termios.tcgetattr(self._file)
+        self._on_stop = signal.signal(signal.SIGTSTP, self._suspend)
+        self._single_keys()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._normal()
+        signal.signal(signal.SIGTSTP, self._on_stop)
+
+    def hurry(self) -> bool:
+        if not select.select([self._file], [], [], 0)[0]:
+            return False
+        pressed = os.read(self._file, 1024).decode(errors="ignore")
+        self.typed = _type(self.typed, pressed)
+        return HURRY in pressed
+
+    def _single_keys(self) -> None:
+        import termios
+
+        mode = termios.tcgetattr(self._file)
+        mode[3] &= ~(termios.ECHO | termios.ICANON)
+        mode[6][termios.VMIN], mode[6][termios.VTIME] = 1, 0
+        termios.tcsetattr(self._file, termios.TCSADRAIN, mode)
+
+    def _normal(self) -> None:
+        """What was typed and not read yet stays for the prompt."""
+        import termios
+
+        with contextlib.suppress(termios.error):  # the terminal is gone: the window was closed
+            termios.tcsetattr(self._file, termios.TCSADRAIN, self._before)
+
+    def _suspend(self, number: int, frame: FrameType | None) -> None:
+        """Ctrl-Z: stop with a normal terminal, and go on with single keys after `fg`."""
+        self._normal()
+        signal.signal(signal.SIGTSTP, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGTSTP)
+        signal.signal(signal.SIGTSTP, self._suspend)
+        if os.tcgetpgrp(self._file) == os.getpgrp():  # after `bg` the terminal belongs to someone else
+            self._single_keys()
+
+
+def _type(before: str, pressed: str) -> str:
+    """Typed text as an editor would have it; arrow keys and their kind begin with escape and are left out."""
+    text = before
+    for character in pressed.partition("\x1b")[0]:
+        if character in "\x7f\b":
+            text = text[:-1]
+        elif character.isprintable():
+            text += character
+    return text
+
+
+@contextlib.contextmanager
+def terminal_kept(file: int | None) -> Generator[None, None, None]:
+    """Around a whole session: SIGTERM becomes an orderly exit, and the terminal's modes come back on every way out."""
+    if file is None:
+        yield
+        return
+    import termios
+
+    modes = termios.tcgetattr(file)
+    before = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        with contextlib.suppress(termios.error):
+            termios.tcsetattr(file, termios.TCSADRAIN, modes)
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    sys.exit(TERMINATED)

@@ -1,0 +1,126 @@
+"""The flags that several commands share, and the values they become."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from localqwen.chat import ChatModel
+    from localqwen.chat.messages import Message, Request, Tool
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How answers are asked for. None leaves it to the model and its mode."""
+
+    think: bool | None = None
+    budget: int | None = None
+    hide_thinking: bool = False
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    seed: int | None = None
+    stats: bool = False
+
+    def request(self, messages: Sequence[Message], *, system: str = "", tools: Sequence[Tool] = ()) -> Request:
+        from localqwen.chat.messages import Message, Overrides, Request
+
+        head = [Message("system", system)] if system else []
+        sampling = Overrides(**{field.name: getattr(self, field.name) for field in fields(Overrides)})
+        return Request([*head, *messages], tools, self.think, self.budget, self.max_tokens, self.stop, sampling)
+
+    def changed_by(self, values: Mapping[str, Any]) -> Settings:
+        """With the values of a resumed conversation; names of another version are left out."""
+        known = {field.name for field in fields(self)}
+        return replace(self, **{name: _value(name, value) for name, value in values.items() if name in known})
+
+
+def _value(name: str, value: Any) -> Any:
+    if value is None:
+        return getattr(Settings(), name)
+    return tuple(value) if isinstance(value, list) else value
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How a model is opened. None leaves it to the machine."""
+
+    ctx: int | None = None
+    threads: int | None = None
+    engine: str | None = None
+
+    def open(self, name: str) -> ChatModel:
+        """A checkpoint folder is converted on first use, which takes a while and therefore shows a bar."""
+        import localqwen
+
+        if Path(name).expanduser().is_dir():
+            from localqwen.cli.progress import conversion_bar
+            from localqwen.models import provide
+
+            with conversion_bar(f"converting {name}") as progress:
+                provide.provide(name, progress=progress)
+        return localqwen.load(name, engine=self.engine, context_length=self.ctx, threads=self.threads)
+
+
+_SETTINGS = (
+    click.option("--think/--no-think", default=None, help="Think before answering, or do not."),
+    click.option("--budget", type=click.IntRange(min=0), metavar="N", help="At most N tokens of thinking; 0: none."),
+    click.option("--hide-thinking", is_flag=True, help="Think, but do not show it."),
+    click.option("--max-tokens", type=click.IntRange(min=1), metavar="N", help="At most N tokens, thinking included."),
+    click.option("--stop", multiple=True, metavar="TEXT", help="End the answer before TEXT (may be repeated)."),
+    click.option("--temperature", type=click.FloatRange(0, 100), metavar="X", help="0 takes the likeliest token."),
+    click.option("--top-p", type=click.FloatRange(0, 1), metavar="X", help="Draw from the likeliest of this share."),
+    click.option("--top-k", type=click.IntRange(min=0), metavar="N", help="Draw from the N likeliest; 0: from all."),
+    click.option(
+        "--min-p", type=click.FloatRange(0, 1), metavar="X", help="Leave out those below this share of the best."
+    ),
+    click.option(
+        "--presence-penalty", type=click.FloatRange(-100, 100), metavar="X", help="Against repetition, e.g. 1.5."
+    ),
+    click.option("--seed", type=int, metavar="N", help="Draw the same answer again."),
+    click.option("--stats", is_flag=True, help="Tokens and speeds after each answer, on stderr."),
+)
+_LOADING = (
+    click.option("--ctx", type=click.IntRange(min=1), metavar="N", help="Context in tokens, prompt and answer."),
+    click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads."),
+    click.option("--engine", metavar="NAME", help="Engine instead of the one for this machine (localqwen doctor)."),
+)
+
+
+def _packed(
+    kind: type[Settings] | type[Loading], keyword: str, options: Sequence[Callable[..., Any]]
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """A decorator that adds the options and hands their values over as one argument."""
+    names = {field.name for field in fields(kind)}
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        @functools.wraps(function)
+        def packed(*args: Any, **flags: Any) -> R:
+            values = {name: flags.pop(name) for name in names & flags.keys()}
+            return function(*args, **flags, **{keyword: kind(**values)})  # type: ignore[arg-type]
+
+        for option in reversed(options):
+            packed = option(packed)
+        return packed
+
+    return decorate
+
+
+answer_options = _packed(Settings, "settings", _SETTINGS)
+loading_options = _packed(Loading, "loading", _LOADING)
+json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")

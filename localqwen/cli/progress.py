@@ -1,0 +1,35 @@
+"""A bar on stderr while a checkpoint is converted; nothing where stderr is no terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from convert import Progress
+
+
+@contextlib.contextmanager
+def conversion_bar(title: str) -> Iterator[Callable[[Progress], None] | None]:
+    """Gives the function that moves the bar, None without a terminal. The bar appears with the first bytes."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    bar = Bar(*columns, console=Console(stderr=True), transient=True)
+    task = bar.add_task(title)
+
+    def move(progress: Progress) -> None:
+        bar.start()
+        bar.update(task, completed=progress.done_bytes, total=progress.total_bytes)
+
+    try:
+        yield move
+    finally:
+        bar.stop()

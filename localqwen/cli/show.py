@@ -1,0 +1,48 @@
+"""`localqwen show`: what a model is and what it needs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+from localqwen.cli.config import ConfiguredCommand
+from localqwen.cli.options import json_option
+from localqwen.cli.sizes import aligned, readable_bytes
+
+
+@click.command("show", cls=ConfiguredCommand)
+@click.argument("name")
+@json_option
+def command(name: str, as_json: bool) -> None:
+    """Show what the model NAME is: `demo`, a .gguf file or a checkpoint folder."""
+    from localqwen.models.describe import describe
+
+    facts = describe(name)
+    if as_json:
+        sys.stdout.write(json.dumps(facts, ensure_ascii=False) + "\n")
+    else:
+        sys.stdout.write(page(facts) + "\n")
+
+
+def page(facts: Mapping[str, Any]) -> str:
+    """Facts as lines, in the order they came, without the unknown ones."""
+    rows = [
+        (key.replace("_", " "), _shown(key, value)) for key, value in facts.items() if value not in (None, "", {}, [])
+    ]
+    return aligned(rows)
+
+
+def _shown(key: str, value: Any) -> str:
+    if key == "memory":
+        return ", ".join(f"{readable_bytes(size)} at {int(context):,} tokens" for context, size in value.items())
+    if key == "bytes":
+        return readable_bytes(value)
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {inner}" for name, inner in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return f"{value:,}" if type(value) is int else str(value)

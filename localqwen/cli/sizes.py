@@ -1,0 +1,23 @@
+"""Numbers as people read them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+_UNITS = ("bytes", "kB", "MB", "GB", "TB")
+
+
+def readable_bytes(count: float) -> str:
+    """Decimal units, as disks and downloads are sold."""
+    power = 0
+    while count >= 999.95 and power < len(_UNITS) - 1:
+        count /= 1000
+        power += 1
+    return f"{count:,.1f} {_UNITS[power]}" if power else f"{count:,.0f} bytes"
+
+
+def aligned(rows: Sequence[tuple[str, ...]]) -> str:
+    """Rows as columns, two spaces between them, without trailing spaces."""
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return "\n".join(line.rstrip() for line in lines)
