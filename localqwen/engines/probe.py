@@ -74,7 +74,7 @@ def _why(code: int, words: str) -> str:
 
 
 def _run_child(model: Path, use_extra_bufts: bool) -> tuple[int, str]:
-    command = [sys.executable, "-m", "localqwen.engines.probe", str(model), str(int(use_extra_bufts))]
+    command = [sys.executable, "-m", "localqwen.engines.probe_child", str(model), str(int(use_extra_bufts))]
     # The parent may have found this package through a path of its own; the child must find the same one.
     environment = dict(os.environ, PYTHONPATH=os.pathsep.join(path for path in sys.path if path))
     try:
@@ -109,19 +109,3 @@ def _remember(file: Path, key: str, result: ProbeResult) -> None:
     beside = file.with_suffix(f".{os.getpid()}")
     beside.write_text(json.dumps({key: asdict(result)}, indent=1))
     beside.replace(file)
-
-
-def _child(model: Path, use_extra_bufts: bool) -> None:
-    """What the child does: a prompt long enough for the large matrix products, and a few tokens."""
-    from localqwen.engines import Sampling
-    from localqwen.engines.llama_cpp import LlamaCppEngine
-
-    engine = LlamaCppEngine(model, context_length=256, threads=1, use_extra_bufts=use_extra_bufts)
-    run = engine.start(engine.tokenize("7 " * 64, special=False), Sampling(temperature=0), max_tokens=4)
-    while not run.finished:
-        engine.step()
-    engine.close()
-
-
-if __name__ == "__main__":
-    _child(Path(sys.argv[1]), sys.argv[2] == "1")

@@ -1,0 +1,22 @@
+"""What the probe's child process does: `python -m localqwen.engines.probe_child MODEL 1|0` computes, or dies trying."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from localqwen.engines import Sampling
+from localqwen.engines.llama_cpp import LlamaCppEngine
+
+
+def compute(model: Path, *, use_extra_bufts: bool) -> None:
+    """A prompt long enough for the large matrix products, and a few tokens."""
+    engine = LlamaCppEngine(model, context_length=256, threads=1, use_extra_bufts=use_extra_bufts)
+    run = engine.start(engine.tokenize("7 " * 64, special=False), Sampling(temperature=0), max_tokens=4)
+    while not run.finished:
+        engine.step()
+    engine.close()
+
+
+if __name__ == "__main__":
+    compute(Path(sys.argv[1]), use_extra_bufts=sys.argv[2] == "1")
