@@ -12,6 +12,7 @@ import pytest
 
 import localqwen
 from localqwen.chat import session as sessions
+from localqwen.chat.conversation import Conversation
 from localqwen.chat.local import LocalChatModel
 from localqwen.chat.messages import Message
 from localqwen.chat.session import Session
@@ -42,7 +43,7 @@ class Shell:
         captured = self._capsys.readouterr()
         return code, captured.out, captured.err
 
-    def last(self) -> sessions.Conversation:
+    def last(self) -> Conversation:
         path = saved.latest(self.conversations)
         assert path is not None
         return sessions.read(path)
