@@ -18,10 +18,15 @@ from localqwen.engines.llama_library import ModelFile, last_errors, library, sam
 from localqwen.errors import ContextTooLong, EngineError, Unsupported, UsageError
 from localqwen.machine import this_machine
 
-BATCH = 512  # tokens per pass at the most; llama.cpp's own n_ubatch
+#: Tokens per pass at the most. Attention scores of 256 tokens stay closer to the processor than those of 512.
+BATCH = 256
+#: Bytes of attention scores (float32: context x tokens per pass x heads) up to which they are computed as they are.
+SCORES_BYTES = 1 << 30
 #: A pass over a prompt should not take much longer than this many seconds, so that a cancel is prompt on slow machines.
 SLICE_SECONDS = 0.5
 SMALLEST_SLICE = 32
+#: Up to this size of the weights, waking a second thread takes longer than the work that it takes over.
+ONE_THREAD_BYTES = 64 << 20
 
 
 @dataclass(eq=False)
@@ -78,6 +83,8 @@ class LlamaCppEngine:
         params.n_seq_max = self.max_runs
         params.n_threads = params.n_threads_batch = self.threads
         params.kv_unified = True  # runs share the cells of a common prefix
+        if self._plain_attention(params.n_ctx):
+            params.flash_attn_type = 0  # LLAMA_FLASH_ATTN_TYPE_DISABLED
         params.no_perf = True
         context = self._lib.llama_init_from_model(self._model.handle, params)
         if not context:
@@ -87,6 +94,15 @@ class LlamaCppEngine:
                 "ask for a smaller one with --ctx",
             )
         return context
+
+    def _plain_attention(self, cells: int) -> bool:
+        """On a CPU, flash attention decodes slower and rounds in 16 bit, differently for every way to cut a prompt.
+
+        Without it a prompt gives the same logits however it was sliced and whatever of it was cached, so a seed repeats
+        its answer (benchmarks/README.md has the numbers). A GPU has other kernels, and long contexts need the memory.
+        """
+        scores = 4 * cells * BATCH * self._lib.llama_model_n_head(self._model.handle)
+        return scores <= SCORES_BYTES and not self._lib.llama_supports_gpu_offload()
 
     def tokenize(self, text: str, *, special: bool) -> list[int]:
         return self._model.tokenize(text, special=special)
@@ -264,7 +280,7 @@ def open(  # noqa: A001  (the name every engine module offers)
     return LlamaCppEngine(
         path,
         context_length=context,
-        threads=threads or machine.cores,
+        threads=threads or (1 if header.bytes <= ONE_THREAD_BYTES else machine.cores),
         max_runs=max_runs,
         use_extra_bufts=probe().use_extra_bufts,
     )
