@@ -5,7 +5,8 @@
 Each round measures all three, one after the other, so that a machine whose speed drifts drifts for all of them.
 Printed are medians over the rounds, and the median of the ratios within a round.
 
-raw         llama_decode in a loop, nothing else: no sampling, no text
+raw         llama_decode in a loop with llama.cpp's default settings, nothing else: no sampling, no text
+raw, plain  the same with the engine's settings: plain attention, 256 tokens per pass
 ours        localqwen's engine: the makers' sampling (T 0.6, top_p 0.95, top_k 20), detokenising, bookkeeping
 high-level  llama_cpp.Llama.create_completion with the same sampling
 """
@@ -19,26 +20,29 @@ from collections.abc import Callable
 from pathlib import Path
 
 from localqwen.engines import Sampling
-from localqwen.engines.llama_cpp import LlamaCppEngine
+from localqwen.engines.llama_cpp import BATCH, LlamaCppEngine
 from localqwen.engines.llama_library import ModelFile, library
 from localqwen.engines.probe import probe
 
-BATCH = 512
+DEFAULT_BATCH = 512  # llama.cpp's n_ubatch
 Speeds = tuple[float, float]  # prefill, decode: tokens per second
 
 
 class Raw:
     """A model and a context through the C interface, fed with tokens that do not depend on the logits."""
 
-    def __init__(self, path: Path, context: int, threads: int, *, use_extra_bufts: bool) -> None:
+    def __init__(self, path: Path, context: int, threads: int, *, use_extra_bufts: bool, plain: bool = False) -> None:
         self.lib = library()
         self.model = ModelFile(path, use_extra_bufts=use_extra_bufts)
+        self.size = BATCH if plain else DEFAULT_BATCH
         params = self.lib.llama_context_default_params()
-        params.n_ctx, params.n_batch, params.n_ubatch = context, BATCH, BATCH
+        params.n_ctx, params.n_batch, params.n_ubatch = context, self.size, self.size
+        if plain:
+            params.flash_attn_type = 0
         params.n_threads = params.n_threads_batch = threads
         params.no_perf = True
         self.context = self.lib.llama_init_from_model(self.model.handle, params)
-        self.batch = self.lib.llama_batch_init(BATCH, 0, 1)
+        self.batch = self.lib.llama_batch_init(self.size, 0, 1)
 
     def decode(self, tokens: list[int], position: int) -> None:
         for row, token in enumerate(tokens):
@@ -53,8 +57,8 @@ class Raw:
     def measure(self, prompt: list[int], generate: int) -> Speeds:
         self.lib.llama_memory_clear(self.lib.llama_get_memory(self.context), True)
         began = time.perf_counter()
-        for at in range(0, len(prompt), BATCH):
-            self.decode(prompt[at : at + BATCH], at)
+        for at in range(0, len(prompt), self.size):
+            self.decode(prompt[at : at + self.size], at)
         first = time.perf_counter()
         for n in range(generate):
             self.decode([prompt[n % len(prompt)]], len(prompt) + n)
@@ -75,13 +79,13 @@ def measure_ours(engine: LlamaCppEngine, prompt: list[int], generate: int, seed:
 
 
 def high_level(path: Path, context: int, threads: int) -> Callable[[list[int], int, int], Speeds]:
-    from llama_cpp import Llama
+    from llama_cpp import Llama, StoppingCriteriaList
 
     llama = Llama(
         str(path),
         n_ctx=context,
-        n_batch=BATCH,
-        n_ubatch=BATCH,
+        n_batch=DEFAULT_BATCH,
+        n_ubatch=DEFAULT_BATCH,
         n_threads=threads,
         n_threads_batch=threads,
         verbose=False,
@@ -90,13 +94,18 @@ def high_level(path: Path, context: int, threads: int) -> Callable[[list[int], i
     def measure(prompt: list[int], generate: int, seed: int) -> Speeds:
         llama.reset()
         llama._ctx.kv_cache_clear()  # or it would find the prompt's prefix again
+        times: list[float] = []
+
+        def note(_tokens: object, _logits: object) -> bool:  # asked once for every token
+            times.append(time.perf_counter())
+            return False
+
         began = time.perf_counter()
-        chunks = llama.create_completion(
-            prompt, max_tokens=generate + 1, temperature=0.6, top_p=0.95, top_k=20, min_p=0, seed=seed, stream=True
-        )
-        times = [time.perf_counter() for _ in chunks]
-        # The last chunk carries the finish reason; text may be held back, so tokens are counted by what was asked for.
-        return len(prompt) / (times[0] - began), generate / (times[-1] - times[0])
+        llama.create_completion(
+            prompt, max_tokens=generate + 1, temperature=0.6, top_p=0.95, top_k=20, min_p=0, seed=seed,
+            stopping_criteria=StoppingCriteriaList([note]),
+        )  # fmt: skip
+        return len(prompt) / (times[0] - began), (len(times) - 1) / (times[-1] - times[0])
 
     return measure
 
@@ -114,9 +123,11 @@ def main() -> None:
     context = arguments.prompt + arguments.generate + 64
     extra = probe().use_extra_bufts
     raw = Raw(arguments.model, context, arguments.threads, use_extra_bufts=extra)
+    plain = Raw(arguments.model, context, arguments.threads, use_extra_bufts=extra, plain=True)
     engine = LlamaCppEngine(arguments.model, context_length=context, threads=arguments.threads, use_extra_bufts=extra)
     contestants: dict[str, Callable[[list[int], int, int], Speeds]] = {
         "raw": lambda prompt, generate, _seed: raw.measure(prompt, generate),
+        "raw, plain": lambda prompt, generate, _seed: plain.measure(prompt, generate),
         "ours": lambda prompt, generate, seed: measure_ours(engine, prompt, generate, seed),
     }
     if not arguments.skip_high_level:

@@ -22,8 +22,8 @@ from localqwen.machine import this_machine
 BATCH = 256
 #: Bytes of attention scores (float32: context x tokens per pass x heads) up to which they are computed as they are.
 SCORES_BYTES = 1 << 30
-#: A pass over a prompt should not take much longer than this many seconds, so that a cancel is prompt on slow machines.
-SLICE_SECONDS = 0.5
+#: Seconds that a pass over a prompt may take: a cancel waits for it, also on a slow machine.
+LONGEST_PASS = 1.0
 SMALLEST_SLICE = 32
 #: Up to this size of the weights, waking a second thread takes longer than the work that it takes over.
 ONE_THREAD_BYTES = 64 << 20
@@ -203,9 +203,9 @@ class LlamaCppEngine:
             self._adapt_slice(count, time.perf_counter() - began)
 
     def _adapt_slice(self, count: int, seconds: float) -> None:
-        if count >= self._slice and seconds < SLICE_SECONDS / 2:
+        if count >= self._slice and 2 * seconds <= LONGEST_PASS:
             self._slice = min(BATCH, self._slice * 2)
-        elif seconds > 2 * SLICE_SECONDS:
+        elif seconds > 2 * LONGEST_PASS:
             self._slice = max(SMALLEST_SLICE, self._slice // 2)
 
     def _computed(self, run: Run, count: int) -> None:
