@@ -42,6 +42,19 @@ class CachedRepository:
         """Where huggingface_hub and we lock a blob while it is loaded."""
         return self.root / ".locks" / self.folder.name
 
+    def is_locked(self, digest: str) -> bool:
+        """Whether some process is loading that blob."""
+        from filelock import FileLock, Timeout
+
+        lock = self.locks / f"{digest}.lock"
+        if not lock.exists():
+            return False
+        try:
+            with FileLock(lock, timeout=0):
+                return False
+        except Timeout:
+            return True
+
     def snapshot(self, commit: str) -> Path:
         return self.folder / "snapshots" / commit
 

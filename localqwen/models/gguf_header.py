@@ -33,11 +33,16 @@ class GgufHeader:
     block_count: int
     kv_heads: int
     head_length: int
+    width: int = 0
+
+    @property
+    def kv_elements_per_token(self) -> int:
+        return self.block_count * self.kv_heads * self.head_length * 2
 
     @property
     def kv_bytes_per_token(self) -> int:
         """Keys and values in 16 bit."""
-        return self.block_count * self.kv_heads * self.head_length * 2 * 2
+        return self.kv_elements_per_token * 2
 
 
 def read(path: Path) -> GgufHeader:
@@ -59,6 +64,7 @@ def read(path: Path) -> GgufHeader:
         block_count=values["block_count"],
         kv_heads=values.get("attention.head_count_kv", heads),
         head_length=values.get("attention.key_length", values["embedding_length"] // heads),
+        width=values["embedding_length"],
     )
 
 

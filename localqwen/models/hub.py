@@ -182,7 +182,9 @@ def _transfer(partial: Path, listed: Listing, file: RemoteFile, report: Report) 
 
 
 def _append(partial: Path, listed: Listing, file: RemoteFile, report: Report) -> None:
-    client = _quiet_client()
+    from huggingface_hub import constants
+
+    client, utils = _quiet_client(), _utils()
     with partial.open("ab", buffering=0) as target:
         if target.tell() > file.bytes:
             target.truncate(0)
@@ -192,14 +194,14 @@ def _append(partial: Path, listed: Listing, file: RemoteFile, report: Report) ->
             return
         url = client.hf_hub_url(listed.repo, file.path, revision=listed.commit)
         # identity: a compressed transfer has no place to go on from
-        headers = client.utils.build_hf_headers() | {"Accept-Encoding": "identity"}
+        headers = utils.build_hf_headers() | {"Accept-Encoding": "identity"}
         if begin:
             headers["Range"] = f"bytes={begin}-"
-        timeout = client.constants.HF_HUB_DOWNLOAD_TIMEOUT
+        timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
         with client.get_session().stream("GET", url, headers=headers, timeout=timeout) as response:
             if response.is_error:
                 response.read()
-            client.utils.hf_raise_for_status(response)
+            utils.hf_raise_for_status(response)
             if begin and not _goes_on_at(response, begin):
                 target.truncate(0)
                 begin = 0
@@ -208,7 +210,7 @@ def _append(partial: Path, listed: Listing, file: RemoteFile, report: Report) ->
 
 def _goes_on_at(response: Any, begin: int) -> bool:
     answered = response.headers.get("Content-Range", "").strip()
-    return response.status_code == 206 and answered.startswith(f"bytes {begin}-")
+    return bool(response.status_code == 206 and answered.startswith(f"bytes {begin}-"))
 
 
 def _write(target: Any, response: Any, done: int, file: RemoteFile, report: Report) -> None:
@@ -234,7 +236,7 @@ def _locked(repository: CachedRepository, file: RemoteFile, report: Report) -> I
     with contextlib.ExitStack() as held:
         while True:
             try:
-                held.enter_context(_quiet_client().utils.WeakFileLock(lock, timeout=_LOCK_POLL_SECONDS))
+                held.enter_context(_utils().WeakFileLock(lock, timeout=_LOCK_POLL_SECONDS))
                 break
             except Timeout:
                 partial = _partial(repository, file)
@@ -246,7 +248,12 @@ def _locked(repository: CachedRepository, file: RemoteFile, report: Report) -> I
 def _quiet_client() -> Any:
     """The package; what it would log is told by our errors."""
     import huggingface_hub
-    from huggingface_hub.utils import logging
 
-    logging.set_verbosity_error()
+    _utils().logging.set_verbosity_error()
     return huggingface_hub
+
+
+def _utils() -> Any:
+    from huggingface_hub import utils
+
+    return utils

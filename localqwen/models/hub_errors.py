@@ -39,7 +39,7 @@ def mapped(repo: str, file: str = "") -> Iterator[None]:
         raise
     except (OSError, httpx2.HTTPError, WrongLength) as exc:
         raise _ours(exc, what) from exc
-    except (ValueError, TypeError, KeyError, AttributeError) as exc:
+    except (ValueError, TypeError, KeyError) as exc:
         raise HubError(
             f"{_host()} did not answer as a hub does for {what}: {_first_line(exc)}",
             "check HF_ENDPOINT, and whether a proxy or a login page of the network answers instead",
@@ -70,7 +70,9 @@ def _refused(error: Exception, what: str) -> LocalqwenError:
     status = error.response.status_code
     match error:
         case errors.GatedRepoError():
-            return HubRefused(f"{what} is gated: {_host()} gives it to people it knows ({status})", f"ask there; {_TOKEN}")
+            return HubRefused(
+                f"{what} is gated: {_host()} wants to know who takes it ({status})", f"ask there; {_TOKEN}"
+            )
         case errors.RevisionNotFoundError():
             return HubRefused(f"there is no such revision of {what} on {_host()}", "leave out --revision")
         case errors.EntryNotFoundError():
@@ -94,7 +96,8 @@ def _disk(error: OSError, what: str) -> StorageError:
             f"the disk is full while loading {what}{where}", f"make room (localqwen list, localqwen rm), then {_AGAIN}"
         )
     return StorageError(
-        f"cannot write {what}{where}: {error.strerror}", "choose a folder that can be written: HF_HOME=…, LOCALQWEN_HOME=…"
+        f"cannot write {what}{where}: {error.strerror}",
+        "choose a folder that can be written: HF_HOME=…, LOCALQWEN_HOME=…",
     )
 
 

@@ -1,10 +1,10 @@
 """What a user types -> what is meant: an entry of models.toml with a quantisation, a repository of a hub, or a path.
 
-    qwen3                    the family: its preferred size if that fits this machine, else the largest that does
-    qwen3:4b                 an entry, in its default quantisation
-    qwen3:4b-q8_0            the same in another one, any case
-    hf:owner/repo[:quant]    any repository of Hugging Face, ms: of ModelScope
-    path/to/file.gguf        a file or a checkpoint folder
+qwen3                    the family: its preferred size if that fits this machine, else the largest that does
+qwen3:4b                 an entry, in its default quantisation
+qwen3:4b-q8_0            the same in another one, any case
+hf:owner/repo[:quant]    any repository of Hugging Face, ms: of ModelScope
+path/to/file.gguf        a file or a checkpoint folder
 """
 
 from __future__ import annotations
@@ -167,13 +167,13 @@ def unknown(name: str) -> ModelNotFound:
 
 def model_of(name: str) -> Model | None:
     """The entry that is meant, None for a path, a repository and an unknown name."""
-    reference = _understood(name)
+    reference = understood(name)
     return reference.model if isinstance(reference, Named) else None
 
 
 def display(name: str) -> str:
     """What a user sees of a name: short, without folders."""
-    reference = _understood(name)
+    reference = understood(name)
     if reference is None:
         return name
     if not isinstance(reference, LocalPath):
@@ -182,7 +182,8 @@ def display(name: str) -> str:
     return path.stem if path.suffix == ".gguf" else path.resolve().name
 
 
-def _understood(name: str) -> Reference | None:
+def understood(name: str) -> Reference | None:
+    """As `parse`, None for what it does not know."""
     try:
         return parse(name)
     except ConfigError:  # a broken models.toml is no matter of the name

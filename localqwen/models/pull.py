@@ -1,7 +1,7 @@
 """Getting a model: what would be loaded, and loading it. Nothing counts as here until all of its files are whole.
 
-    plan(reference)   asks the hub what the model's files are, and looks how much of them is here
-    run(plan)         transfers and proves what is missing, then converts where no official file of that kind exists
+plan(reference)   asks the hub what the model's files are, and looks how much of them is here
+run(plan)         transfers and proves what is missing, then converts where no official file of that kind exists
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ Progress = Callable[[Step], None]
 
 
 def plan(reference: Reference, *, source: Source | None = None, revision: str | None = None) -> Plan:
-    """Asks the hub. Raises HubError where it cannot be asked, ModelNotFound or Unsupported where it has no such file."""
+    """Asks the hub. Raises HubError where it cannot be asked, ModelNotFound, Unsupported where it has no such file."""
     match reference:
         case LocalPath(path):
             raise UsageError(f"{path} is a path, there is nothing to pull", "name a model: localqwen list --all")
@@ -125,9 +125,7 @@ def _plan_repository(wanted: Repository, revision: str | None) -> Plan:
     quant = cached.quant_of(Path(chosen[0].path)) if ggufs else wanted.quant or inventory.CHECKPOINT_QUANT
     missing = sum(file.bytes - hub.state(listed, file) for file in chosen)
     made = 0 if ggufs else sum(file.bytes for file in chosen)
-    return Plan(
-        wanted, wanted.source, listed, chosen, quant, not ggufs, hub.cached(wanted.repo).folder, missing, made
-    )
+    return Plan(wanted, wanted.source, listed, chosen, quant, not ggufs, hub.cached(wanted.repo).folder, missing, made)
 
 
 def _chosen(wanted: Repository, ggufs: list[RemoteFile]) -> tuple[RemoteFile, ...]:
@@ -172,6 +170,7 @@ def run(planned: Plan, progress: Progress | None = None) -> Path:
     tell = progress or (lambda step: None)
     finished, paths = 0, []
     for file in planned.files:
+
         def report(stage: str, done: int, file: RemoteFile = file, finished: int = finished) -> None:
             tell(Step(stage, file.path, finished + done, planned.total_bytes))  # type: ignore[arg-type]
 
@@ -231,8 +230,8 @@ def _for_engine(named: Named, engine: str | None, quant_given: bool) -> Named:
     if engine is None or (engine == "mlx") == named.mlx:
         return named
     if engine != "mlx":
-        raise UsageError(f"{named.quant} of {named.model.name} is for MLX", "leave out --engine, or name a GGUF quantisation")
+        hint = f"leave out --engine, or name one of {', '.join(named.model.quants)}"
+        raise UsageError(f"{named.quant} of {named.model.name} is for MLX", hint)
     if quant_given or not named.model.mlx:
         raise names.no_quant(named.model, named.quant)
     return Named(named.model, next(iter(named.model.mlx)), named.why)
-

@@ -41,9 +41,9 @@ class Weights:
 class Model:
     """One entry of models.toml. `thinking`: the answer can be switched, always thinks, or never does.
 
-    `default` is the quantisation of the bare name. `native`, `longest` and `yarn` are context lengths in tokens: trained
-    for, allowed by the config, reachable with rope scaling (0: not advised). `made` are the sizes in bytes of the GGUF
-    files that our converter writes, by quantisation. The demo has no repositories and no sizes.
+    `default` is the quantisation of the bare name. `native`, `longest` and `yarn` are context lengths in tokens:
+    trained for, allowed by the config, reachable with rope scaling (0: not advised). `made` are the sizes in bytes of
+    the GGUF files that our converter writes, by quantisation. The demo has no repositories and no sizes.
     """
 
     name: str

@@ -11,7 +11,7 @@ from localqwen.models.cached import CachedRepository
 from localqwen.models.hub import Listing, RemoteFile, Report
 
 #: Name -> module. The first one is asked unless the user says otherwise.
-MODULES = {"hf": "localqwen.models.hub", "modelscope": "localqwen.models.modelscope"}
+MODULES = {"hf": "localqwen.models.hub"}
 
 
 class Hub(Protocol):

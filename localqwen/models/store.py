@@ -98,8 +98,8 @@ def _describe(path: Path) -> LocalFile:
 def local_file(name: str, parts: tuple[Path, ...], quant: str, engine: str = "llama.cpp") -> LocalFile:
     states = [part.stat() for part in parts]
     modified = max(state.st_mtime for state in states)
-    used = max(state.st_atime for state in states)
-    return LocalFile(name, parts[0], sum(s.st_size for s in states), quant, modified, engine, parts, max(modified, used))
+    used = max(modified, *(state.st_atime for state in states))
+    return LocalFile(name, parts[0], sum(state.st_size for state in states), quant, modified, engine, parts, used)
 
 
 def on_disk() -> list[LocalFile]:
