@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,6 +14,9 @@ from localqwen.cli.options import json_option
 from localqwen.cli.sizes import aligned, readable_bytes
 from localqwen.models import store
 from localqwen.models.store import LocalFile
+
+if TYPE_CHECKING:
+    from localqwen.models.catalogue import Row
 
 
 @click.command("list", cls=ConfiguredCommand)
@@ -72,18 +75,15 @@ def _list_all(as_json: bool) -> None:
         sys.stdout.write(json.dumps([row.as_json() for row in rows], ensure_ascii=False) + "\n")
         return
     head = ("NAME", "QUANT", "DOWNLOAD", "MEMORY AT 4K", "FITS HERE", "NOTE")
-    lines = [
-        (
-            row.name,
-            row.quant,
-            readable_bytes(row.download_bytes),
-            *_fit(row),
-            "" if row.official else "is converted here",
-        )
-        for row in rows
-    ]
+    lines = [(row.name, row.quant, readable_bytes(row.download_bytes), *_fit(row), _note(row)) for row in rows]
     sys.stdout.write(aligned([head, *lines]) + "\n")
 
 
-def _fit(row: Any) -> tuple[str, str]:
+def _note(row: Row) -> str:
+    if row.official:
+        return ""
+    return "is converted here" if row.convertible else "no official GGUF file, cannot be converted here yet"
+
+
+def _fit(row: Row) -> tuple[str, str]:
     return readable_bytes(row.memory_bytes), "yes" if row.fits else "no"

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @click.command("pull", cls=ConfiguredCommand)
 @click.argument("names", nargs=-1, required=True, metavar="NAME…", shell_complete=complete_names)
-@click.option("--engine", type=click.Choice(["gguf", "mlx"]), help="Files for llama.cpp (gguf) or for MLX.")
+@click.option("--engine", metavar="[gguf|mlx]", help="Files for llama.cpp (gguf) or for MLX.")
 @click.option("--quant", metavar="Q", help="Quantisation: q4_k_m, q8_0, … (localqwen show NAME).")
 @click.option("--source", type=click.Choice(["hf", "modelscope"]), help="Hub to load from.")
 @click.option("--revision", metavar="R", help="Branch, tag or commit of the repository.")

@@ -175,7 +175,8 @@ def open(  # noqa: A001  (the public name: localqwen.engines.open)
     """Open a model by name or path on the engine that fits this machine.
 
     `context_length` is tokens per run (default: what the model and this machine's memory allow), `threads` defaults to
-    the physical cores this process may use, `force` loads what does not fit the memory. Raises ModelNotFound, EngineUnavailable, EngineError, ConversionError.
+    the physical cores this process may use, `force` loads what does not fit the memory. Raises ModelNotFound,
+    EngineUnavailable, EngineError, ConversionError.
     """
     from localqwen.machine import this_machine
     from localqwen.models import provide

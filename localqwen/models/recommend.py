@@ -89,7 +89,8 @@ def advise(where: Device) -> list[Advice]:
         smallest = min(candidates, key=lambda model: model.gguf_bytes(model.quants[0]))
         needed = fit.model_need(smallest, smallest.quants[0], CONTEXTS[-1]).total
         raise NotEnoughMemory(
-            f"nothing fits {where.memory / 1e9:.1f} GB: {smallest.name} at {smallest.quants[0]} needs {needed / 1e9:.1f} GB",
+            f"nothing fits {where.memory / 1e9:.1f} GB: "
+            f"{smallest.name} at {smallest.quants[0]} needs {needed / 1e9:.1f} GB",
             f"localqwen recommend --memory {needed / fit.USABLE_SHARE / 1e9:.1f}GB",
         )
     fast = READING_TOKENS_PER_SECOND
@@ -103,11 +104,13 @@ def _worth(advice: Advice) -> float:
 
 
 def _best(model: Model, where: Device) -> Advice | None:
-    """The default quantisation with the longest context that fits, up to 32,768 tokens."""
-    for context in CONTEXTS:
-        needed = fit.model_need(model, model.default, context).total
-        if needed <= where.memory:
-            return Advice(model, model.default, context, needed, speed(model, model.default, where.bandwidth))
+    """The default quantisation with the longest context that fits, up to 32,768 tokens; else the next smaller one."""
+    smaller = [quant for quant in reversed(model.quants) if model.gguf_bytes(quant) <= model.gguf_bytes(model.default)]
+    for quant in smaller if not model.mixture else [model.default]:
+        for context in CONTEXTS:
+            needed = fit.model_need(model, quant, context).total
+            if needed <= where.memory:
+                return Advice(model, quant, context, needed, speed(model, quant, where.bandwidth))
     return None
 
 
