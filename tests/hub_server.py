@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import re
+import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -102,6 +103,11 @@ class HubServer:
 class _Handler(BaseHTTPRequestHandler):
     hub: HubServer
     protocol_version = "HTTP/1.1"
+
+    def setup(self) -> None:
+        super().setup()
+        # Little of what is sent may wait in the kernel, so that a client that dies has received most of it.
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16 << 10)
 
     def do_GET(self) -> None:
         self._answer()

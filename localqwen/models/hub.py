@@ -23,7 +23,7 @@ from localqwen.models.hub_errors import WrongLength, is_transient, mapped
 
 #: Seconds to wait before each new try of a transfer that brought nothing; any byte that comes starts them again.
 WAITS = (0.5, 1.0, 2.0, 4.0)
-_PIECE = 1 << 18
+_PIECE = 1 << 16
 _LOCK_POLL_SECONDS = 0.5
 
 
@@ -97,9 +97,13 @@ def state(listed: Listing, file: RemoteFile) -> int:
 def _existing(repository: CachedRepository, listed: Listing, file: RemoteFile) -> Path | None:
     """The file of that size under its final name: in the snapshot, or as a blob that another snapshot uses."""
     for path in (repository.snapshot(listed.commit) / file.path, repository.blobs / file.digest):
-        if path.is_file() and path.stat().st_size == file.bytes:
+        if _has_size(path, file):
             return path
     return None
+
+
+def _has_size(path: Path, file: RemoteFile) -> bool:
+    return path.is_file() and path.stat().st_size == file.bytes
 
 
 def _partial(repository: CachedRepository, file: RemoteFile) -> Path:
@@ -109,7 +113,10 @@ def _partial(repository: CachedRepository, file: RemoteFile) -> Path:
 def fetch(listed: Listing, file: RemoteFile, report: Report) -> Path:
     """The file whole and proved under its own name in the cache. Raises HubError, DamagedFile, StorageError."""
     repository = cached(listed.repo)
+    link = repository.snapshot(listed.commit) / file.path
     with mapped(listed.repo, file.path):
+        if _has_size(link, file) and _proved(link, file, report):
+            return link  # needs no lock, and therefore no right to write
         with _locked(repository, file, report):
             here = _existing(repository, listed, file)
             if here is None or not _proved(here, file, report):
@@ -122,9 +129,9 @@ def fetch(listed: Listing, file: RemoteFile, report: Report) -> Path:
 def remember(listed: Listing) -> None:
     """Write what the revision means, as the client does: other programs then find the files offline by that name."""
     reference = cached(listed.repo).folder / "refs" / listed.revision
-    with mapped(listed.repo):
-        reference.parent.mkdir(parents=True, exist_ok=True)
-        if listed.revision != listed.commit:
+    if listed.revision != listed.commit:
+        with contextlib.suppress(OSError):  # as the client: without this right the files can be used all the same
+            reference.parent.mkdir(parents=True, exist_ok=True)
             reference.write_text(listed.commit, encoding="utf-8")
 
 
