@@ -1,6 +1,11 @@
 """What can be named: the entries of models.toml against the facts, and what every kind of name means."""
 
+import ast
 import json
+import os
+import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -256,3 +261,36 @@ def test_the_advice_fits_and_prefers_what_is_faster_than_reading() -> None:
 
 def test_the_measured_bandwidth_is_that_of_a_memory() -> None:
     assert 1e8 < recommend.measured_bandwidth() < 1e13
+
+
+def test_the_table_of_the_readme_is_that_of_models_toml() -> None:
+    """Write it anew with `python tools/model_table.py`."""
+    subprocess.run(
+        [sys.executable, "tools/model_table.py", "--check"],
+        cwd=ROOT,
+        check=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+
+
+def test_the_code_names_no_model_but_the_demo() -> None:
+    named = [
+        f"{file.relative_to(ROOT)}: {line.strip()}"
+        for file in (ROOT / "localqwen").rglob("*.py")
+        for line in code_lines(file)
+        if re.search(r"qwen3:\d|Qwen3-\d|\bQwen/", line)
+    ]
+    assert named == []
+
+
+def code_lines(file: Path) -> list[str]:
+    """Lines of a module without its docstrings, comments and help texts."""
+    tree = ast.parse(file.read_text())
+    texts = {
+        node.body[0].value.lineno + offset
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None
+        for offset in range(node.body[0].end_lineno - node.body[0].lineno + 1)  # type: ignore[attr-defined, operator]
+    }
+    lines = enumerate(file.read_text().splitlines(), 1)
+    return [line.partition("#")[0] for number, line in lines if number not in texts]
