@@ -1,4 +1,5 @@
-"""A hub on this machine's loopback: the parts of Hugging Face's HTTP API that the real client uses, and its faults.
+"""A hub on this machine's loopback: the parts of Hugging Face's HTTP API that the real client uses, and its faults; and
+the two calls of ModelScope's that its client makes.
 
 Model information with the size and digest of every file; `resolve` with ETag, X-Repo-Commit and the X-Linked headers,
 which for large files redirects to another host as the real one does; Range. Files are given as bytes.
@@ -17,6 +18,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import parse_qs
 
 PIECE = 16 << 10
 
@@ -127,8 +129,33 @@ class _Handler(BaseHTTPRequestHandler):
                 self._resolve(*found.groups())
             elif found := re.fullmatch(r"/storage/([0-9a-f]{64})", path):
                 self._storage(found.group(1))
+            elif found := re.fullmatch(r"/api/v1/models/([^/]+/[^/]+)/repo/files", path):
+                self._modelscope_files(found.group(1))
+            elif found := re.fullmatch(r"/api/v1/models/([^/]+/[^/]+)/repo", path):
+                self._modelscope_file(found.group(1))
             else:
                 self._error(404, "")
+
+    def _modelscope_files(self, repository: str) -> None:
+        """ModelScope's list of files: every one with its sha256."""
+        if repository not in self.hub.repositories:
+            self._send(404, b'{"Code": 10010205001, "Success": false, "Message": "no such model"}', {})
+            return
+        files = [
+            {"Path": path, "Name": path, "Size": len(data), "Type": "blob", "Sha256": hashlib.sha256(data).hexdigest()}
+            for path, data in self.hub.repositories[repository].items()
+        ]
+        body = {"Code": 200, "Success": True, "Data": {"Files": files}}
+        self._send(200, json.dumps(body).encode(), {"Content-Type": "application/json"})
+
+    def _modelscope_file(self, repository: str) -> None:
+        asked = parse_qs(self.path.partition("?")[2])
+        data = self.hub.repositories.get(repository, {}).get(asked.get("FilePath", [""])[0])
+        if data is None:
+            self._error(404, "")
+            return
+        self.hub.seen.ranges.append(self.headers.get("Range", ""))
+        self._file(data, {})
 
     def _information(self, repository: str, revision: str | None) -> None:
         if not self._may(repository, self.hub.faults.api_status):

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import hashlib
+import importlib.util
 import json
 import os
 import random
@@ -457,3 +458,32 @@ def test_any_repository_can_be_named(machine: Machine) -> None:
     machine.good("pull", "hf:somebody/Gated", HF_TOKEN="hf_right")
     machine.good("rm", "hf:somebody/Tiny:q8_0")
     assert machine.installed("somebody/Tiny") == []
+
+
+@pytest.mark.skipif(importlib.util.find_spec("modelscope_hub") is None, reason="ModelScope's client is not installed")
+def test_modelscope_serves_the_same_names_into_the_same_layout(machine: Machine) -> None:
+    machine.environment |= {"MODELSCOPE_ENDPOINT": machine.hub.endpoint, "MODELSCOPE_HOME": str(machine.folder / "ms")}
+    code, out, aside = machine.run("pull", "qwen3:4b", "--source", "modelscope", "--json")
+    assert code == 0, aside
+    (result,) = json.loads(out)
+    path = Path(result["path"])
+    assert path.read_bytes() == data(machine.hub)
+    assert path.resolve().name == hashlib.sha256(data(machine.hub)).hexdigest()
+    assert "B/s" not in aside  # no bar of the client
+    machine.hub.reset()
+    machine.good("pull", "ms:Qwen/Qwen3-4B-GGUF")
+    assert machine.hub.seen.ranges == []
+    assert json.loads(machine.good("list", "--json"))[0]["name"] == "qwen3:4b"
+    assert "good" in machine.good("verify", "qwen3:4b")
+    assert json.loads(machine.good("rm", "qwen3:4b", "--json"))["freed_bytes"] == len(data(machine.hub))
+    message, _ = machine.fails("pull", "ms:nobody/nothing")
+    assert "nobody/nothing is not on" in message
+
+
+def test_without_modelscopes_client_the_hint_says_how_to_get_it(machine: Machine) -> None:
+    stub = machine.folder / "modelscope_hub.py"
+    stub.write_text("raise ImportError('not installed')")
+    path = f"{machine.folder}{os.pathsep}{ROOT}"
+    message, hint = machine.fails("pull", "ms:Qwen/Qwen3-4B-GGUF", PYTHONPATH=path)
+    assert "not installed" in message
+    assert "localqwen[modelscope]" in hint

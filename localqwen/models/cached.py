@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
+from localqwen.models.listing import Listing, RemoteFile
+
 _PREFIX = "models--"
 _INDEX = "model.safetensors.index.json"
 _QUANT = re.compile(r"[-._](i?q\d\w*|bf16|f16|f32)$", re.IGNORECASE)
@@ -54,6 +56,16 @@ class CachedRepository:
                 return False
         except Timeout:
             return True
+
+    def existing(self, listed: Listing, file: RemoteFile) -> Path | None:
+        """The file of that size under a final name: in the snapshot, or as a blob that another snapshot uses."""
+        for path in (self.snapshot(listed.commit) / file.path, self.blobs / file.digest):
+            if file.is_at(path):
+                return path
+        return None
+
+    def partial(self, file: RemoteFile) -> Path:
+        return self.blobs / f"{file.digest}.incomplete"
 
     def snapshot(self, commit: str) -> Path:
         return self.folder / "snapshots" / commit

@@ -11,8 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,34 +19,12 @@ from localqwen.errors import DamagedFile
 from localqwen.models import digests
 from localqwen.models.cached import CachedRepository
 from localqwen.models.hub_errors import WrongLength, is_transient, mapped
+from localqwen.models.listing import Listing, RemoteFile, Report
 
 #: Seconds to wait before each new try of a transfer that brought nothing; any byte that comes starts them again.
 WAITS = (0.5, 1.0, 2.0, 4.0)
 _PIECE = 1 << 16
 _LOCK_POLL_SECONDS = 0.5
-
-
-@dataclass(frozen=True)
-class RemoteFile:
-    """`path` in the repository, size in bytes, and the digest that the hub declares (see digests.py)."""
-
-    path: str
-    bytes: int
-    digest: str
-
-
-@dataclass(frozen=True)
-class Listing:
-    """What a repository holds at one commit. `revision` is the branch or tag that was asked for."""
-
-    repo: str
-    revision: str
-    commit: str
-    files: tuple[RemoteFile, ...]
-
-
-Report = Callable[[str, int], None]
-"""Told what goes on with a file (`load`, `wait`, `check`) and how many of its bytes are done."""
 
 
 def cache_dir() -> Path:
@@ -87,27 +64,10 @@ def _remote(sibling: Any) -> RemoteFile:
 def state(listed: Listing, file: RemoteFile) -> int:
     """How many bytes of the file are here already; all of them if it is whole by its size."""
     repository = cached(listed.repo)
-    here = _existing(repository, listed, file)
-    if here is not None:
+    if repository.existing(listed, file) is not None:
         return file.bytes
-    partial = _partial(repository, file)
+    partial = repository.partial(file)
     return min(partial.stat().st_size, file.bytes) if partial.exists() else 0
-
-
-def _existing(repository: CachedRepository, listed: Listing, file: RemoteFile) -> Path | None:
-    """The file of that size under its final name: in the snapshot, or as a blob that another snapshot uses."""
-    for path in (repository.snapshot(listed.commit) / file.path, repository.blobs / file.digest):
-        if _has_size(path, file):
-            return path
-    return None
-
-
-def _has_size(path: Path, file: RemoteFile) -> bool:
-    return path.is_file() and path.stat().st_size == file.bytes
-
-
-def _partial(repository: CachedRepository, file: RemoteFile) -> Path:
-    return repository.blobs / f"{file.digest}.incomplete"
 
 
 def fetch(listed: Listing, file: RemoteFile, report: Report) -> Path:
@@ -115,10 +75,10 @@ def fetch(listed: Listing, file: RemoteFile, report: Report) -> Path:
     repository = cached(listed.repo)
     link = repository.snapshot(listed.commit) / file.path
     with mapped(listed.repo, file.path):
-        if _has_size(link, file) and _proved(link, file, report):
+        if file.is_at(link) and _proved(link, file, report):
             return link  # needs no lock, and therefore no right to write
         with _locked(repository, file, report):
-            here = _existing(repository, listed, file)
+            here = repository.existing(listed, file)
             if here is None or not _proved(here, file, report):
                 _remove_wrong(repository, listed, file)
                 _load(repository, listed, file, report)
@@ -146,7 +106,7 @@ def _remove_wrong(repository: CachedRepository, listed: Listing, file: RemoteFil
 
 def _load(repository: CachedRepository, listed: Listing, file: RemoteFile, report: Report) -> None:
     """Transfer what is missing, prove it, and give it its name."""
-    partial = _partial(repository, file)
+    partial = repository.partial(file)
     partial.parent.mkdir(parents=True, exist_ok=True)
     went_on = partial.exists() and partial.stat().st_size > 0
     _transfer(partial, listed, file, report)
@@ -246,7 +206,7 @@ def _locked(repository: CachedRepository, file: RemoteFile, report: Report) -> I
                 held.enter_context(_utils().WeakFileLock(lock, timeout=_LOCK_POLL_SECONDS))
                 break
             except Timeout:
-                partial = _partial(repository, file)
+                partial = repository.partial(file)
                 with contextlib.suppress(FileNotFoundError):
                     report("wait", partial.stat().st_size)
         yield

@@ -15,7 +15,7 @@ from typing import Literal
 
 from localqwen.errors import HubError, HubRefused, ModelNotFound, StorageError, Unsupported, UsageError
 from localqwen.models import cached, inventory, names, sources, store
-from localqwen.models.hub import Listing, RemoteFile
+from localqwen.models.listing import Listing, RemoteFile
 from localqwen.models.names import LocalPath, Named, Reference, Repository, Source
 
 #: What a checkpoint is made of; pictures, other frameworks' weights and duplicates stay on the hub.

@@ -8,10 +8,10 @@ from typing import Protocol, cast
 
 from localqwen.errors import UsageError
 from localqwen.models.cached import CachedRepository
-from localqwen.models.hub import Listing, RemoteFile, Report
+from localqwen.models.listing import Listing, RemoteFile, Report
 
 #: Name -> module. The first one is asked unless the user says otherwise.
-MODULES = {"hf": "localqwen.models.hub"}
+MODULES = {"hf": "localqwen.models.hub", "modelscope": "localqwen.models.modelscope"}
 
 
 class Hub(Protocol):
