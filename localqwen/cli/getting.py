@@ -48,7 +48,7 @@ def _pull_asking(name: str, *, yes: bool, force: bool) -> None:
     if isinstance(reference, Named) and not reference.mlx and not force:
         fit.check_named(reference.model, reference.quant, this_machine())
     planned = pull.plan(reference)
-    sys.stderr.write(f"{reference.text} is not here. {announcement(planned)}\n")
+    sys.stderr.write(f"{reference.text} is not here: {announcement(planned)}\n")
     if asks and not click.confirm("Pull it now?", default=True, err=True):
         raise provide.not_pulled(reference)
     show_pull(planned)
@@ -76,12 +76,12 @@ def show_pull(planned: Plan) -> Path:
     """Run it under a bar, or with a line now and then where there is no terminal."""
     from localqwen.models import pull
 
-    with _steps(planned) as tell:
-        try:
+    try:
+        with _steps(planned) as tell:
             return pull.run(planned, tell)
-        except KeyboardInterrupt:
-            sys.stderr.write("\nstopped; what came is kept, and the same command goes on from there\n")
-            raise
+    except KeyboardInterrupt:
+        sys.stderr.write("\nstopped; what came is kept, and the same command goes on from there\n")
+        raise
 
 
 @contextlib.contextmanager
