@@ -220,7 +220,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._body(data, begin)
 
     def _body(self, data: bytes, begin: int) -> None:
-        faults = self.hub.faults
+        faults, seen = self.hub.faults, self.hub.seen  # those of now: a test may begin anew while this one sends
         if 0 <= faults.corrupt_at < len(data) and self.hub.fails():
             at = faults.corrupt_at
             data = data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
@@ -234,7 +234,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self.hub.wait(30)
                 return
             self.wfile.write(piece)
-            self.hub.seen.sent += len(piece)
+            seen.sent += len(piece)
             if faults.bytes_per_second:
                 time.sleep(len(piece) / faults.bytes_per_second)
         if cut:

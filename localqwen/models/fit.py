@@ -15,10 +15,11 @@ from localqwen.models.gguf_header import GgufHeader
 from localqwen.models.registry import Model
 from localqwen.models.store import LocalFile
 
-#: Python, llama.cpp and the vocabulary with its merges: what a process of the smallest model takes beside its weights.
-OVERHEAD_BYTES = 160 << 20
-#: Activations of one pass over 512 tokens, per element of the model's width: measured, see benchmarks/fit.md.
-COMPUTE_BYTES_PER_WIDTH = 512 * 4 * 24
+#: Python, llama.cpp and the vocabulary: measured 84 MB beside weights, keys and values, without the merges of a real
+#: tokenizer. See benchmarks/fit.md.
+OVERHEAD_BYTES = 90 << 20
+#: Activations of one pass over 512 tokens in 32 bit: a few of the model's width and of the feed-forward layer's.
+COMPUTE_BYTES_PER_WIDTH = 512 * 4 * 8
 SMALLEST_DEFAULT_CONTEXT = 4096
 #: Of the available memory that the keys and values of the default context may take: room for other programs stays, and
 #: loading stays quick, because llama.cpp clears them.

@@ -14,8 +14,8 @@ from localqwen.machine import Machine
 from localqwen.models import fit, registry
 from localqwen.models.registry import Model
 
-#: Of the bandwidth of a plain copy that decoding reaches: 0.6B and 1.7B through llama.cpp, see benchmarks/fit.md.
-DECODE_SHARE = 0.6
+#: Of the bandwidth of a plain copy that decoding reaches: see benchmarks/fit.md.
+DECODE_SHARE = 0.5
 #: Slower than somebody reads is not worth it while there is a smaller model.
 READING_TOKENS_PER_SECOND = 5.0
 CONTEXTS = (32768, 16384, 8192, 4096)
