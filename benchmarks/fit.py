@@ -4,8 +4,8 @@
     localqwen convert build/qwen3-0.6b-random --quant q8_0 --out build/0.6B-Q8_0.gguf
     python benchmarks/fit.py build/0.6B-Q8_0.gguf …
 
-Each number is a process of its own that opens the engine, takes a prompt and decodes a little. Measured is the most
-memory it ever had in RAM (VmHWM on Linux), Python and all, mapped weights included: once with the weights as they lie
+Each number is a process of its own that opens the engine and fills the whole context. Measured is the most memory
+it ever had in RAM (VmHWM on Linux), Python and all, mapped weights included: once with the weights as they lie
 in the file, which is what the process needs; and once with llama.cpp's repacking of 4-bit weights, where the originals
 stay mapped beside the copies until the system wants that memory back.
 """
@@ -17,8 +17,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-CONTEXTS = (1024, 4096, 32768)
-PROMPT, GENERATED = 300, 4
+CONTEXTS = (1024, 4096)
+GENERATED = 4
 
 
 def measure(path: Path, context: int, *, repack: bool) -> int:
@@ -32,7 +32,7 @@ def child(path: Path, context: int, *, repack: bool) -> None:
     from localqwen.engines.llama_cpp import LlamaCppEngine
 
     engine = LlamaCppEngine(path, context_length=context, threads=2, use_extra_bufts=repack)
-    run = engine.start([1000 + n for n in range(PROMPT)], Sampling(seed=1), max_tokens=GENERATED)
+    run = engine.start([1000 + n % 1000 for n in range(context - GENERATED)], Sampling(seed=1), max_tokens=GENERATED)
     while not run.finished:
         engine.step()
     lines = Path("/proc/self/status").read_text().splitlines()

@@ -294,3 +294,14 @@ def code_lines(file: Path) -> list[str]:
     }
     lines = enumerate(file.read_text().splitlines(), 1)
     return [line.partition("#")[0] for number, line in lines if number not in texts]
+
+
+def test_the_prediction_knows_what_the_engine_does_with_attention_scores() -> None:
+    """Engines stand above models, so that the numbers are in both places."""
+    from localqwen.engines import llama_cpp
+
+    assert (fit.BATCH, fit.SCORES_BYTES) == (llama_cpp.BATCH, llama_cpp.SCORES_BYTES)
+    model = registry.models()["qwen3:0.6b"]
+    scores = fit.model_need(model, "Q8_0", 4096).compute - fit.model_need(model, "Q8_0", 0).compute
+    assert scores == 4096 * 256 * 16 * 4
+    assert fit.model_need(model, "Q8_0", 131_072).compute == fit.model_need(model, "Q8_0", 0).compute

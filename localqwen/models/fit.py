@@ -18,8 +18,12 @@ from localqwen.models.store import LocalFile
 #: Python, llama.cpp and the vocabulary: measured 84 MB beside weights, keys and values, without the merges of a real
 #: tokenizer. See benchmarks/fit.md.
 OVERHEAD_BYTES = 90 << 20
-#: Activations of one pass over 512 tokens in 32 bit: a few of the model's width and of the feed-forward layer's.
-COMPUTE_BYTES_PER_WIDTH = 512 * 4 * 8
+#: Tokens of one pass, and the bytes of attention scores (32 bit) up to which the engine keeps them: as in
+#: engines/llama_cpp.py, and a test holds them alike. Beyond, attention is computed without them.
+BATCH = 256
+SCORES_BYTES = 1 << 30
+#: Activations of one pass in 32 bit: a few of the model's width and of the feed-forward layer's.
+COMPUTE_BYTES_PER_WIDTH = BATCH * 4 * 16
 SMALLEST_DEFAULT_CONTEXT = 4096
 #: Of the available memory that the keys and values of the default context may take: room for other programs stays, and
 #: loading stays quick, because llama.cpp clears them.
@@ -43,19 +47,24 @@ class Need:
         return self.weights + self.kv + self.compute
 
 
-def need(weights: int, kv_elements_per_token: int, width: int, context_length: int, kv: str = "f16") -> Need:
-    """`weights` are the bytes on disk: they are mapped or copied as they are."""
-    keys_and_values = int(context_length * kv_elements_per_token * KV_BYTES[kv])
-    return Need(weights, keys_and_values, OVERHEAD_BYTES + COMPUTE_BYTES_PER_WIDTH * width)
-
-
 def model_need(model: Model, quant: str, context_length: int, kv: str = "f16") -> Need:
     """Of an entry in one of its GGUF quantisations, whether it is here or not."""
-    return need(model.gguf_bytes(quant), model.kv_elements_per_token, model.width, context_length, kv)
+    return _need(model.gguf_bytes(quant), model.kv_elements_per_token, model.width, model.heads, context_length, kv)
+
+
+def header_need(header: GgufHeader, context_length: int, kv: str = "f16") -> Need:
+    return _need(header.bytes, header.kv_elements_per_token, header.width, header.heads, context_length, kv)
+
+
+def _need(weights: int, kv_elements: int, width: int, heads: int, context_length: int, kv: str) -> Need:
+    """`weights` are the bytes on disk: they are mapped as they are."""
+    scores = 4 * context_length * BATCH * heads
+    compute = OVERHEAD_BYTES + COMPUTE_BYTES_PER_WIDTH * width + (scores if scores <= SCORES_BYTES else 0)
+    return Need(weights, int(context_length * kv_elements * KV_BYTES[kv]), compute)
 
 
 def needed_bytes(header: GgufHeader, context_length: int) -> int:
-    return need(header.bytes, header.kv_elements_per_token, header.width, context_length).total
+    return header_need(header, context_length).total
 
 
 def check(header: GgufHeader, context_length: int, machine: Machine) -> None:

@@ -34,6 +34,7 @@ class GgufHeader:
     kv_heads: int
     head_length: int
     width: int = 0
+    heads: int = 0
 
     @property
     def kv_elements_per_token(self) -> int:
@@ -65,6 +66,7 @@ def read(path: Path) -> GgufHeader:
         kv_heads=values.get("attention.head_count_kv", heads),
         head_length=values.get("attention.key_length", values["embedding_length"] // heads),
         width=values["embedding_length"],
+        heads=heads,
     )
 
 

@@ -56,6 +56,7 @@ class Model:
     parameters: int = 0
     active: int = 0
     layers: int = 0
+    heads: int = 0
     kv_heads: int = 0
     head_dim: int = 0
     width: int = 0
@@ -133,7 +134,7 @@ def _source() -> str:
 
 
 #: What an entry takes from the one it is `like`: the shape of the network, never a name or a repository.
-_SHAPE = ("parameters", "active", "layers", "kv_heads", "head_dim", "width", "native", "longest", "yarn")
+_SHAPE = ("parameters", "active", "layers", "heads", "kv_heads", "head_dim", "width", "native", "longest", "yarn")
 
 
 def _model(name: str, entries: Mapping[str, Mapping[str, Any]]) -> Model:
