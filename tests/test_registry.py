@@ -13,9 +13,18 @@ from typing import Any
 
 import pytest
 
-from localqwen.errors import ConfigError, LocalqwenError, ModelNotFound, NotEnoughMemory, UsageError
+from localqwen.errors import (
+    ConfigError,
+    HubError,
+    LocalqwenError,
+    ModelNotFound,
+    NotEnoughMemory,
+    StorageError,
+    UsageError,
+)
 from localqwen.machine import Machine
 from localqwen.models import catalogue, fit, names, provide, pull, recommend, registry
+from localqwen.models.listing import Listing, RemoteFile
 from localqwen.models.names import LocalPath, Named, Repository
 
 ROOT = Path(__file__).parents[1]
@@ -305,3 +314,29 @@ def test_the_prediction_knows_what_the_engine_does_with_attention_scores() -> No
     scores = fit.model_need(model, "Q8_0", 4096).compute - fit.model_need(model, "Q8_0", 0).compute
     assert scores == 4096 * 256 * 16 * 4
     assert fit.model_need(model, "Q8_0", 131_072).compute == fit.model_need(model, "Q8_0", 0).compute
+
+
+def planned(missing: int, folder: Path) -> pull.Plan:
+    reference = names.parse("qwen3:4b")
+    assert isinstance(reference, Named)
+    file = RemoteFile("x.gguf", missing, "0" * 64)
+    return pull.Plan(
+        reference, "hf", Listing("a/b", "main", "0" * 40, (file,)), (file,), "Q4_K_M", False, folder, missing
+    )
+
+
+def test_a_disk_without_room_is_refused_before_the_first_byte(tmp_path: Path) -> None:
+    pull.check_space(planned(1000, tmp_path / "not" / "yet"))
+    with pytest.raises(StorageError) as error:
+        pull.check_space(planned(10**18, tmp_path / "not" / "yet"))
+    assert "qwen3:4b takes 1000000000.0 GB more" in error.value.message
+    assert "are free" in error.value.message
+    assert "localqwen rm" in error.value.hint
+
+
+@pytest.mark.parametrize("path", ["../x", "a/../../x", "/etc/x", "", "a\\..\\x"])
+def test_a_hub_cannot_name_a_file_outside_its_folder(path: str) -> None:
+    with pytest.raises(HubError, match="cannot be"):
+        RemoteFile(path, 1, "0" * 64)
+    with pytest.raises(HubError, match="cannot be"):
+        RemoteFile("x", 1, "../" + "0" * 61)

@@ -55,10 +55,7 @@ def listing(repo: str, revision: str | None = None) -> Listing:
 
 
 def _remote(sibling: Any) -> RemoteFile:
-    digest = str(sibling.lfs.sha256 if sibling.lfs else sibling.blob_id)
-    if not digests.is_digest(digest):  # it becomes a file's name
-        raise ValueError(f"{sibling.rfilename} has no digest")
-    return RemoteFile(sibling.rfilename, int(sibling.size), digest)
+    return RemoteFile(sibling.rfilename, int(sibling.size), str(sibling.lfs.sha256 if sibling.lfs else sibling.blob_id))
 
 
 def state(listed: Listing, file: RemoteFile) -> int:

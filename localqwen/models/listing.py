@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+
+from localqwen.errors import HubError
+from localqwen.models.digests import is_digest
 
 
 @dataclass(frozen=True)
@@ -14,6 +17,14 @@ class RemoteFile:
     path: str
     bytes: int
     digest: str
+
+    def __post_init__(self) -> None:
+        """Paths and digests become paths on this disk: what leads out of the folder is refused."""
+        parts = PurePosixPath(self.path).parts
+        if not parts or ".." in parts or "\\" in self.path or self.path.startswith("/") or not is_digest(self.digest):
+            raise HubError(
+                f"the hub lists a file that cannot be: {self.path!r} ({self.digest!r})", "name another source"
+            )
 
     def is_at(self, path: Path) -> bool:
         """By its size: reading it all is `digests.matches`."""
