@@ -15,9 +15,9 @@ from localqwen.models.gguf_header import GgufHeader
 from localqwen.models.registry import Model
 from localqwen.models.store import LocalFile
 
-#: Python, llama.cpp and the vocabulary: measured 84 MB beside weights, keys and values, without the merges of a real
-#: tokenizer. See benchmarks/fit.md.
-OVERHEAD_BYTES = 90 << 20
+#: Python, llama.cpp and the vocabulary: about 65 MB were measured without the merges of a real
+#: tokenizer, see benchmarks/fit.md.
+OVERHEAD_BYTES = 70 << 20
 #: Tokens of one pass, and the bytes of attention scores (32 bit) up to which the engine keeps them: as in
 #: engines/llama_cpp.py, and a test holds them alike. Beyond, attention is computed without them.
 BATCH = 256
