@@ -389,6 +389,26 @@ def test_rm_frees_the_space_and_leaves_what_another_name_needs(machine: Machine)
     assert machine.fails("rm", "qwen3:4b")[1] == "localqwen pull qwen3:4b"
 
 
+@pytest.mark.parametrize("command", ["pull", "verify", "rm"])
+def test_the_built_in_model_has_no_files_to_work_on(machine: Machine, command: str) -> None:
+    code, _, aside = machine.run(command, "demo")
+    assert (code, aside.splitlines()[0]) == (2, f"Error: demo is built in, there is nothing to {word(command)}")
+
+
+def word(command: str) -> str:
+    return "remove" if command == "rm" else command
+
+
+def test_what_is_no_model_is_neither_verified_nor_removed(machine: Machine) -> None:
+    folder = str(machine.folder)
+    assert f"there is no model file {folder}" in machine.fails("verify", folder)[0]
+    foreign = machine.folder / "mine.gguf"
+    foreign.write_bytes(b"GGUF")
+    assert "not a whole GGUF file" in machine.fails("verify", str(foreign))[0]
+    assert machine.run("rm", str(foreign))[0] == 2
+    assert foreign.exists()
+
+
 def test_a_new_commit_with_the_same_file_shares_its_bytes_and_rm_frees_them_once(machine: Machine) -> None:
     machine.good("pull", "qwen3:4b")
     files = machine.hub.repositories[GGUF]
@@ -420,7 +440,7 @@ def test_where_no_official_file_exists_the_weights_are_loaded_and_converted(mach
     assert Path(result["path"]).read_bytes()[:4] == b"GGUF"
     (entry,) = json.loads(machine.good("list", "--json"))
     assert entry["name"] == "qwen3:0.6b-q4_k_m"
-    assert "made here" in machine.good("verify", "qwen3:0.6b-q4_k_m")
+    assert "no digest" in machine.good("verify", "qwen3:0.6b-q4_k_m")
     machine.hub.reset()
     machine.good("pull", "qwen3:0.6b-q8_0", "qwen3:0.6b-q6_k")  # an official file; the weights are here already
     assert machine.hub.seen.sent == len(data(machine.hub, "Qwen3-0.6B-Q8_0.gguf", "Qwen/Qwen3-0.6B-GGUF"))

@@ -44,7 +44,7 @@ def command(name: str, as_json: bool) -> int:
 
 
 def _row(verdict: Verdict) -> tuple[str, ...]:
-    proved = "good" if verdict.digest else "opens; made here, no digest is declared"
+    proved = "good" if verdict.digest else "opens; no digest is declared for it"
     return (verdict.path.name, readable_bytes(verdict.bytes), verdict.problem or proved)
 
 

@@ -105,7 +105,7 @@ def _reachable(error: Exception) -> str:
     import httpx2
 
     if isinstance(error, (httpx2.ConnectError, httpx2.ConnectTimeout)):
-        return f"check the network, the proxy settings and HF_ENDPOINT; {_AGAIN}"
+        return "check the network, the proxy settings and HF_ENDPOINT, then run the same command again"
     return _AGAIN
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from localqwen.errors import EngineUnavailable, ModelNotFound, NotPulled
+from localqwen.errors import EngineUnavailable, ModelNotFound, NotPulled, UsageError
 from localqwen.models import inventory, names, store
 from localqwen.models.names import LocalPath, Named, Reference, Repository
 
@@ -60,6 +60,13 @@ def _made_of_whole_weights(reference: Reference, progress: Callable[[Progress], 
         raise not_pulled(reference)
     target = store.made_file(repo, folder.name, quant)
     return make(folder, target, quant=quant, name=repo.rpartition("/")[2], progress=progress)
+
+
+def refuse_built_in(reference: Reference, what: str) -> None:
+    """Raises UsageError for the model that comes with the package: nothing of it was pulled."""
+    if isinstance(reference, Named) and reference.model.weights is None and not reference.model.gguf:
+        name = reference.model.name
+        raise UsageError(f"{name} is built in, there is nothing to {what}", f"localqwen run {name} hello")
 
 
 def not_pulled(reference: Reference) -> NotPulled:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from localqwen.errors import HubError, HubRefused, ModelNotFound, StorageError, Unsupported, UsageError
-from localqwen.models import cached, inventory, names, sources, store
+from localqwen.models import cached, inventory, names, provide, sources, store
 from localqwen.models.listing import Listing, RemoteFile
 from localqwen.models.names import LocalPath, Named, Reference, Repository, Source
 
@@ -81,8 +81,8 @@ def _plan_named(named: Named, source: Source, revision: str | None) -> Plan:
     if quant in model.gguf:
         pattern = model.gguf[quant].file
         return _planned(named, source, model.gguf_repo, revision, quant, lambda path: fnmatch.fnmatch(path, pattern))
-    if model.weights is None:
-        raise UsageError(f"{model.name} is built in, there is nothing to pull", f"localqwen run {model.name} hello")
+    provide.refuse_built_in(named, "pull")
+    assert model.weights is not None
     if model.mixture:
         raise Unsupported(
             f"there is no official GGUF file of {named.text}, and mixtures of experts cannot be converted here",
@@ -184,8 +184,6 @@ def run(planned: Plan, progress: Progress | None = None) -> Path:
 
 
 def _convert(planned: Plan, folder: Path, tell: Progress) -> Path:
-    from localqwen.models import provide
-
     name = planned.listing.repo.rpartition("/")[2]
     if not planned.target.exists():
         provide.make(

@@ -26,6 +26,7 @@ def remove(reference: Reference) -> Removed:
     """Raises NotPulled where nothing of it is here, UsageError for a file that is not in our store."""
     if isinstance(reference, LocalPath):
         return _own(reference.path)
+    provide.refuse_built_in(reference, "remove")
     found, weights = inventory.find(reference), _weights_of(reference)
     partials = list(_partials(reference))
     if found is None and weights is None and not partials:

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from localqwen.errors import LocalqwenError
+from localqwen.errors import LocalqwenError, ModelNotFound
 from localqwen.models import digests, gguf_header, inventory, provide
-from localqwen.models.names import Reference
+from localqwen.models.names import LocalPath, Reference
 from localqwen.models.store import LocalFile
 
 
@@ -23,8 +23,11 @@ class Verdict:
 
 
 def files_of(reference: Reference) -> LocalFile:
-    """Raises NotPulled, ModelNotFound."""
+    """Raises NotPulled, ModelNotFound, UsageError."""
+    provide.refuse_built_in(reference, "verify")
     found = inventory.find(reference)
+    if found is None and isinstance(reference, LocalPath):
+        raise ModelNotFound(f"there is no model file {reference.path}", "give a .gguf file, or a name: localqwen list")
     if found is None:
         raise provide.not_pulled(reference)
     return found
