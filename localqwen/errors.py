@@ -4,6 +4,11 @@
     ├── UsageError              the command or request is malformed                 exit 2, HTTP 400
     │   └── ConfigError         the config file or an environment variable is wrong
     ├── ModelNotFound           no model of that name, no file at that path         exit 1, HTTP 404
+    │   └── NotPulled           a model that we know, but its files are not here
+    ├── HubError                a hub refused, failed or could not be reached       exit 1, HTTP 502
+    │   ├── HubRefused          no such repository or file, or no right to it
+    │   └── DamagedFile         a file is not what the hub declared
+    ├── StorageError            the disk is full, or a folder cannot be written     exit 1, HTTP 507
     ├── Unsupported             the model or engine cannot do what was asked        exit 1, HTTP 400
     │   ├── ContextTooLong      the prompt does not fit the context
     │   └── NotEnoughMemory     the machine does not have the memory                exit 1, HTTP 507
@@ -44,6 +49,26 @@ class ConfigError(UsageError):
 
 class ModelNotFound(LocalqwenError):
     http_status = 404
+
+
+class NotPulled(ModelNotFound):
+    pass
+
+
+class HubError(LocalqwenError):
+    http_status = 502
+
+
+class HubRefused(HubError):
+    pass
+
+
+class DamagedFile(HubError):
+    pass
+
+
+class StorageError(LocalqwenError):
+    http_status = 507
 
 
 class Unsupported(LocalqwenError):

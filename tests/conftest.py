@@ -1,9 +1,17 @@
 """Every test runs in a home of its own: the user's models, conversations and configuration are never touched."""
 
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 
 import pytest
+
+# The hub's client reads these once, when it is imported: no test sees the user's cache or reaches a real hub.
+for _name in [name for name in os.environ if name.startswith(("HF_", "HUGGINGFACE_", "HUGGING_FACE_"))]:
+    del os.environ[_name]
+os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="localqwen-tests-hf-")
+os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -15,3 +23,4 @@ def _home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     patch.setenv("LOCALQWEN_HOME", str(tmp_path_factory.mktemp("home")))
     yield
     patch.undo()
+    shutil.rmtree(os.environ["HF_HOME"], ignore_errors=True)

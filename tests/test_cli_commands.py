@@ -101,8 +101,8 @@ def test_list_shows_the_models_on_disk(run: Run, tmp_path: Path, monkeypatch: py
     models.mkdir()
     (models / "Qwen3-4B-Q4_K_M.gguf").write_bytes(bytes(2500))
     head, row = run("list")[1].splitlines()
-    assert head.split() == ["NAME", "QUANT", "SIZE", "MODIFIED", "PATH"]
-    assert row.split()[:4] == ["Qwen3-4B", "Q4_K_M", "2.5", "kB"]
+    assert head.split() == ["NAME", "ENGINE", "QUANT", "SIZE", "LAST", "USED", "PATH"]
+    assert row.split()[:5] == ["Qwen3-4B", "llama.cpp", "Q4_K_M", "2.5", "kB"]
     entry = json.loads(run("list", "--json")[1])[0]
     assert (entry["name"], entry["bytes"]) == ("Qwen3-4B", 2500)
 

@@ -20,7 +20,7 @@ def seen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
 def changed(seen: dict[str, Any]) -> dict[str, Any]:
     """The flags that have another value than without any configuration."""
     plain = {"model": "demo", "prompt": ("hi",), "system": "", "tools": None, "hide_thinking": False, "stop": ()}
-    plain |= {"stats": False, "as_json": False}
+    plain |= {"stats": False, "as_json": False, "yes": False, "force": False}
     return {name: value for name, value in seen.items() if value != plain.get(name)}
 
 
@@ -107,7 +107,7 @@ def test_the_model_of_chat(
         ("[run]\nbuget = 3", "config.toml: [run] buget is unknown", "did you mean budget?"),
         ("[chat]\nxyzzy = 3", "config.toml: [chat] xyzzy is unknown", "possible: "),
         ("[run]\nmodel = 'demo'", "config.toml: [run] model is unknown", "possible: "),
-        ("[rum]\nbudget = 3", "config.toml: [rum] is unknown", "did you mean [run]?"),
+        ("[runn]\nbudget = 3", "config.toml: [runn] is unknown", "did you mean [run]?"),
         ("budget = 'many'", "config.toml: budget is 'many', it must be a whole number", "--help"),
         ("budget = 3.7", "config.toml: budget is 3.7, it must be a whole number", "--help"),
         ("budget = true", "config.toml: budget is True, it must be a whole number", "--help"),

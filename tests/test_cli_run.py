@@ -195,7 +195,7 @@ BAD_INPUT: list[tuple[list[str], bytes, int, str, str]] = [
     (["run", "demo", "hi", "--ctx"], b"", 2, "Option '--ctx' requires an argument", "localqwen run --help"),
     (["run", "demo", "hi", "--temperature", "nan"], b"", 2, "temperature is nan", "localqwen --help"),
     (["run", "demo", "hi", "--tools", "no.json"], b"", 2, "cannot read no.json: No such file", "a JSON file"),
-    (["rum", "demo"], b"", 2, "there is no command 'rum'", "did you mean localqwen run?"),
+    (["runn", "demo"], b"", 2, "there is no command 'runn'", "did you mean localqwen run?"),
     (["xyzzy"], b"", 2, "there is no command 'xyzzy'", "commands: chat, run"),
     (["--verison"], b"", 2, "there is no option --verison of localqwen", "did you mean --version?"),
 ]
@@ -233,7 +233,7 @@ def test_a_tool_list_of_another_shape_is_explained(shell: Shell, tmp_path: Path,
 @pytest.mark.parametrize("flags", [[], ["--json"]])
 def test_a_model_that_fails_leaves_stdout_empty(shell: Shell, flags: list[str]) -> None:
     shell.error = ModelNotFound("there is no model 'dmeo'", "did you mean demo?")
-    assert shell("run", "dmeo", "hi", *flags) == (
+    assert shell("run", "demo", "hi", *flags) == (
         1,
         "",
         "Error: there is no model 'dmeo'\n\nhint: did you mean demo?\n",
@@ -292,7 +292,7 @@ def test_help_and_version(shell: Shell) -> None:
     code, out, _ = shell("--help")
     assert code == 0
     assert [line.split()[0] for line in out.partition("Commands:\n")[2].splitlines()] == [
-        "chat", "run", "list", "show", "convert", "doctor", "completion",
+        "chat", "run", "pull", "list", "show", "verify", "rm", "recommend", "convert", "doctor", "completion",
     ]  # fmt: skip
     assert "--budget N" in shell("run", "--help")[1]
 

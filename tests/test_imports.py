@@ -22,6 +22,9 @@ HOMES = {
     "mlx_lm": ["localqwen/engines/mlx.py", "convert/mlx.py"],
     "llama_cpp": ["localqwen/engines/", "convert/"],
     "gguf": ["convert/"],
+    "huggingface_hub": ["localqwen/models/hub"],
+    "httpx2": ["localqwen/models/hub"],
+    "modelscope_hub": ["localqwen/models/modelscope.py"],
     "jinja2": ["localqwen/chat/template.py"],
 }
 
@@ -66,5 +69,16 @@ def test_heavy_packages_are_imported_in_their_homes_only(file: Path) -> None:
 def test_importing_localqwen_imports_nothing_heavy() -> None:
     code = "import sys, localqwen, localqwen.cli; print(*{name.partition('.')[0] for name in sys.modules})"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
-    heavy = {"llama_cpp", "numpy", "jinja2", "rich", "prompt_toolkit", "psutil", "gguf", "mlx"}
+    heavy = {
+        "llama_cpp",
+        "numpy",
+        "jinja2",
+        "rich",
+        "prompt_toolkit",
+        "psutil",
+        "gguf",
+        "mlx",
+        "huggingface_hub",
+        "httpx2",
+    }
     assert not heavy & set(loaded.stdout.split())

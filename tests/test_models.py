@@ -101,7 +101,7 @@ def test_what_is_larger_than_the_machine_is_refused_with_the_numbers() -> None:
     fit.check(HEADER, 40960, MACHINE)
     with pytest.raises(NotEnoughMemory) as error:
         fit.check(HEADER, 131072, MACHINE)
-    assert "22.2 GB" in error.value.message
+    assert "21.9 GB" in error.value.message
     assert "17.2 GB" in error.value.message
     assert "--ctx" in error.value.hint
 

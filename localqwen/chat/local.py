@@ -94,14 +94,19 @@ class LocalChatModel:
 
 
 def load(
-    name: str, *, engine: str | None = None, context_length: int | None = None, threads: int | None = None
+    name: str,
+    *,
+    engine: str | None = None,
+    context_length: int | None = None,
+    threads: int | None = None,
+    force: bool = False,
 ) -> LocalChatModel:
     """Open a model by name or path and make it answer. See `localqwen.engines.open` for the parameters and errors."""
     from localqwen import engines
     from localqwen.models import registry
 
     begin = time.perf_counter()
-    opened = engines.open(name, engine=engine, context_length=context_length, threads=threads)
+    opened = engines.open(name, engine=engine, context_length=context_length, threads=threads, force=force)
     model = registry.lookup(name)
     return LocalChatModel(
         opened,

@@ -20,8 +20,12 @@ from localqwen.errors import LocalqwenError
 COMMANDS = {
     "chat": ("chat", "Talk with a model."),
     "run": ("run", "Answer one prompt."),
-    "list": ("list_models", "Show the models on disk."),
+    "pull": ("pull", "Get models."),
+    "list": ("list_models", "Show the models on disk, or all that can be named."),
     "show": ("show", "Show what a model is and what it needs."),
+    "verify": ("verify", "Check every file of a model against what the hub declared."),
+    "rm": ("rm", "Remove a model from the disk."),
+    "recommend": ("recommend", "Say which model, quantisation and context suit a machine."),
     "convert": ("convert", "Turn an official checkpoint into a quantised GGUF file."),
     "doctor": ("doctor", "Check this machine and its engines."),
     "completion": ("completion", "Print the shell's completion script."),

@@ -12,7 +12,7 @@ import click
 
 from localqwen.chat import session as sessions
 from localqwen.chat.session import Session
-from localqwen.cli import config, repl_commands, saved
+from localqwen.cli import config, getting, repl_commands, saved
 from localqwen.cli.config import ConfiguredCommand
 from localqwen.cli.console import Channel, Printer, is_terminal
 from localqwen.cli.keys import Keys, NoKeys, TerminalKeys, terminal_kept
@@ -20,7 +20,8 @@ from localqwen.cli.options import Loading, Settings, answer_options, loading_opt
 from localqwen.cli.reader import LineReader, Reader
 from localqwen.cli.repl import Repl
 from localqwen.errors import SessionError
-from localqwen.models import registry, store
+from localqwen.models import inventory, names, provide, registry, store
+from localqwen.models.names import Named, Repository
 
 GET_A_MODEL = "a real one: localqwen chat path/to/model.gguf"
 
@@ -50,6 +51,7 @@ def command(model: str | None, goes_on: bool, system: str, settings: Settings, l
     if goes_on and last is None:
         raise SessionError("there is no conversation to go on with", "start one: localqwen chat")
     choice = choose(model, last, _largest)
+    getting.ensure(choice.model, yes=loading.yes, force=loading.force)  # before a conversation begins
     session = _session(choice, last if goes_on else None, folder, system)
     with session:
         if choice.reason:
@@ -82,7 +84,7 @@ def _said(model: str, why: str) -> Choice:
 
 
 def available(model: str) -> bool:
-    return registry.lookup(model) is not None or Path(model).expanduser().exists()
+    return names.understood(model) is not None and provide.is_here(model)
 
 
 def _largest() -> str | None:
@@ -90,7 +92,7 @@ def _largest() -> str | None:
     from localqwen.models import fit
 
     found = fit.largest_that_fits(store.on_disk(), this_machine())
-    return str(found.path) if found else None
+    return inventory.command_name(found) if found else None
 
 
 def _last(folder: Path) -> Path | None:
@@ -120,7 +122,10 @@ def _session(choice: Choice, goes_on_with: Path | None, folder: Path, system: st
 
 def lasting_name(model: str) -> str:
     """A name that means the same from another folder tomorrow."""
-    return model if registry.lookup(model) else str(Path(model).expanduser().resolve())
+    reference = names.understood(model)
+    if isinstance(reference, Named | Repository):
+        return reference.text
+    return str(Path(model).expanduser().resolve())
 
 
 def _given() -> dict[str, Any]:

@@ -1,11 +1,11 @@
-"""`localqwen list`: the models on disk."""
+"""`localqwen list`: the models on disk, or everything that can be named."""
 
 from __future__ import annotations
 
 import json
 import sys
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,35 +15,75 @@ from localqwen.cli.sizes import aligned, readable_bytes
 from localqwen.models import store
 from localqwen.models.store import LocalFile
 
+if TYPE_CHECKING:
+    from localqwen.models.catalogue import Row
+
 
 @click.command("list", cls=ConfiguredCommand)
+@click.option("--all", "everything", is_flag=True, help="All that can be pulled, with size and memory.")
 @json_option
-def command(as_json: bool) -> None:
+def command(everything: bool, as_json: bool) -> None:
     """Show the models on disk, the largest first. `demo` is built in and always there."""
+    if everything:
+        _list_all(as_json)
+        return
     files = store.on_disk()
     if as_json:
         sys.stdout.write(json.dumps([_entry(file) for file in files], ensure_ascii=False) + "\n")
     elif files:
         sys.stdout.write(table(files) + "\n")
     else:
-        sys.stderr.write("no model is on disk but the built-in demo; a .gguf file can be run by its path\n")
+        sys.stderr.write("no model is on disk but the built-in demo; get one: localqwen recommend, localqwen pull\n")
 
 
 def table(files: list[LocalFile]) -> str:
-    head = ("NAME", "QUANT", "SIZE", "MODIFIED", "PATH")
+    head = ("NAME", "ENGINE", "QUANT", "SIZE", "LAST USED", "PATH")
     return aligned([head, *(_row(file) for file in files)])
 
 
 def _row(file: LocalFile) -> tuple[str, ...]:
-    day = time.strftime("%Y-%m-%d", time.localtime(file.modified))
-    return (file.name, file.quant or "-", readable_bytes(file.bytes), day, str(file.path))
+    day = time.strftime("%Y-%m-%d", time.localtime(file.used or file.modified))
+    return (_name(file), file.engine, file.quant or "-", readable_bytes(file.bytes), day, str(file.path))
+
+
+def _name(file: LocalFile) -> str:
+    """What to type where the file has such a name, else the name of the file."""
+    from localqwen.models import inventory
+
+    typed = inventory.command_name(file)
+    return file.name if typed == str(file.path) else typed
 
 
 def _entry(file: LocalFile) -> dict[str, Any]:
     return {
-        "name": file.name,
+        "name": _name(file),
         "path": str(file.path),
         "bytes": file.bytes,
         "quant": file.quant,
+        "engine": file.engine,
         "modified": file.modified,
+        "used": file.used,
     }
+
+
+def _list_all(as_json: bool) -> None:
+    from localqwen.machine import this_machine
+    from localqwen.models import catalogue
+
+    rows = catalogue.rows(this_machine())
+    if as_json:
+        sys.stdout.write(json.dumps([row.as_json() for row in rows], ensure_ascii=False) + "\n")
+        return
+    head = ("NAME", "QUANT", "DOWNLOAD", "MEMORY AT 4K", "FITS HERE", "NOTE")
+    lines = [(row.name, row.quant, readable_bytes(row.download_bytes), *_fit(row), _note(row)) for row in rows]
+    sys.stdout.write(aligned([head, *lines]) + "\n")
+
+
+def _note(row: Row) -> str:
+    if row.official:
+        return ""
+    return "is converted here" if row.convertible else "no official GGUF file, cannot be converted here yet"
+
+
+def _fit(row: Row) -> tuple[str, str]:
+    return readable_bytes(row.memory_bytes), "yes" if row.fits else "no"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import click
@@ -63,18 +62,17 @@ class Loading:
     ctx: int | None = None
     threads: int | None = None
     engine: str | None = None
+    yes: bool = False
+    force: bool = False
 
     def open(self, name: str) -> ChatModel:
-        """A checkpoint folder is converted on first use, which takes a while and therefore shows a bar."""
+        """What is not here is pulled after asking; what must be converted shows a bar, because it takes a while."""
         import localqwen
+        from localqwen.cli import getting
 
-        if Path(name).expanduser().is_dir():
-            from localqwen.cli.progress import conversion_bar
-            from localqwen.models import provide
-
-            with conversion_bar(f"converting {name}") as progress:
-                provide.provide(name, progress=progress)
-        return localqwen.load(name, engine=self.engine, context_length=self.ctx, threads=self.threads)
+        getting.ensure(name, yes=self.yes, force=self.force)
+        forced = {"force": True} if self.force else {}
+        return localqwen.load(name, engine=self.engine, context_length=self.ctx, threads=self.threads, **forced)
 
 
 _SETTINGS = (
@@ -99,6 +97,8 @@ _LOADING = (
     click.option("--ctx", type=click.IntRange(min=1), metavar="N", help="Context in tokens, prompt and answer."),
     click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads."),
     click.option("--engine", metavar="NAME", help="Engine instead of the one for this machine (localqwen doctor)."),
+    click.option("--yes", "-y", is_flag=True, help="Pull a model that is not here without asking."),
+    click.option("--force", is_flag=True, help="Load it even if it does not fit the memory."),
 )
 
 

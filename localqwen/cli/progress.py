@@ -33,3 +33,25 @@ def conversion_bar(title: str) -> Iterator[Callable[[Progress], None] | None]:
         yield move
     finally:
         bar.stop()
+
+
+@contextlib.contextmanager
+def byte_bar(title: str, total: int) -> Iterator[Callable[[str, int], None]]:
+    """Gives a function that is told how many bytes of which file are done; it moves a bar where there is a terminal."""
+    if not sys.stderr.isatty():
+        yield lambda name, done: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    done_of: dict[str, int] = {}
+    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(title, total=total)
+
+        def move(name: str, done: int) -> None:
+            done_of[name] = done
+            bar.update(task, completed=sum(done_of.values()))
+
+        yield move

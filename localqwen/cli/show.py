@@ -22,10 +22,19 @@ def command(name: str, as_json: bool) -> None:
     from localqwen.models.describe import describe
 
     facts = describe(name)
+    facts["sampling"] = facts.get("sampling") or presets(facts["thinking"])
     if as_json:
         sys.stdout.write(json.dumps(facts, ensure_ascii=False) + "\n")
     else:
         sys.stdout.write(page(facts) + "\n")
+
+
+def presets(thinking: str | None) -> dict[str, dict[str, float | int]]:
+    """The makers' sampling of each mode that a model has; none for a file that says nothing of its modes."""
+    from localqwen.chat import sampling
+
+    modes = {"thinking": thinking in ("switch", "always"), "not thinking": thinking in ("switch", "never")}
+    return {mode: dict(sampling.preset(mode == "thinking").set_values()) for mode, has in modes.items() if has}
 
 
 def page(facts: Mapping[str, Any]) -> str:
@@ -39,7 +48,11 @@ def page(facts: Mapping[str, Any]) -> str:
 def _shown(key: str, value: Any) -> str:
     if key == "memory":
         return ", ".join(f"{readable_bytes(size)} at {int(context):,} tokens" for context, size in value.items())
-    if key == "bytes":
+    if key == "sampling":
+        return "; ".join(f"{mode}: {_shown('', values)}" for mode, values in value.items())
+    if key == "files":
+        return ", ".join(f"{file['path']} ({file['digest'] or 'made here'})" for file in value)
+    if key in ("bytes", "download_bytes"):
         return readable_bytes(value)
     if isinstance(value, Mapping):
         return ", ".join(f"{name} {inner}" for name, inner in value.items())

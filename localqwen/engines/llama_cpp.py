@@ -256,7 +256,7 @@ def _state(run: Run) -> _Decoding:
 
 
 def open(  # noqa: A001  (the name every engine module offers)
-    path: Path, *, context_length: int | None, threads: int | None, max_runs: int
+    path: Path, *, context_length: int | None, threads: int | None, max_runs: int, force: bool = False
 ) -> LlamaCppEngine:
     """Open a GGUF file with the settings that this build needs on this CPU and the context that the memory allows."""
     from localqwen.engines.probe import probe
@@ -276,7 +276,8 @@ def open(  # noqa: A001  (the name every engine module offers)
         raise UsageError(f"{threads} threads were asked for", "use --threads 1 or more")
     machine = this_machine()
     context = context_length or fit.default_context(header, machine, max_runs)
-    fit.check(header, context * max_runs, machine)
+    if not force:
+        fit.check(header, context * max_runs, machine)
     return LlamaCppEngine(
         path,
         context_length=context,

@@ -1,19 +1,86 @@
-"""What one model is, for `localqwen show`: from its file's header and, if it has one, its entry."""
+"""What one model is, for `localqwen show`: from its entry, and from its file where it is here. Loads nothing."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from localqwen.models import fit, gguf_header, provide, registry
+from localqwen.models import digests, fit, gguf_header, inventory, names, provide
+from localqwen.models.gguf_header import GgufHeader
+from localqwen.models.names import Named
+from localqwen.models.registry import Model
+from localqwen.models.store import LocalFile
+
+_CONTEXTS = (4096, 16384, 32768)
 
 
 def describe(name: str) -> dict[str, Any]:
     """Sizes in bytes, lengths in tokens. A checkpoint folder is converted first, as running it would do."""
+    reference = names.parse(name)
+    if isinstance(reference, Named) and (reference.model.weights or reference.model.gguf):
+        return _of_entry(reference)
     path = provide.provide(name)
-    header = gguf_header.read(path)
-    model = registry.lookup(name)
+    model = reference.model if isinstance(reference, Named) else None
+    return _of_file(names.display(name), path, model)
+
+
+def _of_entry(named: Named) -> dict[str, Any]:
+    model, quant = named.model, named.quant
+    found = inventory.find(named)
     return {
-        "name": registry.display_name(name),
+        "name": named.text,
+        "description": model.description,
+        "thinking": model.thinking,
+        "sampling": {mode: dict(values) for mode, values in model.sampling.items()},
+        "licence": model.licence,
+        "parameters": model.parameters,
+        "active_parameters": model.active if model.mixture else None,
+        "layers": model.layers,
+        "kv_heads": model.kv_heads,
+        "head_length": model.head_dim,
+        "context_length": model.longest,
+        "native_context": model.native,
+        "yarn_context": model.yarn or None,
+        "quantisation": quant,
+        "quantisations": [*model.quants, *(f"{bits} (MLX)" for bits in model.mlx)],
+        "repository": _repository(named),
+        "official_file": quant in model.gguf or named.mlx,
+        "here": found is not None,
+        "files": [_file(path) for path in found.parts] if found else [],
+        "template": _template(found),
+        "bytes": found.bytes if found else (model.mlx[quant].bytes if named.mlx else model.gguf_bytes(quant)),
+        "download_bytes": model.mlx[quant].bytes if named.mlx else model.download_bytes(quant),
+        "memory": _memory(model, quant) if not named.mlx else {},
+    }
+
+
+def _repository(named: Named) -> str | None:
+    model = named.model
+    if named.mlx:
+        return model.mlx[named.quant].repo
+    return model.gguf_repo if named.quant in model.gguf else model.weights.repo if model.weights else None
+
+
+def _memory(model: Model, quant: str) -> dict[str, int]:
+    contexts = sorted({min(context, model.longest) for context in (*_CONTEXTS, model.longest)})
+    return {str(context): fit.model_need(model, quant, context).total for context in contexts}
+
+
+def _file(path: Path) -> dict[str, Any]:
+    return {"path": str(path), "bytes": path.stat().st_size, "digest": digests.declared(path) or None}
+
+
+def _template(found: LocalFile | None) -> str | None:
+    """Where the chat template comes from, if the file is here."""
+    if found is None or found.engine == "mlx":
+        return None
+    return "in the official file" if digests.declared(found.path) else "from tokenizer_config.json, by conversion"
+
+
+def _of_file(name: str, path: Path, model: Model | None) -> dict[str, Any]:
+    header = gguf_header.read(path)
+    return {
+        "name": name,
         "description": model.description if model else header.name,
         "thinking": model.thinking if model else None,
         "licence": model.licence if model else None,
@@ -24,9 +91,10 @@ def describe(name: str) -> dict[str, Any]:
         "context_length": header.context_length,
         "path": str(path),
         "bytes": header.bytes,
-        "memory": {str(context): fit.needed_bytes(header, context) for context in _contexts(header.context_length)},
+        "memory": _memory_of_file(header),
     }
 
 
-def _contexts(longest: int) -> list[int]:
-    return sorted({min(context, longest) for context in (4096, 16384, 32768, longest)})
+def _memory_of_file(header: GgufHeader) -> dict[str, int]:
+    contexts = sorted({min(context, header.context_length) for context in (*_CONTEXTS, header.context_length)})
+    return {str(context): fit.needed_bytes(header, context) for context in contexts}

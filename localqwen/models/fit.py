@@ -1,36 +1,138 @@
-"""Does it fit: bytes of weights and of keys and values, against this machine's memory."""
+"""Does it fit: bytes of weights, of keys and values and of what computing takes, against this machine's memory.
+
+The prediction is checked against processes of the real dimensions by benchmarks/fit.py; its table is benchmarks/fit.md.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from localqwen.errors import LocalqwenError, NotEnoughMemory
+from localqwen.errors import LocalqwenError, NotEnoughMemory, Unsupported
 from localqwen.machine import Machine
-from localqwen.models import gguf_header
+from localqwen.models import gguf_header, registry
 from localqwen.models.gguf_header import GgufHeader
+from localqwen.models.registry import Model
 from localqwen.models.store import LocalFile
 
-#: Compute buffers, the library and Python itself.
-OVERHEAD_BYTES = 400 << 20
+#: Python, llama.cpp and the vocabulary: about 65 MB were measured without the merges of a real
+#: tokenizer, see benchmarks/fit.md.
+OVERHEAD_BYTES = 70 << 20
+#: Tokens of one pass, and the bytes of attention scores (32 bit) up to which the engine keeps them: as in
+#: engines/llama_cpp.py, and a test holds them alike. Beyond, attention is computed without them.
+BATCH = 256
+SCORES_BYTES = 1 << 30
+#: Activations of one pass in 32 bit: a few of the model's width and of the feed-forward layer's.
+COMPUTE_BYTES_PER_WIDTH = BATCH * 4 * 16
 SMALLEST_DEFAULT_CONTEXT = 4096
 #: Of the available memory that the keys and values of the default context may take: room for other programs stays, and
 #: loading stays quick, because llama.cpp clears them.
 DEFAULT_KV_SHARE = 8
+#: Bytes per element of keys and values: 32 elements of q8_0 take 34 bytes, of q4_0 18.
+KV_BYTES = {"f16": 2.0, "q8_0": 34 / 32, "q4_0": 18 / 32}
+#: Of the machine's memory that a model may take; the system and other programs need the rest.
+USABLE_SHARE = 0.9
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes that a process with this model and context takes."""
+
+    weights: int
+    kv: int
+    compute: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.kv + self.compute
+
+
+def model_need(model: Model, quant: str, context_length: int, kv: str = "f16") -> Need:
+    """Of an entry in one of its GGUF quantisations, whether it is here or not."""
+    return _need(model.gguf_bytes(quant), model.kv_elements_per_token, model.width, model.heads, context_length, kv)
+
+
+def header_need(header: GgufHeader, context_length: int, kv: str = "f16") -> Need:
+    return _need(header.bytes, header.kv_elements_per_token, header.width, header.heads, context_length, kv)
+
+
+def _need(weights: int, kv_elements: int, width: int, heads: int, context_length: int, kv: str) -> Need:
+    """`weights` are the bytes on disk: they are mapped as they are."""
+    scores = 4 * context_length * BATCH * heads
+    compute = OVERHEAD_BYTES + COMPUTE_BYTES_PER_WIDTH * width + (scores if scores <= SCORES_BYTES else 0)
+    return Need(weights, int(context_length * kv_elements * KV_BYTES[kv]), compute)
 
 
 def needed_bytes(header: GgufHeader, context_length: int) -> int:
-    return header.bytes + context_length * header.kv_bytes_per_token + OVERHEAD_BYTES
+    return header_need(header, context_length).total
 
 
 def check(header: GgufHeader, context_length: int, machine: Machine) -> None:
-    """Raises NotEnoughMemory where weights and keys and values are more than the whole machine has."""
+    """Raises NotEnoughMemory where it is more than the whole machine has; the hint is the largest choice that fits."""
     needed = needed_bytes(header, context_length)
     if needed > machine.memory:
         raise NotEnoughMemory(
             f"{header.path.name} with a context of {context_length:,} tokens needs about {needed / 1e9:.1f} GB, "
             f"this machine has {machine.memory / 1e9:.1f} GB",
-            "use a smaller model or quantisation, or a smaller context: --ctx 4096",
+            _instead(header, machine),
         )
+
+
+def _instead(header: GgufHeader, machine: Machine) -> str:
+    """The same model with the largest context that fits, else the largest model; --force for who knows better."""
+    room = machine.memory - needed_bytes(header, 0)
+    context = int(room // header.kv_bytes_per_token) // 1024 * 1024
+    if context >= 1024:
+        return f"use a smaller context: --ctx {context}; --force loads it all the same"
+    best = largest_choice(machine)
+    smaller = f"localqwen pull {best}" if best else "use a smaller model or quantisation"
+    return f"{smaller}; --force loads it all the same, as slow as the disk"
+
+
+def check_named(model: Model, quant: str, machine: Machine) -> None:
+    """Before a download: raises NotEnoughMemory where not even a small context would fit."""
+    needed = model_need(model, quant, SMALLEST_DEFAULT_CONTEXT).total
+    if needed > machine.memory:
+        best = largest_choice(machine)
+        raise NotEnoughMemory(
+            f"{model.name} at {quant} needs about {needed / 1e9:.1f} GB, "
+            f"this machine has {machine.memory / 1e9:.1f} GB",
+            (f"localqwen pull {best}; " if best else "") + "--force gets it all the same",
+        )
+
+
+def largest_choice(machine: Machine) -> str | None:
+    """The name of the largest hybrid that fits in its default quantisation."""
+    fitting = [
+        model
+        for model in registry.models().values()
+        if model.thinking == "switch" and model.quants and _fits(model, machine)
+    ]
+    return max(fitting, key=lambda model: model.gguf_bytes(model.default)).name if fitting else None
+
+
+def _fits(model: Model, machine: Machine) -> bool:
+    return fits(model_need(model, model.default, SMALLEST_DEFAULT_CONTEXT).total, machine.memory)
+
+
+def fits(needed: int, memory: int) -> bool:
+    return needed <= memory * USABLE_SHARE
+
+
+def preferred(family: str, machine: Machine) -> tuple[Model, str]:
+    """What the bare name of a family means here, and why: the size that its makers advise, or the largest that fits."""
+    sizes = [m for m in registry.models().values() if m.family == family and m.thinking == "switch" and m.quants]
+    if not sizes:
+        raise Unsupported(f"{family} has no model that can be switched", f"name one: {family}:…")
+    advised = next((model for model in sizes if model.preferred), sizes[0])
+    memory = f"{machine.memory / 1e9:.1f} GB"
+    if _fits(advised, machine):
+        return advised, f"the size that its makers advise for laptops, and it fits the {memory} of this machine"
+    fitting = [model for model in sizes if _fits(model, machine)]
+    if not fitting:
+        smallest = min(sizes, key=lambda model: model.gguf_bytes(model.default))
+        return smallest, f"the smallest; this machine has {memory}"
+    return max(fitting, key=lambda model: model.gguf_bytes(model.default)), f"the largest that fits {memory}"
 
 
 def default_context(header: GgufHeader, machine: Machine, max_runs: int = 1) -> int:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from localqwen.errors import ModelNotFound, Unsupported
+from localqwen.models import cached
 
 #: GGUF value types with a fixed size: id -> struct format.
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
@@ -22,7 +23,7 @@ _TOO_MUCH = 1 << 24  # no header has more entries; a larger count means a damage
 
 @dataclass(frozen=True)
 class GgufHeader:
-    """Lengths in tokens, `bytes` of the whole file."""
+    """Lengths in tokens, `bytes` of the whole model, all parts of a split one together."""
 
     path: Path
     bytes: int
@@ -32,11 +33,17 @@ class GgufHeader:
     block_count: int
     kv_heads: int
     head_length: int
+    width: int = 0
+    heads: int = 0
+
+    @property
+    def kv_elements_per_token(self) -> int:
+        return self.block_count * self.kv_heads * self.head_length * 2
 
     @property
     def kv_bytes_per_token(self) -> int:
         """Keys and values in 16 bit."""
-        return self.block_count * self.kv_heads * self.head_length * 2 * 2
+        return self.kv_elements_per_token * 2
 
 
 def read(path: Path) -> GgufHeader:
@@ -51,13 +58,15 @@ def read(path: Path) -> GgufHeader:
     heads = values["attention.head_count"]
     return GgufHeader(
         path=path,
-        bytes=path.stat().st_size,
+        bytes=sum(part.stat().st_size for part in cached.siblings(path)),
         name=values.get("general.name", path.stem),
         architecture=values["general.architecture"],
         context_length=values["context_length"],
         block_count=values["block_count"],
         kv_heads=values.get("attention.head_count_kv", heads),
         head_length=values.get("attention.key_length", values["embedding_length"] // heads),
+        width=values["embedding_length"],
+        heads=heads,
     )
 
 

@@ -1,4 +1,7 @@
-"""A name or path becomes a file that an engine can open: as it is, or converted into the cache on first use."""
+"""A name or path becomes a file that an engine can open: as it is, or converted into the cache on first use.
+
+Never loads anything over the network: that is `pull`, and a person says so first.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from localqwen.errors import EngineUnavailable, ModelNotFound
-from localqwen.models import registry, store
+from localqwen.errors import EngineUnavailable, ModelNotFound, NotPulled, UsageError
+from localqwen.models import inventory, names, store
+from localqwen.models.names import LocalPath, Named, Reference, Repository
 
 if TYPE_CHECKING:
     from convert import Progress
@@ -20,21 +24,79 @@ DEFAULT_QUANT = "q8_0"
 
 
 def provide(name_or_path: str, *, progress: Callable[[Progress], None] | None = None) -> Path:
-    """Raises ModelNotFound for an unknown name or an empty path, ConversionError where a folder cannot be converted."""
-    if registry.lookup(name_or_path) is not None:
-        return converted(demo_checkpoint(), name="demo", progress=progress)
-    path = Path(name_or_path).expanduser()
+    """Raises ModelNotFound for an unknown name or an empty path, NotPulled for a model whose files are not here,
+    ConversionError where a folder cannot be converted."""
+    reference = names.parse(name_or_path)
+    match reference:
+        case LocalPath(path):
+            return _at(path, name_or_path, progress)
+        case Named(model) if model.weights is None and not model.gguf:
+            return converted(demo_checkpoint(), name=model.name, progress=progress)
+    found = inventory.find(reference)
+    return found.path if found else _made_of_whole_weights(reference, progress)
+
+
+def _at(path: Path, said: str, progress: Callable[[Progress], None] | None) -> Path:
     if path.is_dir():
         return converted(path.resolve(), name=path.resolve().name, progress=progress)
     if path.is_file():
         return path
-    if _looks_like_path(name_or_path):
-        raise ModelNotFound(f"there is no file or folder {name_or_path}", "check the path")
-    raise registry.unknown(name_or_path)
+    repository = said.count("/") == 1 and not said.startswith((".", "~", "/"))
+    hint = f"check the path; a repository of a hub is written hf:{said}" if repository else "check the path"
+    raise ModelNotFound(f"there is no file or folder {said}", hint)
 
 
-def _looks_like_path(name: str) -> bool:
-    return name.endswith((".gguf", ".safetensors")) or "/" in name or "\\" in name or name.startswith(("~", "."))
+def _made_of_whole_weights(reference: Reference, progress: Callable[[Progress], None] | None) -> Path:
+    """A conversion that a pull began, or that the weights of another program allow. Raises NotPulled."""
+    match reference:
+        case Named(model, quant) if model.weights and quant in model.made and not model.mixture:
+            repo, quant = model.weights.repo, reference.quant
+        case Repository():
+            repo, quant = reference.repo, reference.quant or inventory.CHECKPOINT_QUANT
+        case _:
+            raise not_pulled(reference)
+    folder = inventory.whole_weights(repo)
+    if folder is None:
+        raise not_pulled(reference)
+    target = store.made_file(repo, folder.name, quant)
+    return make(folder, target, quant=quant, name=repo.rpartition("/")[2], progress=progress)
+
+
+def refuse_built_in(reference: Reference, what: str) -> None:
+    """Raises UsageError for the model that comes with the package: nothing of it was pulled."""
+    if isinstance(reference, Named) and reference.model.weights is None and not reference.model.gguf:
+        name = reference.model.name
+        raise UsageError(f"{name} is built in, there is nothing to {what}", f"localqwen run {name} hello")
+
+
+def not_pulled(reference: Reference) -> NotPulled:
+    others = [file for file in inventory.pulled() if isinstance(reference, Named) and file.name == reference.model.name]
+    here = f"; {inventory.command_name(others[0])} is here" if others else ""
+    return NotPulled(f"{reference.text} is not on this machine{here}", f"localqwen pull {reference.text}")
+
+
+def is_here(name: str) -> bool:
+    """Whether `provide` would find it without a download. Raises ModelNotFound for an unknown name."""
+    reference = names.parse(name)
+    match reference:
+        case LocalPath(path):
+            return path.exists()
+        case Named(model) if model.weights is None and not model.gguf:
+            return True
+        case Named(model, quant):
+            weights = model.weights.repo if model.weights and quant in model.made and not model.mixture else ""
+        case Repository(repo=repo):
+            weights = repo
+    return inventory.find(reference) is not None or bool(weights and inventory.whole_weights(weights))
+
+
+def make(
+    folder: Path, target: Path, *, quant: str, name: str, progress: Callable[[Progress], None] | None = None
+) -> Path:
+    """The GGUF file `target` of a checkpoint folder; it appears when it is whole."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    converter().convert(folder, target, quant=quant.lower(), name=name, progress=progress, force=True)
+    return target
 
 
 def demo_checkpoint() -> Path:
@@ -47,10 +109,7 @@ def converted(
 ) -> Path:
     """The GGUF of a checkpoint folder, made when there is none of its present content."""
     target = store.converted_dir() / f"{name}-{_content_key(folder)}-{quant.upper()}.gguf"
-    if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        converter().convert(folder, target, quant=quant, name=name, progress=progress, force=True)
-    return target
+    return target if target.exists() else make(folder, target, quant=quant, name=name, progress=progress)
 
 
 def _content_key(folder: Path) -> str:

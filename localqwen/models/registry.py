@@ -1,33 +1,128 @@
-"""The models a user can name: `models.toml` -> Model."""
+"""The models a user can name: `models.toml` -> Model. Pure data; knows nothing of disks and networks."""
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from localqwen.errors import ModelNotFound
+from localqwen.errors import ConfigError, ModelNotFound
+from localqwen.models import store
+
+Thinking = Literal["switch", "always", "never"]
+
+
+@dataclass(frozen=True)
+class Gguf:
+    """One quantisation as an official GGUF file: its name in the repository (* stands for anything), size in bytes and,
+    where it is known, sha256."""
+
+    quant: str
+    file: str
+    bytes: int
+    sha256: str = ""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A repository of safetensors and the bytes of its weights."""
+
+    repo: str
+    bytes: int
 
 
 @dataclass(frozen=True)
 class Model:
-    """One entry of models.toml. `thinking`: the answer can be switched, always thinks, or never does."""
+    """One entry of models.toml. `thinking`: the answer can be switched, always thinks, or never does.
+
+    `default` is the quantisation of the bare name. `native`, `longest` and `yarn` are context lengths in tokens:
+    trained for, allowed by the config, reachable with rope scaling (0: not advised). `made` are the sizes in bytes of
+    the GGUF files that our converter writes, by quantisation. The demo has no repositories and no sizes.
+    """
 
     name: str
     description: str
-    thinking: Literal["switch", "always", "never"]
+    thinking: Thinking
     licence: str
+    default: str = ""
+    aliases: tuple[str, ...] = ()
+    preferred: bool = False
+    parameters: int = 0
+    active: int = 0
+    layers: int = 0
+    heads: int = 0
+    kv_heads: int = 0
+    head_dim: int = 0
+    width: int = 0
+    native: int = 0
+    longest: int = 0
+    yarn: int = 0
+    weights: Weights | None = None
+    gguf_repo: str = ""
+    gguf: Mapping[str, Gguf] = field(default_factory=dict)
+    made: Mapping[str, int] = field(default_factory=dict)
+    mlx: Mapping[str, Weights] = field(default_factory=dict)
+    other: Mapping[str, str] = field(default_factory=dict)
+    sampling: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+    @property
+    def family(self) -> str:
+        return self.name.partition(":")[0]
+
+    @property
+    def mixture(self) -> bool:
+        """A mixture of experts: a token passes through a part of the weights."""
+        return self.active < self.parameters
+
+    @property
+    def kv_elements_per_token(self) -> int:
+        return self.layers * self.kv_heads * self.head_dim * 2
+
+    @property
+    def quants(self) -> tuple[str, ...]:
+        """Every quantisation one can name, official or made here, the smallest file first."""
+        return tuple(sorted({*self.gguf, *self.made}, key=lambda quant: (self.gguf_bytes(quant), quant)))
+
+    def gguf_bytes(self, quant: str) -> int:
+        """Size of the GGUF file of that quantisation."""
+        return self.gguf[quant].bytes if quant in self.gguf else self.made[quant]
+
+    def download_bytes(self, quant: str) -> int:
+        """What a pull transfers: the official file, or the official weights that are then converted."""
+        if quant in self.gguf or self.weights is None:
+            return self.gguf_bytes(quant)
+        return self.weights.bytes
 
 
 @cache
 def models() -> Mapping[str, Model]:
-    """Every entry by name."""
-    return {name: Model(name=name, **entry) for name, entry in tomllib.loads(_source()).items()}
+    """Every entry by name, the user's own laid over ours."""
+    entries = _parse(_source(), "models.toml")
+    own = store.config_file().with_name("models.toml")
+    try:
+        entries |= _parse(own.read_text(encoding="utf-8"), str(own))
+    except FileNotFoundError:
+        pass
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ConfigError(f"cannot read {own}: {exc}", "correct or remove that file") from exc
+    return {name: _model(name, entries) for name in entries}
+
+
+def _parse(text: str, where: str) -> dict[str, dict[str, Any]]:
+    try:
+        entries = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as exc:
+        raise ConfigError(f"{where} is not valid TOML: {exc}", "correct or remove that file") from exc
+    for name, entry in entries.items():
+        if not isinstance(entry, dict):
+            raise ConfigError(f'{where}: {name} stands outside an entry; an entry begins with ["family:size"]')
+    return {name.lower(): {**entry, "_where": where} for name, entry in entries.items()}
 
 
 def _source() -> str:
@@ -38,14 +133,74 @@ def _source() -> str:
     return (Path(__file__).parents[2] / "models.toml").read_text(encoding="utf-8")
 
 
+#: What an entry takes from the one it is `like`: the shape of the network, never a name or a repository.
+_SHAPE = ("parameters", "active", "layers", "heads", "kv_heads", "head_dim", "width", "native", "longest", "yarn")
+
+
+def _model(name: str, entries: Mapping[str, Mapping[str, Any]]) -> Model:
+    """Raises ConfigError that names the entry and what is wrong with it."""
+    entry = dict(entries[name])
+    where = f"{entry.pop('_where')}: [{name!r}]"
+    like = entry.pop("like", None)
+    if like is not None and (like == name or like not in entries or "like" in entries[like]):
+        raise ConfigError(f"{where} is like {like!r}, which is no entry with a shape", "name one that has its own")
+    try:
+        known = _model(like, entries) if like else None
+        return _checked(_build(name, entry, known), where)
+    except (TypeError, KeyError, ValueError, AttributeError) as exc:
+        raise ConfigError(f"{where} is not a model: {exc}", "compare it with the entries that ship") from exc
+
+
+def _build(name: str, entry: dict[str, Any], like: Model | None) -> Model:
+    values = {key: getattr(like, key) for key in _SHAPE} if like else {}
+    gguf = dict(entry.pop("gguf", {}))
+    values |= entry
+    values["gguf_repo"] = gguf.pop("repo", "")
+    values["gguf"] = {quant: Gguf(quant, **file) for quant, file in gguf.items()}
+    values["made"] = {**_sizes(like), **entry.get("made", {})}
+    values["mlx"] = {bits: Weights(**repo) for bits, repo in entry.get("mlx", {}).items()}
+    values["weights"] = Weights(**entry["weights"]) if "weights" in entry else None
+    values["aliases"] = tuple(entry.get("aliases", ()))
+    values["active"] = values.get("active") or values.get("parameters", 0)
+    return Model(name=name, **values)
+
+
+def _sizes(like: Model | None) -> dict[str, int]:
+    return {quant: like.gguf_bytes(quant) for quant in like.quants} if like else {}
+
+
+def _checked(model: Model, where: str) -> Model:
+    if model.thinking not in ("switch", "always", "never"):
+        raise ConfigError(f"{where} has thinking {model.thinking!r}", "it is switch, always or never")
+    if model.quants and model.default not in model.quants:
+        raise ConfigError(f"{where} has the default {model.default!r}", f"it is one of {', '.join(model.quants)}")
+    numbers = [getattr(model, each.name) for each in dataclasses.fields(Model) if each.name in _SHAPE]
+    if any(type(number) is not int or number < 0 for number in numbers):
+        raise ConfigError(f"{where} has a number that is not whole", "write lengths and counts as whole numbers")
+    return model
+
+
+def find(name: str) -> Model | None:
+    """The entry of exactly that name or alias, in any case."""
+    lowered = name.lower()
+    return models().get(lowered) or next((model for model in models().values() if lowered in model.aliases), None)
+
+
+def families() -> tuple[str, ...]:
+    return tuple(dict.fromkeys(model.family for model in models().values() if model.weights or model.gguf))
+
+
 def lookup(name: str) -> Model | None:
-    """The entry of that name (any case), None for a path or an unknown name."""
-    return models().get(name.lower())
+    """The entry that a name means, with or without a quantisation; None for a path, a repository or an unknown name."""
+    from localqwen.models import names
+
+    return names.model_of(name)
 
 
 def suggest(name: str) -> list[str]:
     """Names that look like this one, best first."""
-    return difflib.get_close_matches(name.lower(), list(models()), n=3, cutoff=0.5)
+    known = [*models(), *families(), *(alias for model in models().values() for alias in model.aliases)]
+    return difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.5)
 
 
 def unknown(name: str) -> ModelNotFound:
@@ -60,7 +215,6 @@ def unknown(name: str) -> ModelNotFound:
 
 def display_name(name: str) -> str:
     """What a user sees: the model's name, or the file's or folder's without its ending."""
-    if lookup(name):
-        return name.lower()
-    path = Path(name).expanduser()
-    return path.stem if path.suffix == ".gguf" else path.resolve().name
+    from localqwen.models import names
+
+    return names.display(name)

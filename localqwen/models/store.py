@@ -7,19 +7,24 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-_QUANT = re.compile(r"[-.](i?q\d\w*|bf16|f16|f32)$", re.IGNORECASE)
+from localqwen.models.cached import quant_of
+
 _KEY = re.compile(r"-[0-9a-f]{12}(?=[-.])")
 
 
 @dataclass(frozen=True)
 class LocalFile:
-    """A model on disk. `quant` is upper case, "" where the name does not say; `modified` is seconds since 1970."""
+    """A model on disk. `path` is what an engine opens, `parts` are all of its files. `quant` is "" where the name does
+    not say; `modified` and `used` are seconds since 1970, `used` as precise as the file system keeps it."""
 
     name: str
     path: Path
     bytes: int
     quant: str
     modified: float
+    engine: str = "llama.cpp"
+    parts: tuple[Path, ...] = ()
+    used: float = 0.0
 
 
 def home() -> Path:
@@ -36,6 +41,21 @@ def cache_dir() -> Path:
 
 def converted_dir() -> Path:
     return cache_dir() / "converted"
+
+
+def made_dir(repo: str) -> Path:
+    """Where the files lie that were converted from an official repository."""
+    return converted_dir() / repo.replace("/", "--")
+
+
+def made_file(repo: str, commit: str, quant: str) -> Path:
+    return made_dir(repo) / f"{repo.rpartition('/')[2]}-{commit[:12]}-{quant.upper()}.gguf"
+
+
+def made(repo: str, quant: str) -> Path | None:
+    """The newest file converted from that repository in that quantisation."""
+    found = made_dir(repo).glob(f"*-{quant.upper()}.gguf")
+    return max(found, key=lambda path: path.stat().st_mtime, default=None)
 
 
 def conversations_dir() -> Path:
@@ -59,17 +79,31 @@ def _platform(function: str) -> Path:
     return path
 
 
-def on_disk() -> list[LocalFile]:
-    """The models in the store, largest first. The converted demo model is not listed: it always exists."""
+def own_files() -> list[LocalFile]:
+    """The models in our own folders: what a user put into `models`, and what was converted from a folder of his. The
+    converted demo model is not listed: it always exists."""
     found = [
         _describe(path) for folder in (home() / "models", converted_dir()) for path in sorted(folder.glob("*.gguf"))
     ]
-    return sorted((file for file in found if file.name != "demo"), key=lambda file: -file.bytes)
+    return [file for file in found if file.name != "demo"]
 
 
 def _describe(path: Path) -> LocalFile:
     stem = _KEY.sub("", path.stem + ".")[:-1]
-    quant = _QUANT.search(stem)
-    status = path.stat()
-    name = stem[: quant.start()] if quant else stem
-    return LocalFile(name, path, status.st_size, quant.group(1).upper() if quant else "", status.st_mtime)
+    quant = quant_of(Path(stem + path.suffix))
+    name = stem[: -len(quant) - 1] if quant else stem
+    return local_file(name, (path,), quant)
+
+
+def local_file(name: str, parts: tuple[Path, ...], quant: str, engine: str = "llama.cpp") -> LocalFile:
+    states = [part.stat() for part in parts]
+    modified = max(state.st_mtime for state in states)
+    used = max(modified, *(state.st_atime for state in states))
+    return LocalFile(name, parts[0], sum(state.st_size for state in states), quant, modified, engine, parts, used)
+
+
+def on_disk() -> list[LocalFile]:
+    """Every model that can be run without a download, the largest first."""
+    from localqwen.models import inventory
+
+    return sorted([*own_files(), *inventory.pulled()], key=lambda file: -file.bytes)

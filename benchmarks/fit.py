@@ -1,0 +1,65 @@
+"""What models/fit.py predicts against what a process really takes, on GGUF files of the real dimensions.
+
+    python benchmarks/random_checkpoint.py 0.6b build/qwen3-0.6b-random
+    localqwen convert build/qwen3-0.6b-random --quant q8_0 --out build/0.6B-Q8_0.gguf
+    python benchmarks/fit.py build/0.6B-Q8_0.gguf …
+
+Each number is a process of its own that opens the engine and fills the whole context. Measured is the most memory
+it ever had in RAM (VmHWM on Linux), Python and all, mapped weights included: once with the weights as they lie
+in the file, which is what the process needs; and once with llama.cpp's repacking of 4-bit weights, where the originals
+stay mapped beside the copies until the system wants that memory back.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+CONTEXTS = (1024, 4096)
+GENERATED = 4
+
+
+def measure(path: Path, context: int, *, repack: bool) -> int:
+    """Bytes, in a child process."""
+    command = [sys.executable, __file__, "--child", str(context), *(["--repack"] if repack else []), str(path)]
+    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
+
+
+def child(path: Path, context: int, *, repack: bool) -> None:
+    from localqwen.engines import Sampling
+    from localqwen.engines.llama_cpp import LlamaCppEngine
+
+    engine = LlamaCppEngine(path, context_length=context, threads=1, use_extra_bufts=repack)
+    run = engine.start([1000 + n % 1000 for n in range(context - GENERATED)], Sampling(seed=1), max_tokens=GENERATED)
+    while not run.finished:
+        engine.step()
+    lines = Path("/proc/self/status").read_text().splitlines()
+    print(next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM")))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", nargs="+", type=Path)
+    parser.add_argument("--child", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--repack", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.child:
+        child(arguments.files[0], arguments.child, repack=arguments.repack)
+        return
+    from localqwen.models import fit, gguf_header
+
+    print("| file | context | predicted MB | measured MB | error | repacked MB |")
+    print("| --- | ---: | ---: | ---: | ---: | ---: |")
+    for path in arguments.files:
+        for context in CONTEXTS:
+            predicted = fit.needed_bytes(gguf_header.read(path), context)
+            measured = measure(path, context, repack=False)
+            repacked = f"{measure(path, context, repack=True) / 1e6:,.0f}" if context == CONTEXTS[0] else ""
+            numbers = f"{predicted / 1e6:,.0f} | {measured / 1e6:,.0f} | {predicted / measured - 1:+.1%}"
+            print(f"| {path.stem} | {context:,} | {numbers} | {repacked} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""`localqwen pull`: models by name, from a hub to this disk, whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from localqwen.cli import getting
+from localqwen.cli.completing import complete_names
+from localqwen.cli.config import ConfiguredCommand
+from localqwen.cli.options import json_option
+from localqwen.cli.sizes import readable_bytes
+from localqwen.models.names import Named
+
+if TYPE_CHECKING:
+    from localqwen.models.names import Reference
+
+
+@click.command("pull", cls=ConfiguredCommand)
+@click.argument("names", nargs=-1, required=True, metavar="NAME…", shell_complete=complete_names)
+@click.option("--engine", metavar="[gguf|mlx]", help="Files for llama.cpp (gguf) or for MLX.")
+@click.option("--quant", metavar="Q", help="Quantisation: q4_k_m, q8_0, … (localqwen show NAME).")
+@click.option("--source", type=click.Choice(["hf", "modelscope"]), help="Hub to load from.")
+@click.option("--revision", metavar="R", help="Branch, tag or commit of the repository.")
+@json_option
+def command(
+    names: tuple[str, ...],
+    engine: str | None,
+    quant: str | None,
+    source: str | None,
+    revision: str | None,
+    as_json: bool,
+) -> None:
+    """Get every NAME: qwen3:4b, qwen3:4b-q8_0, hf:owner/repo:q4_k_m (all of them: localqwen list --all).
+
+    Every file is proved by its sha256 before it gets its name. A pull that was stopped goes on where it was.
+    """
+    from localqwen.models import pull
+
+    wanted = [pull.resolve(name, engine=engine, quant=quant) for name in names]  # all names before the first byte
+    results = [_pull(reference, source, revision) for reference in wanted]
+    if as_json:
+        sys.stdout.write(json.dumps(results, ensure_ascii=False) + "\n")
+
+
+def _pull(reference: Reference, source: Any, revision: str | None) -> dict[str, Any]:
+    from localqwen.models import pull
+
+    if isinstance(reference, Named) and reference.why:
+        sys.stderr.write(f"{reference.model.family} is {reference.text}: {reference.why}\n")
+    planned = pull.plan_or_present(reference, source=source, revision=revision)
+    if isinstance(planned, Path):
+        sys.stderr.write(f"{reference.text} is here; whether there is a newer one could not be asked\n")
+        return {"name": reference.text, "path": str(planned), "transferred_bytes": 0, "checked": False}
+    sys.stderr.write(f"{reference.text}: {getting.announcement(planned)}\n")
+    path = getting.show_pull(planned)
+    sys.stderr.write(f"{reference.text} is here and whole: {readable_bytes(planned.total_bytes)}\n")
+    return {
+        "name": reference.text,
+        "path": str(path),
+        "quant": planned.quant,
+        "source": planned.source,
+        "repository": planned.listing.repo,
+        "commit": planned.listing.commit,
+        "files": [{"path": file.path, "bytes": file.bytes, "digest": file.digest} for file in planned.files],
+        "transferred_bytes": planned.missing_bytes,
+        "converted": planned.convert,
+        "checked": True,
+    }

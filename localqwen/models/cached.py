@@ -1,0 +1,162 @@
+"""The cache that huggingface_hub keeps, as it lies on disk. Reads and removes; knows no network.
+
+    models--OWNER--NAME/blobs/DIGEST            the bytes of a file, named by what the hub declared
+    models--OWNER--NAME/blobs/DIGEST.incomplete the beginning of one
+    models--OWNER--NAME/snapshots/COMMIT/PATH   a link to it under its own name
+    models--OWNER--NAME/refs/REVISION           the commit that a branch or tag meant last
+
+There is no index beside it: what is here is what these folders hold.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+
+from localqwen.models.listing import Listing, RemoteFile
+
+_PREFIX = "models--"
+_INDEX = "model.safetensors.index.json"
+_QUANT = re.compile(r"[-._](i?q\d\w*|bf16|f16|f32)$", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class CachedRepository:
+    """One repository's folder; it need not exist."""
+
+    root: Path
+    repo: str
+
+    @property
+    def folder(self) -> Path:
+        return self.root / (_PREFIX + self.repo.replace("/", "--"))
+
+    @property
+    def blobs(self) -> Path:
+        return self.folder / "blobs"
+
+    @property
+    def locks(self) -> Path:
+        """Where huggingface_hub and we lock a blob while it is loaded."""
+        return self.root / ".locks" / self.folder.name
+
+    def is_locked(self, digest: str) -> bool:
+        """Whether some process is loading that blob."""
+        from filelock import FileLock, Timeout
+
+        lock = self.locks / f"{digest}.lock"
+        if not lock.exists():
+            return False
+        try:
+            with FileLock(lock, timeout=0):
+                return False
+        except Timeout:
+            return True
+
+    def existing(self, listed: Listing, file: RemoteFile) -> Path | None:
+        """The file of that size under a final name: in the snapshot, or as a blob that another snapshot uses."""
+        for path in (self.snapshot(listed.commit) / file.path, self.blobs / file.digest):
+            if file.is_at(path):
+                return path
+        return None
+
+    def partial(self, file: RemoteFile) -> Path:
+        return self.blobs / f"{file.digest}.incomplete"
+
+    def snapshot(self, commit: str) -> Path:
+        return self.folder / "snapshots" / commit
+
+    def snapshots(self) -> list[Path]:
+        """The one that `main` means first, then the newest."""
+        main = _text(self.folder / "refs" / "main")
+        folders = [path for path in _entries(self.folder / "snapshots") if path.is_dir()]
+        return sorted(folders, key=lambda path: (path.name != main, -path.stat().st_mtime))
+
+    def ggufs(self, wanted: Callable[[str], bool]) -> tuple[Path, ...]:
+        """The parts of the GGUF model whose path in the repository is wanted; () where no snapshot has all of them."""
+        for snapshot in self.snapshots():
+            found = [file for file in snapshot.rglob("*.gguf") if wanted(file.relative_to(snapshot).as_posix())]
+            for parts in groups(found):
+                if is_whole(parts):
+                    return parts
+        return ()
+
+    def checkpoint(self) -> Path | None:
+        """The first snapshot folder that holds a whole checkpoint."""
+        return next((snapshot for snapshot in self.snapshots() if is_checkpoint(snapshot)), None)
+
+
+def repositories(root: Path) -> Iterator[CachedRepository]:
+    for folder in _entries(root):
+        if folder.name.startswith(_PREFIX) and folder.is_dir():
+            yield CachedRepository(root, folder.name.removeprefix(_PREFIX).replace("--", "/", 1))
+
+
+def groups(files: list[Path]) -> list[tuple[Path, ...]]:
+    """GGUF files as models: the parts `NAME-00001-of-00003.gguf` of a split one together, in order."""
+    found: dict[tuple[Path, str], list[Path]] = {}
+    for file in sorted(files):
+        stem = file.stem[: -len("-00001-of-00001")] if parts_expected(file) > 1 else file.stem
+        found.setdefault((file.parent, stem), []).append(file)
+    return [tuple(parts) for parts in found.values()]
+
+
+def parts_expected(file: PurePath) -> int:
+    """How many files the model of this one has, by its name."""
+    number, _, count = file.stem[-len("00001-of-00001") :].partition("-of-")
+    return int(count) if number.isdigit() and count.isdigit() and len(count) == 5 else 1
+
+
+def siblings(file: Path) -> list[Path]:
+    """The parts of the model that this file is the first part of, or the file alone."""
+    if parts_expected(file) == 1:
+        return [file]
+    return sorted(file.parent.glob(f"{glob.escape(file.stem[: -len('00001-of-00001')])}*{file.stem[-9:]}.gguf"))
+
+
+def quant_of(file: PurePath) -> str:
+    """The quantisation that a GGUF file's name says, upper case; "" where it says none."""
+    stem = file.stem[: -len("-00001-of-00001")] if parts_expected(file) > 1 else file.stem
+    found = _QUANT.search(stem)
+    return found.group(1).upper() if found else ""
+
+
+def is_whole(parts: tuple[Path, ...]) -> bool:
+    return len(parts) == parts_expected(parts[0]) and all(part.is_file() for part in parts)
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """config.json, tokenizer.json and every weight file that the index names, or the single one."""
+    if not ((folder / "config.json").is_file() and (folder / "tokenizer.json").is_file()):
+        return False
+    try:
+        index = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
+        shards = set(index["weight_map"].values())
+    except FileNotFoundError:
+        return (folder / "model.safetensors").is_file()
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return False
+    return bool(shards) and all((folder / str(shard)).is_file() for shard in shards)
+
+
+def size(files: list[Path] | tuple[Path, ...]) -> int:
+    """Bytes of the files behind the links."""
+    return sum(file.stat().st_size for file in files)
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return []
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except OSError:
+        return ""

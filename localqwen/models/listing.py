@@ -1,0 +1,45 @@
+"""What a hub says that a repository holds: the values that hubs and pulls speak in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from localqwen.errors import HubError
+from localqwen.models.digests import is_digest
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """`path` in the repository, size in bytes, and the digest that the hub declares (see digests.py)."""
+
+    path: str
+    bytes: int
+    digest: str
+
+    def __post_init__(self) -> None:
+        """Paths and digests become paths on this disk: what leads out of the folder is refused."""
+        parts = PurePosixPath(self.path).parts
+        if not parts or ".." in parts or "\\" in self.path or self.path.startswith("/") or not is_digest(self.digest):
+            raise HubError(
+                f"the hub lists a file that cannot be: {self.path!r} ({self.digest!r})", "name another source"
+            )
+
+    def is_at(self, path: Path) -> bool:
+        """By its size: reading it all is `digests.matches`."""
+        return path.is_file() and path.stat().st_size == self.bytes
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What a repository holds at one commit. `revision` is the branch or tag that was asked for."""
+
+    repo: str
+    revision: str
+    commit: str
+    files: tuple[RemoteFile, ...]
+
+
+Report = Callable[[str, int], None]
+"""Told what goes on with a file (`load`, `wait`, `check`) and how many of its bytes are done."""

@@ -1,0 +1,192 @@
+"""What a user types -> what is meant: an entry of models.toml with a quantisation, a repository of a hub, or a path.
+
+qwen3                    the family: its preferred size if that fits this machine, else the largest that does
+qwen3:4b                 an entry, in its default quantisation
+qwen3:4b-q8_0            the same in another one, any case
+hf:owner/repo[:quant]    any repository of Hugging Face, ms: of ModelScope
+path/to/file.gguf        a file or a checkpoint folder
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from localqwen.errors import ConfigError, ModelNotFound, UsageError
+from localqwen.models import registry
+from localqwen.models.registry import Model
+
+Source = Literal["hf", "modelscope"]
+SOURCES: dict[str, Source] = {"hf": "hf", "ms": "modelscope"}
+
+_QUANT_LIKE = re.compile(r"i?q\d|b?f\d|fp\d|\d+bit|awq|gptq", re.IGNORECASE)
+_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+@dataclass(frozen=True)
+class Named:
+    """An entry and one of its quantisations, as models.toml writes it. `why` says how a family's size was chosen."""
+
+    model: Model
+    quant: str
+    why: str = ""
+
+    @property
+    def mlx(self) -> bool:
+        return self.quant in self.model.mlx and self.quant not in self.model.quants
+
+    @property
+    def text(self) -> str:
+        """The shortest name that means this."""
+        plain = not self.quant or self.quant == self.model.default
+        return self.model.name if plain else f"{self.model.name}-{self.quant.lower()}"
+
+
+@dataclass(frozen=True)
+class Repository:
+    """A repository `owner/name` of a hub; `quant` is upper case, "" where the user did not say one."""
+
+    source: Source
+    repo: str
+    quant: str = ""
+
+    @property
+    def text(self) -> str:
+        prefix = next(key for key, source in SOURCES.items() if source == self.source)
+        return f"{prefix}:{self.repo}" + (f":{self.quant.lower()}" if self.quant else "")
+
+
+@dataclass(frozen=True)
+class LocalPath:
+    path: Path
+
+    @property
+    def text(self) -> str:
+        return str(self.path)
+
+
+Reference = Named | Repository | LocalPath
+
+
+def parse(name: str) -> Reference:
+    """Raises ModelNotFound with did-you-mean and what exists, UsageError for a malformed repository name."""
+    prefix, _, rest = name.partition(":")
+    if prefix.lower() in SOURCES:
+        return _repository(SOURCES[prefix.lower()], rest)
+    model = registry.find(name)
+    if model is not None:
+        return Named(model, model.default)
+    if name.lower() in registry.families():
+        return _preferred(name.lower())
+    if looks_like_path(name):
+        return LocalPath(Path(name).expanduser())
+    return _with_quant(name)
+
+
+def looks_like_path(name: str) -> bool:
+    """A path that is there, or a text that can be nothing else."""
+    marked = name.endswith((".gguf", ".safetensors")) or "/" in name or "\\" in name or name.startswith(("~", "."))
+    return marked or Path(name).exists()
+
+
+def _repository(source: Source, rest: str) -> Repository:
+    repo, _, quant = rest.partition(":")
+    if not _REPOSITORY.fullmatch(repo):
+        raise UsageError(
+            f"{repo!r} is not a repository", "write hf:owner/name or hf:owner/name:q4_k_m (ms: for ModelScope)"
+        )
+    return Repository(source, repo, quant.upper())
+
+
+def _preferred(family: str) -> Named:
+    from localqwen.machine import this_machine
+    from localqwen.models import fit
+
+    model, why = fit.preferred(family, this_machine())
+    return Named(model, model.default, why)
+
+
+def _with_quant(name: str) -> Named:
+    """The longest beginning that is an entry, and behind it a quantisation."""
+    cuts = [position for position, character in enumerate(name) if character == "-"]
+    for cut in reversed(cuts):
+        model = registry.find(name[:cut])
+        if model is not None:
+            return _quantised(model, name, name[cut + 1 :])
+    raise unknown(name)
+
+
+def _quantised(model: Model, name: str, quant: str) -> Named:
+    known = {each.lower(): each for each in (*model.mlx, *model.quants)}
+    if quant.lower() in known:
+        return Named(model, known[quant.lower()])
+    if _QUANT_LIKE.match(quant):
+        raise no_quant(model, quant)
+    raise unknown(name)
+
+
+def with_quant(named: Named, quant: str) -> Named:
+    """The same model in the quantisation that `--quant` says. Raises ModelNotFound."""
+    known = {each.lower(): each for each in (*named.model.mlx, *named.model.quants)}
+    if quant.lower() not in known:
+        raise no_quant(named.model, quant)
+    return Named(named.model, known[quant.lower()], named.why)
+
+
+def no_quant(model: Model, quant: str) -> ModelNotFound:
+    if model.other.get(quant.lower()):
+        return ModelNotFound(
+            f"{model.name} as {quant.upper()} is {model.other[quant.lower()]}, for other programs",
+            f"localqwen pull {model.name}; quantisations that run here: {_listed(model)}",
+        )
+    near = difflib.get_close_matches(quant.upper(), [*model.quants, *model.mlx], 1, 0.5)
+    did_you_mean = f"did you mean {model.name}-{near[0].lower()}? " if near else ""
+    return ModelNotFound(
+        f"there is no quantisation {quant!r} of {model.name}", f"{did_you_mean}there are: {_listed(model)}"
+    )
+
+
+def _listed(model: Model) -> str:
+    names = ", ".join(quant.lower() for quant in model.quants) or "none, it comes in one form"
+    return names + (f"; for MLX {', '.join(model.mlx)}" if model.mlx else "")
+
+
+def unknown(name: str) -> ModelNotFound:
+    """A family that exists gets the list of its sizes, anything else the list of what can be named."""
+    family = name.lower().partition(":")[0]
+    if family not in registry.families() or ":" not in name:
+        return registry.unknown(name)
+    close = [near for near in registry.suggest(name) if near.startswith(f"{family}:")]
+    did_you_mean = f"did you mean {close[0]}? " if close else ""
+    sizes = ", ".join(model.name.partition(":")[2] for model in registry.models().values() if model.family == family)
+    return ModelNotFound(f"there is no {name.lower()}", f"{did_you_mean}{family}: comes as {sizes}")
+
+
+def model_of(name: str) -> Model | None:
+    """The entry that is meant, None for a path, a repository and an unknown name."""
+    reference = understood(name)
+    return reference.model if isinstance(reference, Named) else None
+
+
+def display(name: str) -> str:
+    """What a user sees of a name: short, without folders."""
+    reference = understood(name)
+    if reference is None:
+        return name
+    if not isinstance(reference, LocalPath):
+        return reference.text
+    path = reference.path
+    return path.stem if path.suffix == ".gguf" else path.resolve().name
+
+
+def understood(name: str) -> Reference | None:
+    """As `parse`, None for what it does not know."""
+    try:
+        return parse(name)
+    except ConfigError:  # a broken models.toml is no matter of the name
+        raise
+    except (ModelNotFound, UsageError):
+        return None

@@ -1,0 +1,235 @@
+"""Getting a model: what would be loaded, and loading it. Nothing counts as here until all of its files are whole.
+
+plan(reference)   asks the hub what the model's files are, and looks how much of them is here
+run(plan)         transfers and proves what is missing, then converts where no official file of that kind exists
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from localqwen.errors import HubError, HubRefused, ModelNotFound, StorageError, Unsupported, UsageError
+from localqwen.models import cached, inventory, names, provide, sources, store
+from localqwen.models.listing import Listing, RemoteFile
+from localqwen.models.names import LocalPath, Named, Reference, Repository, Source
+
+#: What a checkpoint is made of; pictures, other frameworks' weights and duplicates stay on the hub.
+_CHECKPOINT = ("*.json", "*.safetensors", "*.jinja", "merges.txt", "LICENSE*")
+#: Kept free on the disk beyond what a pull takes.
+_RESERVE_BYTES = 256 << 20
+Stage = Literal["load", "wait", "check", "convert"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`total_bytes` of all files, of which `missing_bytes` must come over the network. `quant` is what will be here;
+    `convert` says that it is made on this machine, into a file of about `made_bytes` bytes."""
+
+    reference: Named | Repository
+    source: Source
+    listing: Listing
+    files: tuple[RemoteFile, ...]
+    quant: str
+    convert: bool
+    folder: Path
+    missing_bytes: int
+    made_bytes: int = 0
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(file.bytes for file in self.files)
+
+    @property
+    def target(self) -> Path:
+        """The converted file."""
+        return store.made_file(self.listing.repo, self.listing.commit, self.quant)
+
+
+@dataclass(frozen=True)
+class Step:
+    """How far a pull is: bytes of the stage that it is in, over all files."""
+
+    stage: Stage
+    name: str
+    done_bytes: int
+    total_bytes: int
+
+
+Progress = Callable[[Step], None]
+
+
+def plan(reference: Reference, *, source: Source | None = None, revision: str | None = None) -> Plan:
+    """Asks the hub. Raises HubError where it cannot be asked, ModelNotFound, Unsupported where it has no such file."""
+    match reference:
+        case LocalPath(path):
+            raise UsageError(f"{path} is a path, there is nothing to pull", "name a model: localqwen list --all")
+        case Named():
+            return _plan_named(reference, source or "hf", revision)
+        case Repository():
+            return _plan_repository(reference, revision)
+
+
+def _plan_named(named: Named, source: Source, revision: str | None) -> Plan:
+    model, quant = named.model, named.quant
+    if named.mlx:
+        return _planned(named, source, model.mlx[quant].repo, revision, quant, _is_checkpoint_file)
+    if quant in model.gguf:
+        pattern = model.gguf[quant].file
+        return _planned(named, source, model.gguf_repo, revision, quant, lambda path: fnmatch.fnmatch(path, pattern))
+    provide.refuse_built_in(named, "pull")
+    assert model.weights is not None
+    if model.mixture:
+        raise Unsupported(
+            f"there is no official GGUF file of {named.text}, and mixtures of experts cannot be converted here",
+            f"localqwen pull {model.family}, or hf:owner/repo:{quant.lower()} of somebody who offers one",
+        )
+    planned = _planned(named, source, model.weights.repo, revision, quant, _is_checkpoint_file)
+    return replace(planned, convert=True, made_bytes=model.made[quant])
+
+
+def _planned(
+    reference: Named | Repository,
+    source: Source,
+    repo: str,
+    revision: str | None,
+    quant: str,
+    wanted: Callable[[str], bool],
+) -> Plan:
+    hub = sources.hub(source)
+    listed = hub.listing(repo, revision)
+    files = tuple(file for file in listed.files if wanted(file.path))
+    if not files:
+        raise HubRefused(f"{repo} on {hub.host()} has no file for {reference.text}", "localqwen list --all")
+    missing = sum(file.bytes - hub.state(listed, file) for file in files)
+    folder = hub.cached(repo).folder
+    return Plan(reference, source, listed, files, quant, False, folder, missing)
+
+
+def _is_checkpoint_file(path: str) -> bool:
+    return "/" not in path and any(fnmatch.fnmatch(path, pattern) for pattern in _CHECKPOINT)
+
+
+def _plan_repository(wanted: Repository, revision: str | None) -> Plan:
+    """Its GGUF file of the wanted quantisation, else its checkpoint, to be converted."""
+    hub = sources.hub(wanted.source)
+    listed = hub.listing(wanted.repo, revision)
+    ggufs = [file for file in listed.files if inventory.is_of_quant(file.path, "")]
+    chosen = _chosen(wanted, ggufs) if ggufs else tuple(f for f in listed.files if _is_checkpoint_file(f.path))
+    if not ggufs and not any(file.path.endswith(".safetensors") for file in chosen):
+        raise ModelNotFound(f"{wanted.repo} holds neither GGUF files nor safetensors", "name another repository")
+    quant = cached.quant_of(Path(chosen[0].path)) if ggufs else wanted.quant or inventory.CHECKPOINT_QUANT
+    missing = sum(file.bytes - hub.state(listed, file) for file in chosen)
+    made = 0 if ggufs else sum(file.bytes for file in chosen)
+    return Plan(wanted, wanted.source, listed, chosen, quant, not ggufs, hub.cached(wanted.repo).folder, missing, made)
+
+
+def _chosen(wanted: Repository, ggufs: list[RemoteFile]) -> tuple[RemoteFile, ...]:
+    by_quant: dict[str, list[RemoteFile]] = {}
+    for file in ggufs:
+        by_quant.setdefault(cached.quant_of(Path(file.path)), []).append(file)
+    quant = wanted.quant or (inventory.USUAL_QUANT if inventory.USUAL_QUANT in by_quant else "")
+    if quant in by_quant:
+        return tuple(by_quant[quant])
+    if not wanted.quant and len(by_quant) == 1:
+        return tuple(ggufs)
+    listed = ", ".join(sorted(quant.lower() for quant in by_quant if quant))
+    said = f"no {wanted.quant}" if wanted.quant else "several quantisations"
+    raise ModelNotFound(
+        f"{wanted.repo} has {said}", f"it has {listed}: localqwen pull {Repository(wanted.source, wanted.repo).text}:…"
+    )
+
+
+def check_space(planned: Plan) -> None:
+    """Raises StorageError where the disks have no room for what is missing and for what will be made of it."""
+    needs: dict[int, list[tuple[Path, int]]] = {}
+    wanted = [(planned.folder, planned.missing_bytes)]
+    if planned.convert and not planned.target.exists():
+        wanted.append((planned.target, planned.made_bytes))
+    for folder, size in wanted:
+        existing = next(path for path in (folder, *folder.parents) if path.exists())
+        needs.setdefault(existing.stat().st_dev, []).append((existing, size))
+    for places in needs.values():
+        place, size = places[0][0], sum(size for _, size in places)
+        free = shutil.disk_usage(place).free
+        if size and size + _RESERVE_BYTES > free:
+            raise StorageError(
+                f"{planned.reference.text} takes {size / 1e9:.1f} GB more at {place}, {free / 1e9:.1f} GB are free",
+                "make room (localqwen list, localqwen rm), or use another disk: HF_HOME=…, LOCALQWEN_HOME=…",
+            )
+
+
+def run(planned: Plan, progress: Progress | None = None) -> Path:
+    """Gives what an engine opens. Raises HubError, StorageError, ConversionError; what came so far is kept."""
+    hub = sources.hub(planned.source)
+    check_space(planned)
+    tell = progress or (lambda step: None)
+    finished, paths = 0, []
+    for file in planned.files:
+
+        def report(stage: str, done: int, file: RemoteFile = file, finished: int = finished) -> None:
+            tell(Step(stage, file.path, finished + done, planned.total_bytes))  # type: ignore[arg-type]
+
+        paths.append(hub.fetch(planned.listing, file, report))
+        finished += file.bytes
+    hub.remember(planned.listing)
+    if planned.convert:
+        return _convert(planned, paths[0].parent, tell)
+    mlx = isinstance(planned.reference, Named) and planned.reference.mlx
+    return paths[0].parent if mlx else min(paths)
+
+
+def _convert(planned: Plan, folder: Path, tell: Progress) -> Path:
+    name = planned.listing.repo.rpartition("/")[2]
+    if not planned.target.exists():
+        provide.make(
+            folder,
+            planned.target,
+            quant=planned.quant,
+            name=name,
+            progress=lambda step: tell(Step("convert", name, step.done_bytes, step.total_bytes)),
+        )
+    return planned.target
+
+
+def plan_or_present(reference: Reference, *, source: Source | None = None, revision: str | None = None) -> Plan | Path:
+    """The plan; or, where the hub cannot be asked and the model is here whole, what is here."""
+    try:
+        return plan(reference, source=source, revision=revision)
+    except HubRefused:
+        raise
+    except HubError:
+        here = inventory.find(reference) if revision is None else None
+        if here is None:
+            raise
+        return here.path
+
+
+def resolve(name: str, *, engine: str | None = None, quant: str | None = None) -> Reference:
+    """What `localqwen pull NAME --engine E --quant Q` means."""
+    reference = names.parse(name)
+    match reference:
+        case Named():
+            named = names.with_quant(reference, quant) if quant else reference
+            return _for_engine(named, engine, bool(quant))
+        case Repository(source, repo, said):
+            return Repository(source, repo, (quant or said).upper())
+        case LocalPath():
+            return reference
+
+
+def _for_engine(named: Named, engine: str | None, quant_given: bool) -> Named:
+    if engine not in ("mlx", "gguf", "llama.cpp", None):
+        raise UsageError(f"there is no engine {engine!r}", "engines: mlx, gguf")
+    if engine is None or (engine == "mlx") == named.mlx:
+        return named
+    if engine != "mlx":
+        hint = f"leave out --engine, or name one of {', '.join(named.model.quants)}"
+        raise UsageError(f"{named.quant} of {named.model.name} is for MLX", hint)
+    if quant_given or not named.model.mlx:
+        raise names.no_quant(named.model, named.quant)
+    return Named(named.model, next(iter(named.model.mlx)), named.why)

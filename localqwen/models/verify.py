@@ -1,0 +1,53 @@
+"""Is every file of a model what the hub declared, and can it be opened? Reads all of it; changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from localqwen.errors import LocalqwenError, ModelNotFound
+from localqwen.models import digests, gguf_header, inventory, provide
+from localqwen.models.names import LocalPath, Reference
+from localqwen.models.store import LocalFile
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """`digest` is what the hub declared, "" for a file that was made here; `problem` is "" for a good file."""
+
+    path: Path
+    bytes: int
+    digest: str
+    problem: str
+
+
+def files_of(reference: Reference) -> LocalFile:
+    """Raises NotPulled, ModelNotFound, UsageError."""
+    provide.refuse_built_in(reference, "verify")
+    found = inventory.find(reference)
+    if found is None and isinstance(reference, LocalPath):
+        raise ModelNotFound(f"there is no model file {reference.path}", "give a .gguf file, or a name: localqwen list")
+    if found is None:
+        raise provide.not_pulled(reference)
+    return found
+
+
+def verify(file: LocalFile, hashed: Callable[[Path, int], None]) -> list[Verdict]:
+    """One verdict per file; `hashed` is told how many bytes of a file are done."""
+    return [_verdict(path, path == file.parts[0], hashed) for path in file.parts]
+
+
+def _verdict(path: Path, is_first: bool, hashed: Callable[[Path, int], None]) -> Verdict:
+    digest = digests.declared(path)
+    problem = ""
+    try:
+        if digest and not digests.matches(path, digest, lambda done: hashed(path, done)):
+            problem = "its bytes are not what the hub declared"
+        elif path.suffix == ".gguf" and is_first:
+            gguf_header.read(path)
+    except LocalqwenError as exc:
+        problem = exc.message
+    except OSError as exc:
+        problem = f"it cannot be read: {exc.strerror}"
+    return Verdict(path, path.stat().st_size, digest, problem)
