@@ -88,7 +88,7 @@ class Chat:
     def type(self, keys: str) -> None:
         os.write(self.keyboard, keys.encode())
 
-    def wait_for(self, pattern: str, seconds: float = 10) -> str:
+    def wait_for(self, pattern: str, seconds: float = 120) -> str:
         """What came up to the end of the pattern; it is taken off the screen."""
         end = time.monotonic() + seconds
         while not (found := re.search(pattern, self.screen)):
