@@ -8,7 +8,7 @@ import pytest
 
 from localqwen.errors import ModelNotFound, NotEnoughMemory, Unsupported
 from localqwen.machine import Machine
-from localqwen.models import fit, gguf_header, provide, registry, store
+from localqwen.models import fit, gguf_header, inventory, names, provide, store
 from localqwen.models.gguf_header import GgufHeader
 
 MACHINE = Machine("Linux", "x86_64", "a chip", 4, 16 << 30, 8 << 30)
@@ -132,13 +132,13 @@ def test_a_path_that_is_not_there_is_named(path: str) -> None:
 
 
 def test_names_are_found_in_any_case_and_paths_show_their_stem(tmp_path: Path) -> None:
-    demo = registry.lookup("Demo")
+    demo = names.model_of("Demo")
     assert demo is not None
     assert demo.thinking == "switch"
     assert "nothing else" in demo.description
-    assert registry.display_name("DEMO") == "demo"
-    assert registry.display_name("/x/Qwen3-4B-Q4_K_M.gguf") == "Qwen3-4B-Q4_K_M"
-    assert registry.display_name(str(tmp_path)) == tmp_path.name
+    assert names.display("DEMO") == "demo"
+    assert names.display("/x/Qwen3-4B-Q4_K_M.gguf") == "Qwen3-4B-Q4_K_M"
+    assert names.display(str(tmp_path)) == tmp_path.name
 
 
 def test_one_variable_moves_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,5 +161,5 @@ def test_what_is_on_disk_is_listed_by_name_and_quantisation(tmp_path: Path, monk
     (models / "Qwen3-4B-Q4_K_M.gguf").write_bytes(b"123")
     (cache / "mine-0123456789ab-Q8_0.gguf").write_bytes(b"12345")
     (cache / "demo-0123456789ab-Q8_0.gguf").write_bytes(b"1")
-    found = [(file.name, file.quant, file.bytes) for file in store.on_disk()]
+    found = [(file.name, file.quant, file.bytes) for file in inventory.on_disk()]
     assert found == [("mine", "Q8_0", 5), ("Qwen3-4B", "Q4_K_M", 3)]

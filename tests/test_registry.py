@@ -105,7 +105,7 @@ def test_a_name_means_an_entry_and_a_quantisation(typed: str, name: str, quant: 
     assert isinstance(reference, Named)
     assert (reference.model.name, reference.quant) == (name, quant)
     assert names.parse(reference.text) == reference  # the short form means the same
-    assert registry.lookup(typed) == reference.model
+    assert names.model_of(typed) == reference.model
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_a_repository_of_a_hub_can_be_named(typed: str, source: str, repo: str, 
     reference = names.parse(typed)
     assert reference == Repository(source, repo, quant)  # type: ignore[arg-type]
     assert names.parse(reference.text) == reference
-    assert registry.lookup(typed) is None
+    assert names.model_of(typed) is None
 
 
 def test_a_path_is_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

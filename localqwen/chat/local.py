@@ -103,14 +103,14 @@ def load(
 ) -> LocalChatModel:
     """Open a model by name or path and make it answer. See `localqwen.engines.open` for the parameters and errors."""
     from localqwen import engines
-    from localqwen.models import registry
+    from localqwen.models import names
 
     begin = time.perf_counter()
     opened = engines.open(name, engine=engine, context_length=context_length, threads=threads, force=force)
-    model = registry.lookup(name)
+    model = names.model_of(name)
     return LocalChatModel(
         opened,
-        registry.display_name(name),
+        names.display(name),
         thinking_mode=model.thinking if model else None,
         load_ms=(time.perf_counter() - begin) * 1000,
     )

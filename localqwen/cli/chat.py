@@ -20,7 +20,7 @@ from localqwen.cli.options import Loading, Settings, answer_options, loading_opt
 from localqwen.cli.reader import LineReader, Reader
 from localqwen.cli.repl import Repl
 from localqwen.errors import SessionError
-from localqwen.models import inventory, names, provide, registry, store
+from localqwen.models import inventory, names, provide, store
 from localqwen.models.names import Named, Repository
 
 GET_A_MODEL = "a real one: localqwen chat path/to/model.gguf"
@@ -77,7 +77,7 @@ def choose(named: str | None, last: Path | None, largest: Callable[[], str | Non
 
 
 def _said(model: str, why: str) -> Choice:
-    reason = f"using {registry.display_name(model)}: {why}"
+    reason = f"using {names.display(model)}: {why}"
     if model == "demo":
         reason += f". It is a toy that adds, subtracts, counts letters, greets and calls a tool; {GET_A_MODEL}"
     return Choice(model, reason)
@@ -91,7 +91,7 @@ def _largest() -> str | None:
     from localqwen.machine import this_machine
     from localqwen.models import fit
 
-    found = fit.largest_that_fits(store.on_disk(), this_machine())
+    found = fit.largest_that_fits(inventory.on_disk(), this_machine())
     return inventory.command_name(found) if found else None
 
 

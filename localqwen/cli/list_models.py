@@ -12,7 +12,7 @@ import click
 from localqwen.cli.config import ConfiguredCommand
 from localqwen.cli.options import json_option
 from localqwen.cli.sizes import aligned, readable_bytes
-from localqwen.models import store
+from localqwen.models import inventory
 from localqwen.models.store import LocalFile
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def command(everything: bool, as_json: bool) -> None:
     if everything:
         _list_all(as_json)
         return
-    files = store.on_disk()
+    files = inventory.on_disk()
     if as_json:
         sys.stdout.write(json.dumps([_entry(file) for file in files], ensure_ascii=False) + "\n")
     elif files:

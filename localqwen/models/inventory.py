@@ -135,3 +135,8 @@ def command_name(file: LocalFile) -> str:
         case Repository(source, repo):
             return Repository(source, repo, file.quant).text
     return str(file.path)
+
+
+def on_disk() -> list[LocalFile]:
+    """Every model that can be run without a download, the largest first."""
+    return sorted([*store.own_files(), *pulled()], key=lambda file: -file.bytes)

@@ -190,13 +190,6 @@ def families() -> tuple[str, ...]:
     return tuple(dict.fromkeys(model.family for model in models().values() if model.weights or model.gguf))
 
 
-def lookup(name: str) -> Model | None:
-    """The entry that a name means, with or without a quantisation; None for a path, a repository or an unknown name."""
-    from localqwen.models import names
-
-    return names.model_of(name)
-
-
 def suggest(name: str) -> list[str]:
     """Names that look like this one, best first."""
     known = [*models(), *families(), *(alias for model in models().values() for alias in model.aliases)]
@@ -211,10 +204,3 @@ def unknown(name: str) -> ModelNotFound:
         f"there is no model {name!r}",
         f"{hint}models by name: {', '.join(models())}; or give a .gguf file or a checkpoint folder",
     )
-
-
-def display_name(name: str) -> str:
-    """What a user sees: the model's name, or the file's or folder's without its ending."""
-    from localqwen.models import names
-
-    return names.display(name)

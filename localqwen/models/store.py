@@ -100,10 +100,3 @@ def local_file(name: str, parts: tuple[Path, ...], quant: str, engine: str = "ll
     modified = max(state.st_mtime for state in states)
     used = max(modified, *(state.st_atime for state in states))
     return LocalFile(name, parts[0], sum(state.st_size for state in states), quant, modified, engine, parts, used)
-
-
-def on_disk() -> list[LocalFile]:
-    """Every model that can be run without a download, the largest first."""
-    from localqwen.models import inventory
-
-    return sorted([*own_files(), *inventory.pulled()], key=lambda file: -file.bytes)
