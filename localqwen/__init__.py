@@ -49,7 +49,14 @@ _PUBLIC = {
 __all__ = ["__version__", *_PUBLIC]  # noqa: PLE0604  (the keys are strings)
 
 
+#: Public modules that a user may reach after `import localqwen` alone, and what is imported with them.
+_MODULES = {"chat": "localqwen.chat.template", "engines": "localqwen.engines"}
+
+
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        importlib.import_module(_MODULES[name])
+        return globals()[name]
     if name in _PUBLIC:
         return getattr(importlib.import_module(_PUBLIC[name]), name)
     raise AttributeError(f"module 'localqwen' has no attribute {name!r}")

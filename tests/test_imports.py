@@ -66,6 +66,12 @@ def test_heavy_packages_are_imported_in_their_homes_only(file: Path) -> None:
         assert homes is None or relative(file).startswith(tuple(homes)), f"{relative(file)} imports {name}"
 
 
+def test_the_public_names_are_reached_from_the_package_alone() -> None:
+    names = ("load", "parse_output", "chat.template.ChatTemplate", "engines.open", "Request", "LocalqwenError")
+    code = "import localqwen; " + "; ".join(f"assert callable(localqwen.{name})" for name in names)
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
 def test_importing_localqwen_imports_nothing_heavy() -> None:
     code = "import sys, localqwen, localqwen.cli; print(*{name.partition('.')[0] for name in sys.modules})"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
