@@ -24,10 +24,6 @@ class Machine:
     memory: int
     available_memory: int
 
-    @property
-    def apple_silicon(self) -> bool:
-        return self.system == "Darwin" and self.architecture == "arm64"
-
 
 def this_machine() -> Machine:
     """Read anew at each call, because available memory changes."""

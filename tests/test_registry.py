@@ -306,10 +306,10 @@ def code_lines(file: Path) -> list[str]:
 
 
 def test_the_prediction_knows_what_the_engine_does_with_attention_scores() -> None:
-    """Engines stand above models, so that the numbers are in both places."""
+    """The engine takes the size of a pass and the limit from the prediction: there is one of each."""
     from localqwen.engines import llama_cpp
 
-    assert (fit.BATCH, fit.SCORES_BYTES) == (llama_cpp.BATCH, llama_cpp.SCORES_BYTES)
+    assert (fit.BATCH, fit.SCORES_BYTES) == (llama_cpp.BATCH, llama_cpp.fit.SCORES_BYTES)
     model = registry.models()["qwen3:0.6b"]
     scores = fit.model_need(model, "Q8_0", 4096).compute - fit.model_need(model, "Q8_0", 0).compute
     assert scores == 4096 * 256 * 16 * 4

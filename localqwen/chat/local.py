@@ -69,7 +69,7 @@ class LocalChatModel:
     def preset(self, request: Request) -> Mapping[str, float | int]:
         thinking = resolve_thinking(request, self.thinking_mode, self.name)
         phase = request.thinking_sampling if thinking else request.text_sampling
-        return phase.over(request.sampling).over(presets.preset(thinking)).set_values()
+        return presets.chosen(request, thinking=thinking, phase=phase)
 
     def close(self) -> None:
         self.engine.close()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from localqwen.chat.messages import Overrides, Request
 from localqwen.engines import Sampling
 
@@ -16,10 +18,14 @@ def preset(thinking: bool) -> Overrides:
     return THINKING if thinking else NOT_THINKING
 
 
+def chosen(request: Request, *, thinking: bool, phase: Overrides) -> Mapping[str, float | int]:
+    """Preset < the request's sampling < its overrides for the phase; by name."""
+    return phase.over(request.sampling).over(preset(thinking)).set_values()
+
+
 def sampling_for(request: Request, *, thinking: bool, phase: Overrides) -> Sampling:
-    """Preset < the request's sampling < its overrides for the phase. Raises UsageError on a value out of range."""
-    chosen = phase.over(request.sampling).over(preset(thinking))
-    return Sampling(**chosen.set_values())  # type: ignore[arg-type]  # the names and types are those of Overrides
+    """What is chosen, as the engines take it. Raises UsageError on a value out of range."""
+    return Sampling(**chosen(request, thinking=thinking, phase=phase))  # type: ignore[arg-type]  # the names and types are those of Overrides
 
 
 def warnings_for(sampling: Sampling, *, thinking: bool) -> tuple[str, ...]:

@@ -17,11 +17,9 @@ from localqwen.engines import FinishReason, Piece, Run, Sampling, common_prefix
 from localqwen.engines.llama_library import ModelFile, last_errors, library, sampler_chain
 from localqwen.errors import ContextTooLong, EngineError, Unsupported, UsageError
 from localqwen.machine import this_machine
+from localqwen.models import fit, gguf_header
+from localqwen.models.fit import BATCH
 
-#: Tokens per pass at the most. Attention scores of 256 tokens stay closer to the processor than those of 512.
-BATCH = 256
-#: Bytes of attention scores (float32: context x tokens per pass x heads) up to which they are computed as they are.
-SCORES_BYTES = 1 << 30
 #: Seconds that a pass over a prompt may take: a cancel waits for it, also on a slow machine.
 LONGEST_PASS = 1.0
 SMALLEST_SLICE = 32
@@ -101,8 +99,8 @@ class LlamaCppEngine:
         Without it a prompt gives the same logits however it was sliced and whatever of it was cached, so a seed repeats
         its answer (benchmarks/README.md has the numbers). A GPU has other kernels, and long contexts need the memory.
         """
-        scores = 4 * cells * BATCH * self._lib.llama_model_n_head(self._model.handle)
-        return scores <= SCORES_BYTES and not self._lib.llama_supports_gpu_offload()
+        kept = fit.scores_bytes(cells, self._lib.llama_model_n_head(self._model.handle)) > 0
+        return kept and not self._lib.llama_supports_gpu_offload()
 
     def tokenize(self, text: str, *, special: bool) -> list[int]:
         return self._model.tokenize(text, special=special)
@@ -260,7 +258,6 @@ def open(  # noqa: A001  (the name every engine module offers)
 ) -> LlamaCppEngine:
     """Open a GGUF file with the settings that this build needs on this CPU and the context that the memory allows."""
     from localqwen.engines.probe import probe
-    from localqwen.models import fit, gguf_header
 
     header = gguf_header.read(path)
     if header.architecture not in ("qwen3", "qwen3moe"):

@@ -71,7 +71,6 @@ class ModelFile:
                 f"llama.cpp cannot load {path}: {last_errors()}", "check the file: localqwen show " + str(path)
             )
         self.vocab = self._lib.llama_model_get_vocab(self.handle)
-        self.trained_context: int = self._lib.llama_model_n_ctx_train(self.handle)
         self.vocabulary_size: int = self._lib.llama_vocab_n_tokens(self.vocab)
         self._pieces: dict[int, bytes] = {}
 

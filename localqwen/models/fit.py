@@ -18,9 +18,9 @@ from localqwen.models.store import LocalFile
 #: Python, llama.cpp and the vocabulary: about 65 MB were measured without the merges of a real
 #: tokenizer, see benchmarks/fit.md.
 OVERHEAD_BYTES = 70 << 20
-#: Tokens of one pass, and the bytes of attention scores (32 bit) up to which the engine keeps them: as in
-#: engines/llama_cpp.py, and a test holds them alike. Beyond, attention is computed without them.
+#: Tokens per pass at the most. Attention scores of 256 tokens stay closer to the processor than those of 512.
 BATCH = 256
+#: Bytes of attention scores up to which the llama.cpp engine computes them as they are, instead of flash attention.
 SCORES_BYTES = 1 << 30
 #: Activations of one pass in 32 bit: a few of the model's width and of the feed-forward layer's.
 COMPUTE_BYTES_PER_WIDTH = BATCH * 4 * 16
@@ -58,9 +58,14 @@ def header_need(header: GgufHeader, context_length: int, kv: str = "f16") -> Nee
 
 def _need(weights: int, kv_elements: int, width: int, heads: int, context_length: int, kv: str) -> Need:
     """`weights` are the bytes on disk: they are mapped as they are."""
-    scores = 4 * context_length * BATCH * heads
-    compute = OVERHEAD_BYTES + COMPUTE_BYTES_PER_WIDTH * width + (scores if scores <= SCORES_BYTES else 0)
+    compute = OVERHEAD_BYTES + COMPUTE_BYTES_PER_WIDTH * width + scores_bytes(context_length, heads)
     return Need(weights, int(context_length * kv_elements * KV_BYTES[kv]), compute)
+
+
+def scores_bytes(context_length: int, heads: int) -> int:
+    """Attention scores of one pass in 32 bit; 0 where they would be too many and attention goes without them."""
+    scores = 4 * context_length * BATCH * heads
+    return scores if scores <= SCORES_BYTES else 0
 
 
 def needed_bytes(header: GgufHeader, context_length: int) -> int:

@@ -120,9 +120,9 @@ def _with_quant(name: str) -> Named:
 
 
 def _quantised(model: Model, name: str, quant: str) -> Named:
-    known = {each.lower(): each for each in (*model.mlx, *model.quants)}
-    if quant.lower() in known:
-        return Named(model, known[quant.lower()])
+    known = _quant_of(model, quant)
+    if known is not None:
+        return Named(model, known)
     if _QUANT_LIKE.match(quant):
         raise no_quant(model, quant)
     raise unknown(name)
@@ -130,10 +130,16 @@ def _quantised(model: Model, name: str, quant: str) -> Named:
 
 def with_quant(named: Named, quant: str) -> Named:
     """The same model in the quantisation that `--quant` says. Raises ModelNotFound."""
-    known = {each.lower(): each for each in (*named.model.mlx, *named.model.quants)}
-    if quant.lower() not in known:
+    known = _quant_of(named.model, quant)
+    if known is None:
         raise no_quant(named.model, quant)
-    return Named(named.model, known[quant.lower()], named.why)
+    return Named(named.model, known, named.why)
+
+
+def _quant_of(model: Model, typed: str) -> str | None:
+    """A quantisation typed in any case, as models.toml writes it; the GGUF one where MLX has one of that name too."""
+    known = {each.lower(): each for each in (*model.mlx, *model.quants)}
+    return known.get(typed.lower())
 
 
 def no_quant(model: Model, quant: str) -> ModelNotFound:
