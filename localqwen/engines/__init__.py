@@ -12,10 +12,16 @@ import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from localqwen.errors import EngineUnavailable, UsageError
 from localqwen.machine import Machine
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import numpy as np
+    from numpy.typing import NDArray
 
 FinishReason = Literal["stop", "length"]
 
@@ -63,6 +69,15 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
 
 
 @dataclass(frozen=True)
+class Logprobs:
+    """Natural logarithms of the model's own probabilities, before penalties, temperature, filters and constraints:
+    of the token that came, and of the likeliest ones as (id, logprob), best first."""
+
+    chosen: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True)
 class Piece:
     """What one generated token added. `text` is whole characters only: a token that ends inside a character has
     text "" and `whole` False, and the character comes with the token that completes it. The last piece of a run
@@ -72,6 +87,19 @@ class Piece:
     text: str
     whole: bool = True
     finish_reason: FinishReason | None = None
+    logprobs: Logprobs | None = None
+
+
+class Constraint(Protocol):
+    """Which tokens may come next, for one run: a grammar over the engine's vocabulary. Asked before each token."""
+
+    def allowed(self) -> NDArray[np.bool_]:
+        """Shape (vocabulary size,); False may not be drawn. Stop tokens are allowed where the text may end."""
+        ...
+
+    def accept(self, token: int) -> None:
+        """The token that was drawn, stop tokens too."""
+        ...
 
 
 @dataclass(eq=False)
@@ -85,6 +113,8 @@ class Run:
     prefilled: int = 0
     generated: int = 0
     finished: bool = False
+    constraint: Constraint | None = None
+    logprobs: int | None = None
     state: object = field(default=None, repr=False)
 
     @property
@@ -100,16 +130,32 @@ class Engine(Protocol):
     max_runs: int
     chat_template: str
     special_tokens: Mapping[str, str]
+    stop_tokens: frozenset[int]
 
     def tokenize(self, text: str, *, special: bool) -> list[int]:
         """Ids of the NFC form of `text`. `special` False reads `<|im_start|>` and its kind as plain text; tags that
         are ordinary vocabulary (`<think>`, `<tool_call>`) are one id either way."""
         ...
 
-    def start(self, prompt: Sequence[int], sampling: Sampling, *, max_tokens: int, generated: int = 0) -> Run:
+    def vocabulary(self) -> list[bytes]:
+        """The bytes of every token by id; b"" for control tokens and unused rows."""
+        ...
+
+    def start(
+        self,
+        prompt: Sequence[int],
+        sampling: Sampling,
+        *,
+        max_tokens: int,
+        generated: int = 0,
+        constraint: Constraint | None = None,
+        logprobs: int | None = None,
+    ) -> Run:
         """Begin a run. The last `generated` ids of `prompt` are an answer's earlier part: they count for penalties.
 
-        Raises ContextTooLong where the prompt leaves no room for a token, EngineError where `max_runs` are live.
+        `max_tokens` 0 only reads the prompt, for a later run that begins with it: the run finishes without a piece.
+        `logprobs` N gives every piece its own and the N likeliest logprobs. Raises ContextTooLong where the prompt
+        leaves no room for a token, EngineError where `max_runs` are live.
         """
         ...
 
@@ -119,6 +165,13 @@ class Engine(Protocol):
 
     def cancel(self, run: Run) -> None:
         """End a run now; what it computed stays for reuse. Does nothing to a run that has ended."""
+        ...
+
+    def evaluate(self, tokens: Sequence[int]) -> Iterator[NDArray[np.float32]]:
+        """Logits behind each of the tokens, in blocks of shape (positions, vocabulary), for measuring a model.
+
+        Raises ContextTooLong, and EngineError while a run is live; what was cached for reuse is lost.
+        """
         ...
 
     def close(self) -> None: ...
