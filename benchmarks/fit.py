@@ -23,7 +23,7 @@ GENERATED = 4
 
 def measure(path: Path, context: int, kv: str, *, repack: bool) -> int:
     """Bytes, in a child process."""
-    command = [sys.executable, __file__, "--child", str(context), "--kv", kv, *(["--repack"] * repack), str(path)]
+    command = [sys.executable, __file__, str(path), "--child", str(context), "--kv", kv, *(["--repack"] * repack)]
     return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
 
 
