@@ -51,15 +51,15 @@ def encoded(
 def _encode(rows: NDArray[Any], tensor: SourceTensor, kind: TensorType) -> NDArray[np.uint8]:
     import numpy as np
 
-    _check_values(rows, tensor, kind)
+    check_values(rows, tensor, kind)
     if _SAME[tensor.dtype] is not kind:
         widened = _to_float32(rows, tensor.dtype)
         rows = ggml.quantise(widened, kind) if kind.quantised else _FROM_FLOAT32[kind](widened)
     return rows.reshape(-1).view(np.uint8)
 
 
-def _check_values(rows: NDArray[Any], tensor: SourceTensor, kind: TensorType) -> None:
-    """llama.cpp's quantiser refuses what is not finite; 16-bit values and scales cannot hold more than 65,504."""
+def check_values(rows: NDArray[Any], tensor: SourceTensor, kind: TensorType) -> None:
+    """Raises CheckpointError. Quantisers refuse what is not finite; float16 values and scales hold at most 65,504."""
     unsigned, magnitude, infinite, half_limit = _BITS[tensor.dtype]
     largest = (rows.view(unsigned) & magnitude).max()
     if largest >= infinite:
