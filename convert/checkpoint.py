@@ -6,6 +6,7 @@ Knows nothing of Qwen3. Nothing is unpickled: a folder with only `.bin` or `.pt`
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,10 @@ class Checkpoint:
     @property
     def weight_files(self) -> list[Path]:
         return [file.path for file in self._files]
+
+    def files(self, names: Iterable[str]) -> list[Path]:
+        """Those of the files `names` that are there, and all weight files."""
+        return [*(path for name in names if (path := self.folder / name).is_file()), *self.weight_files]
 
     def file_of(self, name: str) -> SafetensorsFile:
         return self._home[name]

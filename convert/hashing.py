@@ -76,6 +76,13 @@ class HashedWriter:
         self._pool = ThreadPoolExecutor(1, "hash-output")
         self._last: Future[None] | None = None
 
+    def __enter__(self) -> HashedWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Ends the thread; the file stays open."""
+        self._pool.shutdown()
+
     def write(self, data: memoryview) -> None:
         self._wait()
         self._last = self._pool.submit(self._state.update, data)
@@ -85,10 +92,6 @@ class HashedWriter:
     def digest(self) -> Digest:
         self._wait()
         return Digest(self._length, self._state.hexdigest())
-
-    def close(self) -> None:
-        """Ends the thread; the file stays open."""
-        self._pool.shutdown()
 
     def _wait(self) -> None:
         if self._last is not None:

@@ -1,4 +1,4 @@
-"""Official checkpoint -> MLX folder, in one pass: rows are read, packed by MLX's own quantiser, and written as they come.
+"""Official checkpoint -> MLX folder, in one pass: rows are read, packed by MLX's own quantiser, written as they come.
 
 Of a weight, its scales and biases wait in memory until its packed numbers are written; nothing else does. Rows do not
 influence each other, so slices of them give the bits that `mlx_lm.convert` gets from the whole.
@@ -23,12 +23,11 @@ from convert.hashing import Digest, InputHashes, of_bytes
 from convert.mlx_planning import Plan, PlannedWeight
 from convert.mlx_schemes import Packing, Scheme
 from convert.quants import BF16, F16, F32
-from convert.safetensors import DTYPES, SafetensorsFile, SourceTensor
+from convert.safetensors import SourceTensor
 from convert.shard_writer import ShardWriter
-from localqwen.errors import CheckpointError, ConversionError, EngineUnavailable
+from localqwen.errors import ConversionError, EngineUnavailable
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
 #: Elements per slice: large enough that calls do not count, small enough that memory stays low.
@@ -47,13 +46,15 @@ Piece = tuple[str, memoryview, int]
 
 def write(
     checkpoint: Checkpoint, plan: Plan, out: Path, *, force: bool, progress: Callable[[Progress], None] | None = None
-) -> None:
-    """Makes the folder `out`. Raises CheckpointError, OutputError, ConversionError, EngineUnavailable."""
+) -> dict[str, Digest]:
+    """Makes the folder `out` and gives the digests of its files.
+
+    Raises CheckpointError, OutputError, ConversionError, EngineUnavailable.
+    """
     library()
     target.check_space(out, plan.size)
-    small = [path for name in ("config.json", *COMPANIONS) if (path := checkpoint.folder / name).is_file()]
     with (
-        InputHashes([*small, *checkpoint.weight_files]) as hashes,
+        InputHashes(checkpoint.files((mlx_layout.INDEX, "config.json", *COMPANIONS))) as hashes,
         target_folder.writing(out, size=plan.size, force=force) as folder,
     ):
         outputs = _write_weights(folder, checkpoint, plan, progress) | _write_small_files(folder, checkpoint, plan)
@@ -61,6 +62,7 @@ def write(
             checkpoint.folder, recipe=_recipe(plan.scheme), inputs=hashes.result(), outputs=outputs, packages=("mlx",)
         )
         manifest.write(folder / manifest.FOLDER_NAME, written)
+    return outputs
 
 
 def _recipe(scheme: Scheme) -> dict[str, Any]:

@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass
 from math import prod
 from typing import Any
 
+from convert.config import Config
 from convert.mlx_schemes import ROUTER, Packing, Scheme
-from convert.qwen3 import Config
 from convert.safetensors import DTYPES
 
 #: mlx-lm's MAX_FILE_SIZE_GB, which it shifts by 30 bits.

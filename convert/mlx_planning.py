@@ -9,6 +9,7 @@ from typing import Any
 
 from convert import mlx_layout, qwen3
 from convert.checkpoint import Checkpoint
+from convert.config import read_config
 from convert.mlx_layout import Stored, Weight
 from convert.mlx_schemes import Packing, Scheme, packing
 from localqwen.errors import CheckpointError, ConversionError
@@ -54,7 +55,7 @@ class Plan:
 
 def make_plan(checkpoint: Checkpoint, scheme: Scheme, *, max_shard: int = mlx_layout.MAX_SHARD) -> Plan:
     """Checks the whole checkpoint except the weights' values. Raises CheckpointError, ConversionError."""
-    config = qwen3.read_config(checkpoint.config)
+    config = read_config(checkpoint.config)
     qwen3.check_tensors(config, checkpoint.tensors)
     checkpoint.json("tokenizer.json")
     weights = tuple(

@@ -26,13 +26,13 @@ RECIPES = {"mixed_2_6": (2, 6), "mixed_3_4": (3, 4), "mixed_3_6": (3, 6), "mixed
 class Packing:
     """How a weight is quantised: each `group_size` columns of a row share a scale, each weight takes `bits`."""
 
-    bits: int
     group_size: int
+    bits: int
     mode: str = "affine"
 
 
 #: The router of a mixture of experts, whatever the mode of the others: it is small, and it decides everything.
-ROUTER = Packing(8, 64)
+ROUTER = Packing(group_size=64, bits=8)
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def scheme(
     if bits not in BITS:
         known = ", ".join(map(str, BITS))
         raise UsageError(f"MLX does not quantise to {bits} bits", f"--bits is one of {known}, or {WHOLE} for a copy")
-    return Scheme(f"{bits}bit", Packing(bits, _group(group_size)))
+    return Scheme(f"{bits}bit", Packing(_group(group_size), bits))
 
 
 def _mixed(bits: int | None, group_size: int | None, mode: str, recipe: str) -> Scheme:
@@ -69,8 +69,8 @@ def _mixed(bits: int | None, group_size: int | None, mode: str, recipe: str) -> 
         raise UsageError(f"the recipes are affine, not {mode}", f"--recipe {recipe} without --mode")
     low = RECIPES[recipe][0]
     if bits not in (None, low):
-        raise UsageError(f"{recipe} says by itself which weights get how many bits", f"--recipe {recipe} without --bits")
-    return Scheme(recipe, Packing(low, _group(group_size)), recipe)
+        raise UsageError(f"{recipe} itself says which weights get how many bits", f"--recipe {recipe} without --bits")
+    return Scheme(recipe, Packing(_group(group_size), low), recipe)
 
 
 def _fixed(bits: int | None, group_size: int | None, mode: str) -> Scheme:
@@ -79,7 +79,7 @@ def _fixed(bits: int | None, group_size: int | None, mode: str) -> Scheme:
     own_group, own_bits = FIXED_MODES[mode]
     if bits not in (None, own_bits) or group_size not in (None, own_group):
         raise UsageError(f"{mode} is {own_bits} bits in groups of {own_group}", f"--mode {mode} alone")
-    return Scheme(mode, Packing(own_bits, own_group, mode))
+    return Scheme(mode, Packing(own_group, own_bits, mode))
 
 
 def _group(group_size: int | None) -> int:
@@ -99,7 +99,7 @@ def packing(wanted: Scheme, path: str, shape: tuple[int, ...], layers: int) -> P
         return None
     if wanted.recipe is not None:  # mlx-lm's recipes take the place of the rule for routers
         bits = RECIPES[wanted.recipe][_gains_most(path, layers)]
-        return Packing(bits, usual.group_size)
+        return Packing(usual.group_size, bits)
     if not path.endswith("mlp.gate"):
         return usual
     if shape[-1] % ROUTER.group_size:

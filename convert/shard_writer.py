@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +24,17 @@ class ShardWriter:
         self._path = path
         self._waiting = list(reversed(tensors))
         self._room = tensors[0].bytes
-        self._file = path.open("xb", buffering=0)
-        self._writer = HashedWriter(self._file)
-        self._writer.write(memoryview(header(tensors)))
+        self._open = ExitStack()
+        self._file = self._open.enter_context(path.open("xb", buffering=0))
+        self._writer = self._open.enter_context(HashedWriter(self._file))
+        self._header = header(tensors)
 
     def __enter__(self) -> ShardWriter:
+        self._writer.write(memoryview(self._header))
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._writer.close()
-        self._file.close()
+        self._open.close()
 
     @property
     def is_full(self) -> bool:

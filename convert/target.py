@@ -95,7 +95,7 @@ def is_stale(path: Path, process: int) -> bool:
     if not psutil.pid_exists(process):
         return True
     written = max(each.stat().st_mtime for each in (path, *(path.iterdir() if path.is_dir() else ())))
-    return time.time() - written > _STALE_AFTER
+    return bool(time.time() - written > _STALE_AFTER)
 
 
 def output_error(out: Path, size: int, exc: OSError) -> OutputError:
