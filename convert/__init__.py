@@ -154,6 +154,7 @@ def convert_to_mlx(
 
     started = time.monotonic()
     scheme = mlx_schemes.scheme(bits, group_size, mode, recipe)
+    out = out if out.name not in ("", "..") else out.resolve()
     target_folder.check(out, force=force)
     with Checkpoint(source) as checkpoint:
         if out.exists() and source.resolve().is_relative_to(out.resolve()):
@@ -168,7 +169,7 @@ def _manifest_of(source: Path, plan: Plan, inputs: dict[str, Digest], outputs: d
     from convert import manifest
 
     recipe = {"format": "gguf", "quant": plan.quant}
-    packages = ("llama_cpp_python", "gguf")
+    packages = ("llama-cpp-python", "gguf")
     return manifest.make(source, recipe=recipe, inputs=inputs, outputs=outputs, packages=packages)
 
 

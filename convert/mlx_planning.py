@@ -53,7 +53,7 @@ class Plan:
         return tuple(each.weight.path for each in self.weights if each.packing is None and len(each.weight.shape) > 1)
 
 
-def make_plan(checkpoint: Checkpoint, scheme: Scheme, *, max_shard: int = mlx_layout.MAX_SHARD) -> Plan:
+def make_plan(checkpoint: Checkpoint, scheme: Scheme) -> Plan:
     """Checks the whole checkpoint except the weights' values. Raises CheckpointError, ConversionError."""
     config = read_config(checkpoint.config)
     qwen3.check_tensors(config, checkpoint.tensors)
@@ -70,7 +70,7 @@ def make_plan(checkpoint: Checkpoint, scheme: Scheme, *, max_shard: int = mlx_la
             f"groups of {scheme.usual.group_size} divide no weight of this checkpoint: nothing would be quantised",
             "choose a smaller --group-size",
         )
-    parts = mlx_layout.shards([tensor for each in weights for tensor in each.stored], max_shard)
+    parts = mlx_layout.shards([tensor for each in weights for tensor in each.stored], mlx_layout.MAX_SHARD)
     shards = dict(zip(mlx_layout.shard_names(len(parts)), parts, strict=True))
     written_config = mlx_layout.config_json(checkpoint.config, checkpoint.generation_config, scheme, packed)
     index = mlx_layout.index(shards, sum(prod(each.weight.shape) for each in weights))
