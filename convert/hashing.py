@@ -67,33 +67,26 @@ class InputHashes:
 
 
 class HashedWriter:
-    """Writes to `file` and hashes the same bytes beside it. What is written must not change before the next write."""
+    """Writes to `file` while a thread of its own hashes the same bytes. Use with `with`; the file stays open."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self._state = hashlib.sha256()
         self._length = 0
         self._pool = ThreadPoolExecutor(1, "hash-output")
-        self._last: Future[None] | None = None
 
     def __enter__(self) -> HashedWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Ends the thread; the file stays open."""
         self._pool.shutdown()
 
     def write(self, data: memoryview) -> None:
-        self._wait()
-        self._last = self._pool.submit(self._state.update, data)
-        self._length += data.nbytes
+        """Returns when both are done: whoever owns the bytes may then let go of them."""
+        hashing = self._pool.submit(self._state.update, data)
         target.write(self._file, data)
+        hashing.result()
+        self._length += data.nbytes
 
     def digest(self) -> Digest:
-        self._wait()
         return Digest(self._length, self._state.hexdigest())
-
-    def _wait(self) -> None:
-        if self._last is not None:
-            self._last.result()
-            self._last = None

@@ -41,7 +41,7 @@ class ShardWriter:
         return not self._waiting
 
     def write(self, name: str, data: memoryview) -> None:
-        """The next piece of the tensor `name`. `data` must not change before the next call.
+        """The next piece of the tensor `name`.
 
         Raises OutputError unless each tensor gets exactly the bytes that were planned for it.
         """
