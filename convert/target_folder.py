@@ -30,13 +30,10 @@ def check(out: Path, *, force: bool) -> None:
         return
     if not out.is_dir():
         raise OutputError(f"{out} is a file", "name the folder to be made")
+    if not (out / FOLDER_NAME).is_file():
+        raise OutputError(f"{out} exists, and no conversion made it: it has no {FOLDER_NAME}", "give another name")
     if not force:
         raise OutputError(f"{out} exists", "give another name, or --force to replace it")
-    if not (out / FOLDER_NAME).is_file():
-        raise OutputError(
-            f"{out} holds no {FOLDER_NAME}: no conversion made it, so it is not replaced",
-            "give another name, or remove the folder yourself",
-        )
 
 
 @contextmanager
