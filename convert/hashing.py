@@ -6,6 +6,7 @@ Where a second core is free, a conversion takes no longer for it.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,14 +18,24 @@ from convert import target
 from localqwen.errors import CheckpointError
 
 _PIECE = 1 << 20
+_SHA256 = re.compile("[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
 class Digest:
-    """A file's length, and the sha256 of its bytes as 64 hexadecimal digits."""
+    """A file's length, and the sha256 of its bytes as 64 hexadecimal digits.
+
+    `declared` is the hub's word, which its cache keeps as the file's name and `localqwen verify` proves; it was not
+    computed here.
+    """
 
     bytes: int
     sha256: str
+    declared: bool = False
+
+    def json(self) -> dict[str, int | str | bool]:
+        fields: dict[str, int | str | bool] = {"bytes": self.bytes, "sha256": self.sha256}
+        return fields | ({"declared": True} if self.declared else {})
 
 
 def of_bytes(content: bytes) -> Digest:
@@ -32,7 +43,10 @@ def of_bytes(content: bytes) -> Digest:
 
 
 class InputHashes:
-    """The digests of `files`, by name, computed while the `with` body reads the same pages. `result()` waits."""
+    """The digests of `files`, by name, computed while the `with` body reads the same pages. `result()` waits.
+
+    A large file in a hub's cache is not hashed: for quick conversions that would be a third of the work.
+    """
 
     def __init__(self, files: Sequence[Path]) -> None:
         self._files = files
@@ -55,7 +69,7 @@ class InputHashes:
             raise CheckpointError(f"{exc.filename or 'the checkpoint'} cannot be read: {exc}", "convert again") from exc
 
     def _hash_all(self) -> dict[str, Digest]:
-        return {path.name: self._hash(path) for path in self._files}
+        return {path.name: _declared(path) or self._hash(path) for path in self._files}
 
     def _hash(self, path: Path) -> Digest:
         state, length, buffer = hashlib.sha256(), 0, memoryview(bytearray(_PIECE))
@@ -64,6 +78,13 @@ class InputHashes:
                 state.update(buffer[:count])
                 length += count
         return Digest(length, state.hexdigest())
+
+
+def _declared(path: Path) -> Digest | None:
+    """huggingface_hub's cache: a link to blobs/SHA256. Small files lie under git's sha1, and are hashed."""
+    blob = path.resolve()
+    named = path.is_symlink() and blob.parent.name == "blobs" and _SHA256.fullmatch(blob.name)
+    return Digest(blob.stat().st_size, blob.name, declared=True) if named else None
 
 
 class HashedWriter:

@@ -12,7 +12,6 @@ import re
 import secrets
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -44,8 +43,8 @@ def make(
     return {
         "source": source_name(source),
         "recipe": dict(recipe),
-        "inputs": {name: asdict(digest) for name, digest in inputs.items()},
-        "outputs": {name: asdict(digest) for name, digest in outputs.items()},
+        "inputs": {name: digest.json() for name, digest in inputs.items()},
+        "outputs": {name: digest.json() for name, digest in outputs.items()},
         "versions": {"localqwen": __version__, **_versions(packages)},
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "quality": {},

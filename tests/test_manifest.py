@@ -73,6 +73,25 @@ def test_the_snapshot_of_a_hub_is_named_by_repository_and_revision() -> None:
     assert Path(manifest.source_name(Path("Qwen3-0.6B"))).is_absolute()
 
 
+def test_large_files_of_a_hubs_cache_have_the_digest_that_the_hub_declares(source: Path, tmp_path: Path) -> None:
+    """Their blob is named by it, and the manifest says so; small files lie under another kind of name."""
+    blobs = tmp_path / "models--Qwen--Tiny" / "blobs"
+    snapshot = tmp_path / "models--Qwen--Tiny" / "snapshots" / "0123"
+    blobs.mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    expected = {}
+    for path in sorted(source.iterdir()):
+        digest = described(path)
+        large = path.suffix == ".safetensors"
+        blob = path.rename(blobs / (str(digest["sha256"]) if large else hashlib.sha1(path.name.encode()).hexdigest()))
+        (snapshot / path.name).symlink_to(blob)
+        expected[path.name] = digest | ({"declared": True} if large else {})
+    convert.convert(snapshot, tmp_path / "a.gguf", quant="q8_0", threads=1)
+    found = manifest.read(tmp_path / "a.gguf")
+    assert found["inputs"] == expected
+    assert found["source"] == "Qwen/Tiny@0123"
+
+
 def test_measured_quality_is_added_and_the_rest_stays(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "a.gguf"
     convert.convert(source, out, quant="q8_0", threads=1)
