@@ -42,9 +42,9 @@ def encoded(
         rows = part.file.rows(part.tensor, part.first, part.count)
         pending.append((part, pool.submit(_encode, rows, part.tensor, kind)))
         if len(pending) >= ahead:
-            yield _taken(pending)
+            yield from _taken(pending)
     while pending:
-        yield _taken(pending)
+        yield from _taken(pending)
 
 
 @dataclass(frozen=True)
@@ -65,11 +65,10 @@ def _slices(parts: Sequence[tuple[SafetensorsFile, SourceTensor]]) -> Iterator[_
             yield _Slice(file, tensor, first, min(step, rows - first))
 
 
-def _taken(pending: deque[tuple[_Slice, Future[NDArray[np.uint8]]]]) -> tuple[NDArray[np.uint8], int]:
+def _taken(pending: deque[tuple[_Slice, Future[NDArray[np.uint8]]]]) -> Iterator[tuple[NDArray[np.uint8], int]]:
     part, future = pending.popleft()
-    data = future.result()
-    part.file.forget(part.tensor, part.first + part.count)
-    return data, part.count * part.tensor.shape[-1] * DTYPES[part.tensor.dtype]
+    yield future.result(), part.count * part.tensor.shape[-1] * DTYPES[part.tensor.dtype]
+    part.file.forget(part.tensor, part.first + part.count)  # not before: unquantised data are a view on the file
 
 
 def _encode(rows: NDArray[Any], tensor: SourceTensor, kind: TensorType) -> NDArray[np.uint8]:
