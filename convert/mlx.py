@@ -154,7 +154,7 @@ def _quantise(rows: Any, packing: Packing) -> list[NDArray[Any]]:
     """Packed numbers, scales and, if affine, biases."""
     mx = library()
     try:
-        return [_array(each) for each in mx.quantize(rows, packing.group_size, packing.bits, packing.mode)]
+        return [_array(each) for each in mx.quantize(rows, packing.group_size, packing.bits, mode=packing.mode)]
     except (ValueError, RuntimeError, TypeError) as exc:
         raise ConversionError(
             f"this MLX does not quantise to {packing.bits} bits in groups of {packing.group_size} ({packing.mode}): "
@@ -165,8 +165,10 @@ def _quantise(rows: Any, packing: Packing) -> list[NDArray[Any]]:
 
 def _as_mlx(rows: NDArray[Any], dtype: str, wanted: str) -> Any:
     """bfloat16 comes as its bits; numpy has no such type."""
+    import numpy as np
+
     mx = library()
-    array = mx.array(rows)
+    array = mx.array(np.require(rows, requirements=["C", "A"]))  # a header of odd length shifts what follows
     if dtype == "BF16":
         array = array.view(mx.bfloat16)
     return array.astype(getattr(mx, _NAMES[wanted]))

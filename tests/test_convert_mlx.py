@@ -426,6 +426,19 @@ def test_a_disk_that_fills_up_while_writing(source: Path, out: Path) -> None:
     assert list(out.parent.iterdir()) == []
 
 
+@pytest.mark.parametrize("interrupt", [KeyboardInterrupt, SystemExit])
+def test_an_interrupted_conversion_cleans_up(interrupt: type[BaseException], source: Path, out: Path) -> None:
+    """Ctrl-C, or a signal turned into an exception: the hidden folder goes, the exception stays itself."""
+
+    def progress(_: convert.Progress) -> None:
+        assert [path.suffix for path in out.parent.iterdir()] == [".part"]
+        raise interrupt
+
+    with pytest.raises(interrupt):
+        convert.convert_to_mlx(source, out, bits=4, progress=progress)
+    assert list(out.parent.iterdir()) == []
+
+
 def test_progress_counts_every_byte_once(source: Path, out: Path) -> None:
     seen: list[convert.Progress] = []
     convert.convert_to_mlx(source, out, bits=4, progress=seen.append)
