@@ -95,20 +95,11 @@ _SETTINGS = (
     click.option("--seed", type=int, metavar="N", help="Draw the same answer again."),
     click.option("--stats", is_flag=True, help="Tokens and speeds after each answer, on stderr."),
 )
-
-
-def _bits(text: str) -> int:
-    if text not in ("8", "4"):
-        raise ValueError(text)
-    return int(text)
-
-
-_BITS = click.types.FuncParamType(_bits)
 _LOADING = (
     click.option("--ctx", type=click.IntRange(min=1), metavar="N", help="Context in tokens, prompt and answer."),
     click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads (llama.cpp)."),
     click.option("--engine", metavar="mlx|gguf", help="Engine instead of the one for this machine (localqwen doctor)."),
-    click.option("--kv-quant", type=_BITS, metavar="8|4", help="Keep keys and values in 8 or 4 bits: longer contexts."),
+    click.option("--kv-quant", type=click.Choice([8, 4]), help="Keep keys and values in 8 or 4 bits: longer contexts."),
     click.option("--yes", "-y", is_flag=True, help="Pull a model that is not here without asking."),
     click.option("--force", is_flag=True, help="Load it even if it does not fit the memory."),
 )

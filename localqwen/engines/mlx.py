@@ -215,7 +215,7 @@ class MlxEngine:
         if len(tokens) > self.context_length:
             raise ContextTooLong(len(tokens), self.context_length)
         if self._live():
-            raise EngineError("a model is measured while nothing else runs on it", "wait for the runs to end")
+            raise EngineError("the engine cannot evaluate a text while a run is live", "cancel the runs first")
         self._slots.clear()
         return self._blocks(tokens, self._new_caches())
 
