@@ -90,7 +90,7 @@ def test_a_free_slot_takes_a_shared_prefix_over_without_robbing_its_owner(engine
     system = engine.tokenize(
         "<|im_start|>system\n" + "You are a helpful assistant. " * 8 + "<|im_end|>\n", special=True
     )
-    prompts = [[*system, *chat(engine, f"What is {sum}?")] for sum in ("3 + 4", "9 + 8")]
+    prompts = [[*system, *chat(engine, f"What is {terms}?")] for terms in ("3 + 4", "9 + 8")]
     forget(engine)
     alone = []
     for prompt in prompts:
@@ -355,17 +355,8 @@ def test_an_empty_prompt_and_a_negative_length_are_refused(engine: Engine) -> No
 
 
 #: One, two, three and four bytes in UTF-8; a joined family, a flag, a combining accent, half a surrogate pair.
-TEXTS = [
-    "plain",
-    "é ß",
-    "你好 안녕",
-    "🙂 👨\u200d👩\u200d👧 🇫🇷",
-    "à\u0301",
-    "\x00\x7f\u2028",
-    "<think>x</think>",
-    "a\r\n\tb",
-]
-TEXTS += ["", "\ud83d"]
+TEXTS = ["plain", "é ß", "你好 안녕", "🙂 👨\u200d👩\u200d👧 🇫🇷", "à\u0301", "\x00\x7f\u2028", "<think>x</think>"]
+TEXTS += ["a\r\n\tb", "", "\ud83d"]
 
 
 @pytest.mark.parametrize("text", TEXTS)

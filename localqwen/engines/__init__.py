@@ -311,6 +311,16 @@ def open(  # noqa: A001  (the public name: localqwen.engines.open)
     return opened
 
 
+def best_installed() -> str | None:
+    """The engine for this machine whatever the model; None where none is installed."""
+    from localqwen.machine import this_machine
+
+    try:
+        return choose(this_machine(), installed()).engine
+    except EngineUnavailable:
+        return None
+
+
 def choose_for(name_or_path: str, engine: str | None = None) -> Choice:
     """`choose` on this machine, for the files of that model. Raises ModelNotFound for an unknown name too."""
     from localqwen.machine import this_machine

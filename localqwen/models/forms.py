@@ -6,7 +6,7 @@ converts it first). The names of the engines are known here, the engines are not
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from localqwen.models import checkpoint_header, inventory, names, registry
@@ -44,10 +44,15 @@ def is_bare(name: str) -> bool:
     return registry.find(name) is not None or name.lower() in registry.families()
 
 
-def for_engine(reference: Reference, engine: str) -> Reference:
-    """A bare name's default for that engine: MLX has quantisations of its own. Others mean what they say."""
-    if engine == MLX and isinstance(reference, Named) and not reference.mlx and reference.model.mlx:
-        return Named(reference.model, next(iter(reference.model.mlx)), reference.why)
+def for_engine(reference: Reference, engine: str, *, bare: bool = True) -> Reference:
+    """What a name without a quantisation (`bare`) means for that engine: MLX has quantisations of its own."""
+    if engine != MLX:
+        return reference
+    match reference:
+        case Named(model) if bare and model.mlx and not reference.mlx:
+            return Named(model, next(iter(model.mlx)), reference.why)
+        case Repository() if not reference.quant:
+            return replace(reference, mlx=True)
     return reference
 
 
