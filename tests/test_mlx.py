@@ -207,7 +207,7 @@ def test_a_context_that_does_not_fit_the_machine_is_refused_and_forced(monkeypat
     machine = mlx.this_machine()
     small = replace(machine, memory=60_000_000, available_memory=60_000_000)
     monkeypatch.setattr(mlx, "this_machine", lambda: small)
-    with pytest.raises(NotEnoughMemory, match="this machine has 0.1 GB"):
+    with pytest.raises(NotEnoughMemory, match=r"this machine has 0\.1 GB"):
         engines.open("demo", engine="mlx", context_length=8192)
     engines.open("demo", engine="mlx", context_length=8192, force=True).close()
 
