@@ -107,7 +107,8 @@ def refuse_built_in(reference: Reference, what: str) -> None:
 def not_pulled(reference: Reference) -> NotPulled:
     others = [file for file in inventory.pulled() if isinstance(reference, Named) and file.name == reference.model.name]
     here = f"; {inventory.command_name(others[0])} is here" if others else ""
-    return NotPulled(f"{reference.text} is not on this machine{here}", f"localqwen pull {reference.text}")
+    engine = " --engine mlx" if isinstance(reference, Repository) and reference.mlx else ""
+    return NotPulled(f"{reference.text} is not on this machine{here}", f"localqwen pull {reference.text}{engine}")
 
 
 def is_here(name: str, engine: str = forms.LLAMA_CPP) -> bool:

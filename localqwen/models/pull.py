@@ -232,6 +232,11 @@ def _for_engine(named: Named, engine: str | None, quant_given: bool) -> Named:
     if engine != "mlx":
         hint = f"leave out --engine, or name one of {', '.join(named.model.quants)}"
         raise UsageError(f"{named.quant} of {named.model.name} is for MLX", hint)
-    if quant_given or not named.model.mlx:
+    if not named.model.mlx:
+        raise ModelNotFound(
+            f"{named.model.name} has no official files for MLX",
+            f"localqwen pull {named.model.name} --engine gguf, which llama.cpp runs on a Mac too",
+        )
+    if quant_given:
         raise names.no_quant(named.model, named.quant)
     return Named(named.model, next(iter(named.model.mlx)), named.why)
