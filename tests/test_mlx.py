@@ -42,6 +42,18 @@ def test_the_logits_of_a_run_do_not_depend_on_its_company(engine: MlxEngine) -> 
     assert together == alone
 
 
+@pytest.mark.parametrize("size", [1, 7, 32])
+def test_the_logits_do_not_depend_on_how_a_prompt_is_sliced(engine: MlxEngine, size: int) -> None:
+    ids = chat(engine, "How many r's are in raspberry?") * 2
+    weights = engine._weights
+    whole = np.array(weights.forward([(ids, weights.new_caches())], [len(ids) - 1]))
+    caches = weights.new_caches()
+    for begin in range(0, len(ids), size):
+        part = ids[begin : begin + size]
+        last = np.array(weights.forward([(part, caches)], [len(part) - 1]))
+    assert np.array_equal(last, whole)
+
+
 def test_a_pass_that_was_interrupted_leaves_a_whole_engine(engine: MlxEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C between two layers: some caches have grown, others not."""
     prompt = chat(engine, "What is 58 + 67?")
