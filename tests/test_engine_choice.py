@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from checkpoints import make_checkpoint, write_json
 
+from localqwen import engines
+from localqwen.cli import pull as pull_command
 from localqwen.engines import Readable, Sampling, choose, probe
 from localqwen.errors import EngineUnavailable, LocalqwenError, UsageError
 from localqwen.machine import OPENMP_DEFAULTS, Machine, this_machine, usable_cores
@@ -249,3 +251,24 @@ def test_this_machine_is_described() -> None:
 def test_sampling_out_of_range_is_refused_by_name(values: dict[str, float]) -> None:
     with pytest.raises(UsageError, match=next(iter(values))):
         Sampling(**values)  # type: ignore[arg-type]
+
+
+#: What is typed -> the reference on a machine that runs MLX, on one that runs llama.cpp.
+PULLED = [
+    ("qwen3:4b", "qwen3:4b-4bit", "qwen3:4b"),
+    ("qwen3:4b-q8_0", "qwen3:4b-q8_0", "qwen3:4b-q8_0"),
+    ("qwen3:4b-8bit", "qwen3:4b-8bit", "qwen3:4b-8bit"),
+    ("qwen3:4b-base", "qwen3:4b-base", "qwen3:4b-base"),  # there is nothing official for MLX
+    ("hf:owner/name:q8_0", "hf:owner/name:q8_0", "hf:owner/name:q8_0"),
+]
+
+
+@pytest.mark.parametrize(("typed", "on_mlx", "on_llama"), PULLED)
+def test_a_pull_gets_the_files_of_the_engine_that_runs_here(
+    monkeypatch: pytest.MonkeyPatch, typed: str, on_mlx: str, on_llama: str
+) -> None:
+    for engine, text in (("mlx", on_mlx), ("llama.cpp", on_llama)):
+        monkeypatch.setattr(engines, "best_installed", lambda engine=engine: engine)
+        assert pull_command._resolved(typed, None, None).text == text
+    assert pull_command._resolved("qwen3:4b", "gguf", None).text == "qwen3:4b"
+    assert pull_command._resolved("qwen3:4b", "mlx", None).text == "qwen3:4b-4bit"

@@ -40,9 +40,7 @@ class Weights:
         try:
             self.model: Any = load_model(folder)[0]
         except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, OSError) as exc:
-            raise EngineError(
-                f"MLX cannot load {folder}: {exc}", f"check the folder: localqwen verify {folder.name}"
-            ) from exc
+            raise EngineError(f"MLX cannot load {folder}: {exc}", "download or convert it again") from exc
         self.bytes: int = sum(array.nbytes for _, array in tree_flatten(self.model.parameters()))
         self.rows: int = self.model.args.vocab_size
 

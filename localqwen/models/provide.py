@@ -111,12 +111,17 @@ def not_pulled(reference: Reference) -> NotPulled:
     return NotPulled(f"{reference.text} is not on this machine{here}", f"localqwen pull {reference.text}{engine}")
 
 
-def is_here(name: str, engine: str = forms.LLAMA_CPP) -> bool:
-    """Whether `provide` would find it without a download. Raises ModelNotFound for an unknown name."""
+def is_here(name: str, engine: str | None = None) -> bool:
+    """Whether `provide` would find it for that engine, or for either, without a download.
+
+    Raises ModelNotFound for an unknown name.
+    """
+    if engine is None:
+        return is_here(name, forms.LLAMA_CPP) or is_here(name, forms.MLX)
     if engine == forms.MLX:
         try:
             return bool(_folder(name))
-        except NotPulled:
+        except ModelNotFound:
             return False
     reference = names.parse(name)
     match reference:
