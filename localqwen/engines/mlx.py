@@ -132,6 +132,11 @@ class MlxEngine:
             )
         return left
 
+    def _is_full(self) -> bool:
+        """Whether the living runs, which grow together, leave no memory for another step of theirs."""
+        room, live = self._room(), self._live()
+        return room is not None and sum(run.prompt_tokens + run.generated for run in live) + len(live) > room
+
     def _live(self) -> list[Run]:
         return [slot.run for slot in self._slots.live() if slot.run is not None]
 
@@ -195,7 +200,7 @@ class MlxEngine:
         state = _state(run)
         token = state.sampler.draw(logits)
         run.generated += 1
-        finish: FinishReason | None = "length" if run.generated >= run.max_tokens else None
+        finish: FinishReason | None = "length" if run.generated >= run.max_tokens or self._is_full() else None
         text = ""
         if token in self.stop_tokens:
             finish = "stop"

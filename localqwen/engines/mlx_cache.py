@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from localqwen.engines import Run, common_prefix
@@ -71,15 +71,12 @@ class Slots:
         """Positions that all caches hold together."""
         return sum(len(slot.tokens) for slot in self._all)
 
-    def forget(self, room: int, keeping: Sequence[Slot] = ()) -> bool:
-        """Empty free slots, the longest unused first, until `room` positions hold what is left; whether any was."""
-        forgotten = False
+    def forget(self, room: int) -> None:
+        """Empty free slots, the longest unused first, until `room` positions hold what is left."""
         for slot in self._free():
             if self.tokens() <= room:
-                break
-            if slot.tokens and slot not in keeping:
-                slot.caches, slot.tokens, forgotten = self._empty(), [], True
-        return forgotten
+                return
+            slot.caches, slot.tokens = self._empty(), []
 
     def clear(self) -> None:
         for slot in self._all:
