@@ -307,12 +307,15 @@ def code_lines(file: Path) -> list[str]:
 
 def test_the_prediction_knows_what_the_engine_does_with_attention_scores() -> None:
     """The engine takes the size of a pass and the limit from the prediction: there is one of each."""
-    from localqwen.engines import llama_cpp
+    from localqwen.engines import llama_context
+    from localqwen.engines.settings import Settings
 
-    assert (fit.BATCH, fit.SCORES_BYTES) == (llama_cpp.BATCH, llama_cpp.fit.SCORES_BYTES)
+    assert (Settings().batch, llama_context.fit.SCORES_BYTES) == (fit.BATCH, fit.SCORES_BYTES)
     model = registry.models()["qwen3:0.6b"]
     scores = fit.model_need(model, "Q8_0", 4096).compute - fit.model_need(model, "Q8_0", 0).compute
     assert scores == 4096 * 256 * 16 * 4
+    quantised = fit.model_need(model, "Q8_0", 4096, "q8_0").compute  # has no scores: it needs flash attention
+    assert quantised == fit.model_need(model, "Q8_0", 0).compute
     assert fit.model_need(model, "Q8_0", 131_072).compute == fit.model_need(model, "Q8_0", 0).compute
 
 
