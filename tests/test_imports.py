@@ -18,6 +18,8 @@ HOMES = {
     "prompt_toolkit": ["localqwen/cli/"],
     "rich": ["localqwen/cli/"],
     "starlette": ["localqwen/serve/"],
+    "uvicorn": ["localqwen/serve/"],
+    "llguidance": ["localqwen/chat/grammar.py"],
     "mlx": ["localqwen/engines/mlx.py", "convert/mlx.py"],
     "mlx_lm": ["localqwen/engines/mlx.py", "convert/mlx.py"],
     "llama_cpp": ["localqwen/engines/", "convert/"],
