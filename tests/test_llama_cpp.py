@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from localqwen import engines
@@ -235,7 +236,7 @@ def test_control_tokens_are_text_unless_asked_for(engine: LlamaCppEngine) -> Non
 
 def test_the_stop_tokens_are_those_of_the_generation_config(engine: LlamaCppEngine) -> None:
     ends = {engine.tokenize(text, special=True)[0] for text in ("<|im_end|>", "<|endoftext|>")}
-    assert engine._stop_tokens == ends
+    assert engine.stop_tokens == ends
 
 
 def test_no_piece_holds_half_a_character(engine: LlamaCppEngine) -> None:
@@ -303,3 +304,90 @@ def test_settings_out_of_range_are_refused(options: dict[str, int]) -> None:
     with pytest.raises(UsageError) as error:
         engines.open("demo", **options)  # type: ignore[arg-type]
     assert error.value.hint
+
+
+def test_a_run_of_no_tokens_reads_the_prompt_for_the_next_one(engine: LlamaCppEngine) -> None:
+    prompt = chat(engine, "How many r's are in raspberry, please?")
+    fresh = answer(engine, prompt)
+    unlike = chat(engine, "99")
+    for _ in range(engine.max_runs):  # every slot now holds something else
+        answer(engine, unlike, max_tokens=1)
+    prepared = engine.start(prompt, GREEDY, max_tokens=0)
+    assert collect(engine, prepared) == [[]]
+    run = engine.start(prompt, GREEDY, max_tokens=60)
+    assert run.cached_tokens == len(prompt) - 1
+    (pieces,) = collect(engine, run)
+    assert [token for piece in pieces for token in piece.tokens] == fresh
+
+
+class Only:
+    """A constraint that spells one text, then the stop token."""
+
+    def __init__(self, engine: engines.Engine, text: str) -> None:
+        self._rest = [*engine.tokenize(text, special=False), min(engine.stop_tokens)]
+        self._size = len(engine.vocabulary())
+        self.accepted: list[int] = []
+
+    def allowed(self) -> np.ndarray:
+        mask = np.zeros(self._size, dtype=bool)
+        mask[self._rest[len(self.accepted)]] = True
+        return mask
+
+    def accept(self, token: int) -> None:
+        self.accepted.append(token)
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, Sampling(temperature=1, seed=1, presence_penalty=1)])
+def test_a_constraint_decides_what_may_be_drawn(engine: LlamaCppEngine, sampling: Sampling) -> None:
+    only = Only(engine, '{"naïve": 7}')
+    (pieces,) = collect(engine, engine.start(chat(engine, "hi"), sampling, max_tokens=60, constraint=only))
+    assert text_of(pieces) == '{"naïve": 7}'
+    assert pieces[-1].finish_reason == "stop"
+    assert only.accepted[-1] in engine.stop_tokens
+
+
+def test_the_vocabulary_spells_what_tokenize_reads(engine: LlamaCppEngine) -> None:
+    text = "Zwölf Boxkämpfer 🥊 jagen <think> 12\n\n"
+    vocabulary = engine.vocabulary()
+    assert b"".join(vocabulary[token] for token in engine.tokenize(text, special=False)).decode() == text
+    assert all(vocabulary[token] == b"" for token in engine.stop_tokens)
+
+
+def test_logprobs_are_the_models_own_whatever_is_drawn(engine: LlamaCppEngine) -> None:
+    prompt = chat(engine, "What is 3 + 4?")
+    first = list(engine.evaluate(prompt))[-1][-1].astype(np.float64)
+    expected = first - np.log(np.exp(first - first.max()).sum()) - first.max()
+    odd = Sampling(temperature=5, top_k=1, presence_penalty=2)
+    (pieces,) = collect(engine, engine.start(prompt, odd, max_tokens=1, logprobs=3))
+    logprobs = pieces[0].logprobs
+    assert logprobs is not None
+    assert [token for token, _ in logprobs.top] == np.argsort(-expected)[:3].tolist()
+    assert logprobs.chosen == pytest.approx(expected[pieces[0].tokens[0]], abs=1e-4)
+
+
+def test_evaluation_gives_logits_behind_every_token_and_leaves_no_cache(engine: LlamaCppEngine) -> None:
+    prompt = (chat(engine, "What is 3 + 4?") * 12)[:150]
+    blocks = list(engine.evaluate(prompt))
+    assert [len(block) for block in blocks] == [64, 64, 22]
+    assert blocks[0].shape[1] == len(engine.vocabulary())
+    assert np.allclose(list(engine.evaluate(prompt[:70]))[1][5], blocks[1][5], atol=1e-3)
+    run = engine.start(prompt, GREEDY, max_tokens=1)
+    assert run.cached_tokens == 0
+    with pytest.raises(EngineError, match="live"):
+        next(engine.evaluate(prompt))
+    engine.cancel(run)
+    with pytest.raises(ContextTooLong):
+        next(engine.evaluate(prompt * 9))
+
+
+@pytest.mark.parametrize(("bits", "slack"), [(8, 0.6), (4, 4.0)])
+def test_keys_and_values_in_fewer_bits_change_the_logits_little(bits: int, slack: float) -> None:
+    logits = {}
+    for kv_quant in (None, bits):
+        opened = engines.open("demo", context_length=256, threads=1, kv_quant=kv_quant)
+        logits[kv_quant] = np.concatenate(list(opened.evaluate(chat(opened, "What is 3 + 4?"))))
+        opened.close()
+    difference = np.abs(logits[bits] - logits[None]).max()
+    assert 0 < difference < slack
+    with pytest.raises(UsageError, match="3 bits"):
+        engines.open("demo", kv_quant=3)

@@ -224,12 +224,13 @@ def open(  # noqa: A001  (the public name: localqwen.engines.open)
     threads: int | None = None,
     max_runs: int = 1,
     force: bool = False,
+    kv_quant: int | None = None,
 ) -> Engine:
     """Open a model by name or path on the engine that fits this machine.
 
     `context_length` is tokens per run (default: what the model and this machine's memory allow), `threads` defaults to
-    the physical cores this process may use, `force` loads what does not fit the memory. Raises ModelNotFound,
-    EngineUnavailable, EngineError, ConversionError.
+    the physical cores this process may use, `force` loads what does not fit the memory, `kv_quant` keeps keys and
+    values in 8 or 4 bits instead of 16. Raises ModelNotFound, EngineUnavailable, EngineError, ConversionError.
     """
     from localqwen.machine import this_machine
     from localqwen.models import provide
@@ -237,5 +238,12 @@ def open(  # noqa: A001  (the public name: localqwen.engines.open)
     choice = choose(this_machine(), installed(), engine)
     path = provide.provide(str(name_or_path))
     module = importlib.import_module(ENGINES[choice.engine])
-    opened: Engine = module.open(path, context_length=context_length, threads=threads, max_runs=max_runs, force=force)
+    opened: Engine = module.open(
+        path,
+        context_length=context_length,
+        threads=threads,
+        max_runs=max_runs,
+        force=force,
+        kv_quant=kv_quant,
+    )
     return opened

@@ -7,24 +7,31 @@ takes over the longest prefix that any slot holds, and computes only the rest.
 from __future__ import annotations
 
 import codecs
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from localqwen.engines import FinishReason, Piece, Run, Sampling, common_prefix
-from localqwen.engines.llama_library import ModelFile, last_errors, library, sampler_chain
+from localqwen.engines import Constraint, FinishReason, Logprobs, Piece, Run, Sampling, common_prefix, logits
+from localqwen.engines.llama_library import KV_TYPES, ModelFile, last_errors, library, sampler_chain
 from localqwen.errors import ContextTooLong, EngineError, Unsupported, UsageError
 from localqwen.machine import this_machine
 from localqwen.models import fit, gguf_header
 from localqwen.models.fit import BATCH
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 #: Seconds that a pass over a prompt may take: a cancel waits for it, also on a slow machine.
 LONGEST_PASS = 1.0
 SMALLEST_SLICE = 32
 #: Up to this size of the weights, waking a second thread takes longer than the work that it takes over.
 ONE_THREAD_BYTES = 64 << 20
+#: Positions per block of `evaluate`: each takes four bytes for every token of the vocabulary.
+EVALUATED_BLOCK = 64
 
 
 @dataclass(eq=False)
@@ -57,7 +64,14 @@ class LlamaCppEngine:
     name = "llama.cpp"
 
     def __init__(
-        self, path: Path, *, context_length: int, threads: int, max_runs: int = 1, use_extra_bufts: bool = True
+        self,
+        path: Path,
+        *,
+        context_length: int,
+        threads: int,
+        max_runs: int = 1,
+        use_extra_bufts: bool = True,
+        kv_type: str = "f16",
     ) -> None:
         self._lib = library()
         self._model = ModelFile(path, use_extra_bufts=use_extra_bufts)
@@ -66,23 +80,24 @@ class LlamaCppEngine:
         self.threads = threads
         self.chat_template = self._model.metadata("tokenizer.chat_template")
         self.special_tokens = self._model.special_tokens()
-        self._stop_tokens = self._model.stop_tokens()
-        self._context = self._open_context()
+        self.stop_tokens = self._model.stop_tokens()
+        self._context = self._open_context(kv_type)
         self._memory = self._lib.llama_get_memory(self._context)
         self._batch = self._lib.llama_batch_init(BATCH, 0, 1)
         self._slots = [_Slot(index) for index in range(max_runs)]
         self._clock = 0
         self._slice = SMALLEST_SLICE
 
-    def _open_context(self) -> Any:
+    def _open_context(self, kv_type: str) -> Any:
         params = self._lib.llama_context_default_params()
         params.n_ctx = self.context_length * self.max_runs
         params.n_batch = params.n_ubatch = BATCH
         params.n_seq_max = self.max_runs
         params.n_threads = params.n_threads_batch = self.threads
         params.kv_unified = True  # runs share the cells of a common prefix
-        if self._plain_attention(params.n_ctx):
-            params.flash_attn_type = 0  # LLAMA_FLASH_ATTN_TYPE_DISABLED
+        params.type_k = params.type_v = KV_TYPES[kv_type]
+        if kv_type == "f16" and self._plain_attention(params.n_ctx):
+            params.flash_attn_type = 0  # LLAMA_FLASH_ATTN_TYPE_DISABLED; quantised values need it
         params.no_perf = True
         context = self._lib.llama_init_from_model(self._model.handle, params)
         if not context:
@@ -105,12 +120,25 @@ class LlamaCppEngine:
     def tokenize(self, text: str, *, special: bool) -> list[int]:
         return self._model.tokenize(text, special=special)
 
-    def start(self, prompt: Sequence[int], sampling: Sampling, *, max_tokens: int, generated: int = 0) -> Run:
-        if not prompt or max_tokens < 1:
-            raise UsageError(f"a run needs a prompt and room for a token, not {len(prompt)} and {max_tokens}")
+    def vocabulary(self) -> list[bytes]:
+        return [self._model.piece(token) for token in range(self._model.vocabulary_size)]
+
+    def start(
+        self,
+        prompt: Sequence[int],
+        sampling: Sampling,
+        *,
+        max_tokens: int,
+        generated: int = 0,
+        constraint: Constraint | None = None,
+        logprobs: int | None = None,
+    ) -> Run:
+        if not prompt or max_tokens < 0:
+            raise UsageError(f"a run needs a prompt and a number of tokens, not {len(prompt)} and {max_tokens}")
         if len(prompt) >= self.context_length:
             raise ContextTooLong(len(prompt), self.context_length)
-        run = Run(tuple(prompt), sampling, min(max_tokens, self.context_length - len(prompt)))
+        limit = min(max_tokens, self.context_length - len(prompt))
+        run = Run(tuple(prompt), sampling, limit, constraint=constraint, logprobs=logprobs)
         slot = self._take_slot(run)
         run.cached_tokens = run.prefilled = len(slot.tokens)
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -159,6 +187,8 @@ class LlamaCppEngine:
         self._decode(sum(count for _, count in shares), prefilling=any(count > 1 for _, count in shares))
         for run, count in shares:
             self._computed(run, count)
+            if not run.max_tokens and run.prefilled == run.prompt_tokens:
+                self.cancel(run)
         return [(run, self._speak(run, row)) for run, row in outputs]
 
     def _shares(self) -> list[tuple[Run, int]]:
@@ -176,21 +206,26 @@ class LlamaCppEngine:
 
     def _fill(self, shares: list[tuple[Run, int]]) -> list[tuple[Run, int]]:
         """Write the batch; gives the row of the logits for each run whose prompt is complete with it."""
-        batch, row, outputs = self._batch, 0, []
+        row, outputs = 0, []
         for run, count in shares:
             state = _state(run)
             position, complete = len(state.slot.tokens), count == len(state.todo)
             for offset in range(count):
-                batch.token[row] = state.todo[offset]
-                batch.pos[row] = position + offset
-                batch.n_seq_id[row] = 1
-                batch.seq_id[row][0] = state.slot.index
-                batch.logits[row] = complete and offset == count - 1
+                last = complete and offset == count - 1
+                self._set_row(row, state.todo[offset], position + offset, state.slot.index, output=last)
                 row += 1
-            if complete:
+            if complete and run.max_tokens:
                 outputs.append((run, row - 1))
-        batch.n_tokens = row
+        self._batch.n_tokens = row
         return outputs
+
+    def _set_row(self, row: int, token: int, position: int, sequence: int, *, output: bool) -> None:
+        batch = self._batch
+        batch.token[row] = token
+        batch.pos[row] = position
+        batch.n_seq_id[row] = 1
+        batch.seq_id[row][0] = sequence
+        batch.logits[row] = output
 
     def _decode(self, count: int, *, prefilling: bool) -> None:
         began = time.perf_counter()
@@ -215,19 +250,32 @@ class LlamaCppEngine:
     def _speak(self, run: Run, row: int) -> Piece:
         """Draw the next token from the logits of a row."""
         state = _state(run)
-        token = self._lib.llama_sampler_sample(state.sampler, self._context, row)
+        token, logprobs = self._draw(run, row)
         run.generated += 1
         finish: FinishReason | None = "length" if run.generated >= run.max_tokens else None
         text = ""
-        if token in self._stop_tokens:
+        if token in self.stop_tokens:
             finish = "stop"
         else:
             text = state.text.decode(self._model.piece(token))
             state.todo.append(token)
-        piece = Piece((token,), text, state.whole, finish)
+        piece = Piece((token,), text, state.whole, finish, logprobs)
         if finish:
             self.cancel(run)
         return piece
+
+    def _draw(self, run: Run, row: int) -> tuple[int, Logprobs | None]:
+        sampler = _state(run).sampler
+        if run.constraint is None and run.logprobs is None:
+            return self._lib.llama_sampler_sample(sampler, self._context, row), None
+        scores = self._model.logits(self._context, row)
+        known = logits.log_softmax(scores) if run.logprobs is not None else None
+        if run.constraint is not None:  # the sampler reads the same memory
+            scores[~run.constraint.allowed()] = -math.inf
+        token = self._lib.llama_sampler_sample(sampler, self._context, row)
+        if run.constraint is not None:
+            run.constraint.accept(token)
+        return token, None if known is None else logits.logprobs(known, token, run.logprobs or 0)
 
     def cancel(self, run: Run) -> None:
         if run.finished:
@@ -235,6 +283,24 @@ class LlamaCppEngine:
         state = _state(run)
         run.finished, state.slot.run = True, None
         self._lib.llama_sampler_free(state.sampler)
+
+    def evaluate(self, tokens: Sequence[int]) -> Iterator[NDArray[np.float32]]:
+        if any(slot.run is not None for slot in self._slots):
+            raise EngineError("the engine cannot evaluate a text while a run is live", "cancel the runs first")
+        if len(tokens) > self.context_length:
+            raise ContextTooLong(len(tokens), self.context_length)
+        self._lib.llama_memory_clear(self._memory, True)
+        for slot in self._slots:
+            slot.tokens = []
+        for start in range(0, len(tokens), EVALUATED_BLOCK):
+            yield self._evaluated(tokens[start : start + EVALUATED_BLOCK], start)
+
+    def _evaluated(self, block: Sequence[int], start: int) -> NDArray[np.float32]:
+        for row, token in enumerate(block):
+            self._set_row(row, token, start + row, 0, output=True)
+        self._batch.n_tokens = len(block)
+        self._decode(len(block), prefilling=False)
+        return logits.stacked(self._model.logits(self._context, row) for row in range(len(block)))
 
     def close(self) -> None:
         if self._context is None:
@@ -254,9 +320,18 @@ def _state(run: Run) -> _Decoding:
 
 
 def open(  # noqa: A001  (the name every engine module offers)
-    path: Path, *, context_length: int | None, threads: int | None, max_runs: int, force: bool = False
+    path: Path,
+    *,
+    context_length: int | None,
+    threads: int | None,
+    max_runs: int,
+    force: bool = False,
+    kv_quant: int | None = None,
 ) -> LlamaCppEngine:
-    """Open a GGUF file with the settings that this build needs on this CPU and the context that the memory allows."""
+    """Open a GGUF file with the settings that this build needs on this CPU and the context that the memory allows.
+
+    `kv_quant` is the bits of keys and values, 8 or 4; None keeps them in 16.
+    """
     from localqwen.engines.probe import probe
 
     header = gguf_header.read(path)
@@ -272,13 +347,15 @@ def open(  # noqa: A001  (the name every engine module offers)
     if threads is not None and threads < 1:
         raise UsageError(f"{threads} threads were asked for", "use --threads 1 or more")
     machine = this_machine()
-    context = context_length or fit.default_context(header, machine, max_runs)
+    kv = fit.kv_type(kv_quant)
+    context = context_length or fit.default_context(header, machine, max_runs, kv)
     if not force:
-        fit.check(header, context * max_runs, machine)
+        fit.check(header, context * max_runs, machine, kv)
     return LlamaCppEngine(
         path,
         context_length=context,
         threads=threads or (1 if header.bytes <= ONE_THREAD_BYTES else machine.cores),
         max_runs=max_runs,
         use_extra_bufts=probe().use_extra_bufts,
+        kv_type=kv,
     )

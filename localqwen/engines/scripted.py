@@ -8,11 +8,16 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from localqwen.engines import FinishReason, Piece, Run, Sampling, common_prefix
+from localqwen.engines import Constraint, FinishReason, Logprobs, Piece, Run, Sampling, common_prefix
 from localqwen.errors import ContextTooLong, EngineError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 #: Renders Qwen3's format for plain conversations; it obeys `enable_thinking` like the hybrids.
 CHATML = (
@@ -36,7 +41,8 @@ class _Script:
 @dataclass
 class ScriptedEngine:
     """Each `start` takes the next answer: a text, cut into words, or a list of tokens (str, or bytes to split a
-    character). An answer ends with the stop token; `prefill` is the number of prompt tokens taken per step."""
+    character). An answer ends with the stop token; `prefill` is the number of prompt tokens taken per step. A
+    constraint is kept on the run and not obeyed: the script stands."""
 
     answers: Iterable[str | Sequence[str | bytes]]
     chat_template: str = CHATML
@@ -60,15 +66,33 @@ class ScriptedEngine:
             return [self._id(word.encode()) for word in words]
         return [self._id(part.encode()) for word in words for part in (word if word.startswith("<|") else [word])]
 
-    def start(self, prompt: Sequence[int], sampling: Sampling, *, max_tokens: int, generated: int = 0) -> Run:
+    def vocabulary(self) -> list[bytes]:
+        """What it has read and said so far."""
+        return [b"" if word.startswith(b"<|") and len(word) > 2 else word for word in self._ids]
+
+    @property
+    def stop_tokens(self) -> frozenset[int]:
+        return frozenset([self._id(_STOP.encode())])
+
+    def start(
+        self,
+        prompt: Sequence[int],
+        sampling: Sampling,
+        *,
+        max_tokens: int,
+        generated: int = 0,
+        constraint: Constraint | None = None,
+        logprobs: int | None = None,
+    ) -> Run:
         if len(prompt) >= self.context_length:
             raise ContextTooLong(len(prompt), self.context_length)
         if len(self._live) >= self.max_runs:
             raise EngineError(f"all {self.max_runs} runs of the engine are busy")
-        answer = next(self._script, None)
+        answer = next(self._script, None) if max_tokens else ""
         if answer is None:
             raise EngineError("the script has no more answers")
-        run = Run(tuple(prompt), sampling, min(max_tokens, self.context_length - len(prompt)))
+        limit = min(max_tokens, self.context_length - len(prompt))
+        run = Run(tuple(prompt), sampling, limit, constraint=constraint, logprobs=logprobs)
         known = max((common_prefix(prompt, held) for held in self._held), default=0)
         run.cached_tokens = run.prefilled = min(len(prompt) - 1, known)
         words = _TOKEN.findall(answer) if isinstance(answer, str) else answer
@@ -82,9 +106,14 @@ class ScriptedEngine:
         for run in list(self._live):
             if run.prefilled < run.prompt_tokens:
                 run.prefilled = min(run.prompt_tokens, run.prefilled + self.prefill)
-            if run.prefilled == run.prompt_tokens:
+            if run.prefilled == run.prompt_tokens and run.max_tokens:
                 pieces.append((run, self._speak(run)))
+            elif run.prefilled == run.prompt_tokens:
+                self.cancel(run)
         return pieces
+
+    def evaluate(self, tokens: Sequence[int]) -> Iterator[NDArray[np.float32]]:
+        raise EngineError("the scripted engine has no probabilities", "evaluate a real model")
 
     def _speak(self, run: Run) -> Piece:
         script = run.state
@@ -92,14 +121,15 @@ class ScriptedEngine:
         run.generated += 1
         if not script.tokens:
             self.cancel(run)
-            return Piece((self._id(_STOP.encode()),), "", finish_reason="stop")
+            stop = self._id(_STOP.encode())
+            return Piece((stop,), "", finish_reason="stop", logprobs=_certain(run, stop))
         token = script.tokens.pop(0)
         script.said.append(self._id(token))
         text, script.pending = _whole_characters(script.pending + token)
         finish: FinishReason | None = "length" if run.generated >= run.max_tokens else None
         if finish:
             self.cancel(run)
-        return Piece((script.said[-1],), text, not script.pending, finish)
+        return Piece((script.said[-1],), text, not script.pending, finish, _certain(run, script.said[-1]))
 
     def cancel(self, run: Run) -> None:
         if run in self._live:
@@ -113,6 +143,11 @@ class ScriptedEngine:
 
     def _id(self, token: bytes) -> int:
         return self._ids.setdefault(token, len(self._ids))
+
+
+def _certain(run: Run, token: int) -> Logprobs | None:
+    """What is in the script comes with probability 1."""
+    return None if run.logprobs is None else Logprobs(0.0, ((token, 0.0),) if run.logprobs else ())
 
 
 def _whole_characters(data: bytes) -> tuple[str, bytes]:

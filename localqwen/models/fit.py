@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from localqwen.errors import LocalqwenError, NotEnoughMemory, Unsupported
+from localqwen.errors import LocalqwenError, NotEnoughMemory, Unsupported, UsageError
 from localqwen.machine import Machine
 from localqwen.models import gguf_header, registry
 from localqwen.models.gguf_header import GgufHeader
@@ -30,6 +30,7 @@ SMALLEST_DEFAULT_CONTEXT = 4096
 DEFAULT_KV_SHARE = 8
 #: Bytes per element of keys and values: 32 elements of q8_0 take 34 bytes, of q4_0 18.
 KV_BYTES = {"f16": 2.0, "q8_0": 34 / 32, "q4_0": 18 / 32}
+KV_TYPE_OF_BITS = {None: "f16", 16: "f16", 8: "q8_0", 4: "q4_0"}
 #: Of the machine's memory that a model may take; the system and other programs need the rest.
 USABLE_SHARE = 0.9
 
@@ -68,25 +69,32 @@ def scores_bytes(context_length: int, heads: int) -> int:
     return scores if scores <= SCORES_BYTES else 0
 
 
-def needed_bytes(header: GgufHeader, context_length: int) -> int:
-    return header_need(header, context_length).total
+def kv_type(bits: int | None) -> str:
+    """What `--kv-quant` asks for. Raises UsageError."""
+    if bits not in KV_TYPE_OF_BITS:
+        raise UsageError(f"keys and values cannot be kept in {bits} bits", "--kv-quant 8 or 4; without it, 16")
+    return KV_TYPE_OF_BITS[bits]
 
 
-def check(header: GgufHeader, context_length: int, machine: Machine) -> None:
+def needed_bytes(header: GgufHeader, context_length: int, kv: str = "f16") -> int:
+    return header_need(header, context_length, kv).total
+
+
+def check(header: GgufHeader, context_length: int, machine: Machine, kv: str = "f16") -> None:
     """Raises NotEnoughMemory where it is more than the whole machine has; the hint is the largest choice that fits."""
-    needed = needed_bytes(header, context_length)
+    needed = needed_bytes(header, context_length, kv)
     if needed > machine.memory:
         raise NotEnoughMemory(
             f"{header.path.name} with a context of {context_length:,} tokens needs about {needed / 1e9:.1f} GB, "
             f"this machine has {machine.memory / 1e9:.1f} GB",
-            _instead(header, machine),
+            _instead(header, machine, kv),
         )
 
 
-def _instead(header: GgufHeader, machine: Machine) -> str:
+def _instead(header: GgufHeader, machine: Machine, kv: str) -> str:
     """The same model with the largest context that fits, else the largest model; --force for who knows better."""
     room = machine.memory - needed_bytes(header, 0)
-    context = int(room // header.kv_bytes_per_token) // 1024 * 1024
+    context = int(room // _kv_bytes_per_token(header, kv)) // 1024 * 1024
     if context >= 1024:
         return f"use a smaller context: --ctx {context}; --force loads it all the same"
     best = largest_choice(machine)
@@ -140,12 +148,17 @@ def preferred(family: str, machine: Machine) -> tuple[Model, str]:
     return max(fitting, key=lambda model: model.gguf_bytes(model.default)), f"the largest that fits {memory}"
 
 
-def default_context(header: GgufHeader, machine: Machine, max_runs: int = 1) -> int:
+def default_context(header: GgufHeader, machine: Machine, max_runs: int = 1, kv: str = "f16") -> int:
     """Tokens per run when the user names none: a power of two that memory affords easily, or the model's whole."""
-    affordable = machine.available_memory // DEFAULT_KV_SHARE // (header.kv_bytes_per_token * max_runs)
+    per_token = _kv_bytes_per_token(header, kv) * max_runs
+    affordable = int(machine.available_memory // DEFAULT_KV_SHARE // per_token)
     if affordable >= header.context_length:
         return header.context_length
     return min(header.context_length, max(SMALLEST_DEFAULT_CONTEXT, (1 << affordable.bit_length()) // 2))
+
+
+def _kv_bytes_per_token(header: GgufHeader, kv: str) -> float:
+    return header.kv_elements_per_token * KV_BYTES[kv]
 
 
 def largest_that_fits(files: Sequence[LocalFile], machine: Machine) -> LocalFile | None:
