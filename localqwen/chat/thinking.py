@@ -130,6 +130,20 @@ class ThinkingParser:
         return self._thought.close(text) + self._answer.feed(rest)
 
 
+class PlainParser:
+    """In the place of ThinkingParser for text that is continued as it stands: all of it is text."""
+
+    thinking = False
+    answering = True
+    closed = False
+
+    def feed(self, text: str) -> list[Output]:
+        return [Text(text)] if text else []
+
+    def finish(self) -> list[Output]:
+        return []
+
+
 class _ThinkingText:
     """The inside of a think block: outer line breaks trimmed. A whole tool call in it is held until it is clear whether
     the block is closed (then it was a draft, and thinking) or not (then the call ended the thinking)."""
