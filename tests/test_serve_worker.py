@@ -263,13 +263,18 @@ def test_the_next_turn_is_read_while_nobody_waits(desk: Open) -> None:
     engine = ScriptedEngine(["<think>\nhm\n</think>\n\nAn answer of six words.", "Good."])
     talk = desk(engine)
     talk.text(talk.ask("a question"))
-    assert eventually(lambda: len(engine.runs) == 2 and engine.runs[1].finished)
-    assert engine.runs[1].max_tokens == 0
+    prepared = next_turn(
+        Request([Message("user", "a question")]),
+        Message("assistant", "An answer of six words."),
+        facts_of(engine, "m"),
+        thinking=True,
+    )
+    assert eventually(lambda: engine.runs[-1].prompt == prepared and engine.runs[-1].prefilled == len(prepared))
+    assert not any(run.max_tokens for run in engine.runs[1:])
     history = [Message("user", "a question"), Message("assistant", "An answer of six words."), Message("user", "Sure?")]
     job = Job(Asked("m", Request(history)), "m")
     talk.worker.submit(job)
     started = talk.started(job)
-    prepared = next_turn(Request(history[:1]), history[1], facts_of(engine, "m"), thinking=True)
     assert started.cached_tokens == len(prepared)
     assert started.cached_tokens > engine.runs[0].prompt_tokens + 5
 
@@ -282,19 +287,27 @@ def test_nothing_is_read_ahead_where_it_is_switched_off(desk: Open) -> None:
     assert len(engine.runs) == 2
 
 
-def test_real_work_interrupts_the_reading_ahead_which_goes_on_afterwards(desk: Open) -> None:
-    engine = SlowEngine(itertools.repeat("word " * 30), prefill=1)
+def test_reading_ahead_gives_way_to_real_work_and_goes_on_afterwards(desk: Open) -> None:
+    engine = SlowEngine(itertools.repeat("word " * 300), prefill=2)
     engine.seconds = 0.002
     talk = desk(engine)
-    talk.text(talk.ask("long " * 20, think=False))
-    assert eventually(lambda: len(engine.runs) == 2)
-    reading = engine.runs[1]
+    talk.text(talk.ask(think=False))
+    assert eventually(lambda: len(engine.runs) > 4)
     other = talk.ask("other", think=False)
     talk.started(other)
-    assert reading.finished
-    assert reading.prefilled < reading.prompt_tokens
+    before = len(engine.runs)
+    read = max(run.prompt_tokens for run in engine.runs if not run.max_tokens and run.prefilled == run.prompt_tokens)
+    assert read < 300
+    time.sleep(0.1)
+    assert len(engine.runs) == before
     talk.text(other)
-    assert eventually(lambda: any(run.prompt == reading.prompt and run is not reading for run in engine.runs))
+    whole = next_turn(
+        Request([Message("user", "hi")], think=False),
+        Message("assistant", "word " * 300),
+        facts_of(engine, "m"),
+        thinking=False,
+    )
+    assert eventually(lambda: any(run.prompt == whole and run.prefilled == len(whole) for run in engine.runs))
 
 
 def test_an_idle_worker_does_not_spin(desk: Open) -> None:

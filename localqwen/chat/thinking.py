@@ -44,22 +44,23 @@ def resolve_thinking(request: Request, mode: ThinkingMode, model: str) -> bool:
     asked = False if request.budget == 0 else request.think
     if mode == "never":
         if asked or request.budget:
-            raise Unsupported(
-                f"{model} cannot think",
-                "leave out the switch and the budget, or use a model that has both: qwen3:4b and the other hybrids",
-            )
+            raise Unsupported(f"{model} cannot think", f"leave out the switch and the budget; {_that_switch()}")
         return False
     if mode == "always":
         if asked is False:
-            raise Unsupported(
-                f"{model} always thinks",
-                "limit it with a budget of 256, or use a model that has the switch: qwen3:4b and the other hybrids",
-            )
+            raise Unsupported(f"{model} always thinks", f"limit it with a budget of 256; {_that_switch()}")
         return True
     if asked is not None:
         return asked
     soft = soft_switch(request.messages)
     return True if soft is None else soft
+
+
+def _that_switch() -> str:
+    """Which models have the switch, for those who asked one that does not."""
+    from localqwen.models import registry
+
+    return f"the switch is in {', '.join(m.name for m in registry.models().values() if m.thinking == 'switch')}"
 
 
 def prompt_start(prompt: str, thinking: bool) -> Start:

@@ -5,6 +5,7 @@ Everything here happens in the engine's thread. Events go out through `deliver` 
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,9 @@ from localqwen.serve.job import Delivery, Job
 
 #: Ids at the end of a prompt that its continuation may not have: an empty think block, the first of a user's text.
 _TAIL = 8
+#: Seconds that reading ahead may keep a newcomer waiting, and the ids that it takes at least.
+_LONGEST_READING = 0.15
+_SMALLEST_SLICE = 8
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,14 @@ class _Answer:
         return Message("assistant", text, thinking or None, calls)
 
 
+@dataclass(eq=False)
+class _Ahead:
+    """What the next turn of a conversation begins with, and how many of these ids the engine has."""
+
+    ids: tuple[int, ...]
+    read: int
+
+
 class Runs:
     """`deliver` is called with every event and with the error that ends a job."""
 
@@ -56,8 +68,8 @@ class Runs:
         self._waiting: deque[_Answer] = deque()
         self._live: dict[Run, _Answer] = {}
         self._ended: deque[_Answer] = deque(maxlen=self.engine.max_runs)  # whose next turn may be prepared
-        self._ahead: deque[tuple[int, ...]] = deque(maxlen=self.engine.max_runs)
-        self._reading: Run | None = None  # the run that prepares a turn
+        self._ahead: deque[_Ahead] = deque(maxlen=self.engine.max_runs)  # the last is read first
+        self._slice = _SMALLEST_SLICE
 
     @property
     def running(self) -> int:
@@ -93,9 +105,7 @@ class Runs:
         return bool(found)
 
     def admit(self) -> None:
-        """Start what waits, as far as the engine has room. Real work goes before the preparation of a turn."""
-        if self._waiting:
-            self._interrupt_reading()
+        """Start what waits, as far as the engine has room."""
         for answer in list(self._waiting):
             if len(self._live) >= self.engine.max_runs:
                 return
@@ -116,7 +126,7 @@ class Runs:
 
     def _forget_prepared(self, prompt: Sequence[int]) -> None:
         """This conversation has gone on: reading its last turn now would push out what the new one holds."""
-        self._ahead = deque((ids for ids in self._ahead if not _continued(ids, prompt)), self._ahead.maxlen)
+        self._ahead = deque((each for each in self._ahead if not _continued(each.ids, prompt)), self._ahead.maxlen)
         still = (answer for answer in self._ended if not _continued(answer.reply.prompt, prompt))
         self._ended = deque(still, self._ended.maxlen)
 
@@ -179,42 +189,47 @@ class Runs:
     @property
     def preparing(self) -> bool:
         """Whether an idle engine could read ahead."""
-        return bool(self._reading or self._ended or self._ahead)
+        return bool(self._ended or self._ahead)
 
     def read_ahead(self) -> None:
-        """One step of reading what the next turns will begin with, the latest conversation first."""
-        if self._reading is None:
-            ids = next(self._next_turns(), None)
-            if ids is None:
-                return
-            self._ahead.append(ids)
-            self._reading = self.engine.start(ids, Sampling(), max_tokens=0)
-        self.engine.step()
-        if self._reading.finished:
+        """Read a slice of what the next turns will begin with, the latest conversation first. It leaves no run behind,
+        and takes no longer than a newcomer can wait. Raises EngineError."""
+        self._ahead.extend(self._next_turns())
+        if not self._ahead:
+            return
+        ahead, began = self._ahead[-1], time.perf_counter()
+        self._compute(ahead.ids[: ahead.read + self._slice])
+        ahead.read += self._slice
+        if ahead.read >= len(ahead.ids):
             self._ahead.pop()
-            self._reading = None
+        self._adapt_slice(time.perf_counter() - began)
 
-    def _next_turns(self) -> Iterator[tuple[int, ...]]:
+    def _compute(self, ids: Sequence[int]) -> None:
+        run = self.engine.start(ids, Sampling(), max_tokens=0)
+        while not run.finished:
+            self.engine.step()
+
+    def _adapt_slice(self, seconds: float) -> None:
+        if 3 * seconds < _LONGEST_READING:
+            self._slice *= 2
+        elif seconds > _LONGEST_READING:
+            self._slice = max(_SMALLEST_SLICE, self._slice // 2)
+
+    def _next_turns(self) -> Iterator[_Ahead]:
+        """Of the answers that have ended, with what the engine still holds of each."""
         while self._ended:
-            answer = self._ended.pop()
+            answer = self._ended.popleft()
             reply = answer.reply
             try:
                 ids = next_turn(reply.request, answer.message(), self.facts, thinking=reply.thinking)
             except TemplateError:  # a template that allows no further turn: there is nothing to read ahead
                 continue
             if 0 < len(ids) < self.facts.context_length:
-                yield ids
-        while self._ahead:
-            yield self._ahead.pop()
-
-    def _interrupt_reading(self) -> None:
-        """What was read stays in the engine; the rest is read when it is idle again, if it is still wanted."""
-        if self._reading is not None:
-            self.engine.cancel(self._reading)
-            self._reading = None
+                run = self.engine.start(ids, Sampling(), max_tokens=0)
+                self.engine.cancel(run)
+                yield _Ahead(ids, run.cached_tokens)
 
     def close(self) -> None:
-        self._interrupt_reading()
         self.engine.close()
 
 
