@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import re
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -33,10 +34,9 @@ class Duration(click.ParamType[float]):
         if text.startswith("-"):
             return float("inf")
         number, unit = (text[:-1], text[-1]) if text and text[-1] in "smh" else (text, "")
-        try:
-            return float(number) * _UNITS[unit]
-        except ValueError:
+        if not re.fullmatch(r"\d+(\.\d+)?", number):
             self.fail(f"{value!r} is not a duration: write 90s, 5m, 1h, or -1 for ever", param, ctx)
+        return float(number) * _UNITS[unit]
 
 
 @click.command("serve", cls=ConfiguredCommand)

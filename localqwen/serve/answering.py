@@ -45,7 +45,7 @@ class Answering:
         try:
             body = await read_json(Request(scope, receive))
             asked = self._api.read(body)
-            model = await run_in_threadpool(self._backend().catalogue.resolve, asked.model)
+            model = await _resolved(self._backend().catalogue, asked.model)
         except ClientLeft:
             return
         except LocalqwenError as error:
@@ -70,6 +70,11 @@ class Answering:
             for task in (sending, leaving):
                 task.cancel()
             backend.mail.close(job)
+
+
+async def _resolved(catalogue: Catalogue, asked: str) -> str:
+    """The models of the command line need no look at the disk, and no thread for it."""
+    return asked if asked in catalogue.served else await run_in_threadpool(catalogue.resolve, asked)
 
 
 async def _left(receive: Receive) -> None:
