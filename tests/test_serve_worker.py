@@ -15,7 +15,9 @@ from localqwen.chat.prepare import next_turn
 from localqwen.engines import Engine, Piece, Run
 from localqwen.engines.scripted import ScriptedEngine
 from localqwen.errors import Busy, EngineError, LocalqwenError, NotEnoughMemory
+from localqwen.serve.app import Service
 from localqwen.serve.asked import Asked
+from localqwen.serve.catalogue import Catalogue, Opening
 from localqwen.serve.job import Delivery, Job
 from localqwen.serve.runs import Opened
 from localqwen.serve.worker import Limits, Worker
@@ -257,6 +259,17 @@ def test_a_worker_that_dies_tells_everybody(desk: Open, monkeypatch: pytest.Monk
     talk.worker.join()
     assert talk.error(job) is not None
     assert seen == [ZeroDivisionError]
+
+
+def test_a_bug_while_a_model_is_opened_does_not_hang_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    def open_model(name: str) -> Opened:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(threading, "excepthook", lambda hook: None)
+    service = Service(Catalogue(["m"], Opening()), open_model)
+    with pytest.raises(EngineError, match="died while it opened m"):
+        service.start(["m"])
+    service.stop()
 
 
 def test_the_next_turn_is_read_while_nobody_waits(desk: Open) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import wait
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,7 +21,7 @@ from starlette.types import ASGIApp
 
 from localqwen import __version__
 from localqwen.chat.messages import Finished
-from localqwen.errors import LocalqwenError, ModelNotFound
+from localqwen.errors import EngineError, LocalqwenError, ModelNotFound
 from localqwen.serve import metrics as prometheus
 from localqwen.serve import openapi
 from localqwen.serve.answering import Answering, Backend
@@ -64,7 +65,11 @@ class Service:
         """Open these models now. Raises whatever stands against opening one."""
         self.worker.start()
         for name in load:
-            self.worker.load(name).result()
+            opening = self.worker.load(name)
+            while not wait([opening], timeout=0.5).done:
+                if not self.worker.alive:
+                    raise EngineError(f"the engine's thread died while it opened {name}", "the trace above says where")
+            opening.result()
 
     def stop(self) -> None:
         """Now, with whatever is running."""
