@@ -167,6 +167,23 @@ def test_an_origin_that_is_allowed_gets_its_headers() -> None:
         assert ask(server, None, "/health", {"Origin": "https://evil.com"})[0] == 403
 
 
+def test_a_browser_asks_without_the_key_whether_it_may_call() -> None:
+    access = Access(key="k", origins=("https://app.example",))
+    asked = {
+        "Origin": "https://app.example",
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "authorization,content-type",
+    }
+    with serving(ScriptedEngine([]), Settings(access=access)) as server:
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
+        connection.request("OPTIONS", CHAT, headers=asked)
+        answer = connection.getresponse()
+        assert answer.status == 200
+        assert answer.headers["access-control-allow-origin"] == "https://app.example"
+        assert "authorization" in answer.headers["access-control-allow-headers"]
+        connection.close()
+
+
 @pytest.mark.parametrize(
     ("headers", "status"),
     [

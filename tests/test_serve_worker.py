@@ -301,22 +301,22 @@ def test_nothing_is_read_ahead_where_it_is_switched_off(desk: Open) -> None:
 
 
 def test_reading_ahead_gives_way_to_real_work_and_goes_on_afterwards(desk: Open) -> None:
-    engine = SlowEngine(itertools.repeat("word " * 300), prefill=2)
-    engine.seconds = 0.002
+    engine = SlowEngine(itertools.repeat("word " * 150), prefill=4)
+    engine.seconds = 0.001
     talk = desk(engine)
     talk.text(talk.ask(think=False))
-    assert eventually(lambda: len(engine.runs) > 4)
+    assert eventually(lambda: len(engine.runs) > 3)
     other = talk.ask("other", think=False)
     talk.started(other)
     before = len(engine.runs)
     read = max(run.prompt_tokens for run in engine.runs if not run.max_tokens and run.prefilled == run.prompt_tokens)
-    assert read < 300
+    assert read < 150
     time.sleep(0.1)
     assert len(engine.runs) == before
     talk.text(other)
     whole = next_turn(
         Request([Message("user", "hi")], think=False),
-        Message("assistant", "word " * 300),
+        Message("assistant", "word " * 150),
         facts_of(engine, "m"),
         thinking=False,
     )

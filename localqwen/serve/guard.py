@@ -39,15 +39,15 @@ class Access:
     hosts: tuple[str, ...] = ()
     origins: tuple[str, ...] = ()
 
-    def check(self, headers: Headers, path: str) -> None:
-        """Raises WrongHost or WrongKey."""
+    def check(self, headers: Headers, method: str, path: str) -> None:
+        """Raises WrongHost or WrongKey. A browser's question whether a page may call (OPTIONS) carries no key."""
         host = headers.get("host", "")
         if not self._ours(_name(host)):
             raise WrongHost(f"the server is not known as {host[:100]!r}", "allow that name with --allow-host")
         origin = headers.get("origin")
         if origin is not None and not self._may_call(origin, host):
             raise WrongHost(f"pages of {origin[:100]!r} may not call this server", "allow them with --cors ORIGIN")
-        if self.key and path not in _OPEN and not self._has_key(headers):
+        if self.key and path not in _OPEN and method != "OPTIONS" and not self._has_key(headers):
             raise WrongKey("the API key is missing or wrong", "send it as Authorization: Bearer KEY")
 
     def _ours(self, name: str) -> bool:
@@ -113,7 +113,7 @@ class Guard:
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            self._access.check(Headers(scope=scope), scope["path"])
+            self._access.check(Headers(scope=scope), scope["method"], scope["path"])
         except LocalqwenError as error:
             await send_error(error, scope["path"], send)
             return
