@@ -8,6 +8,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -22,6 +23,7 @@ from localqwen.serve import running
 from localqwen.serve.app import Settings
 from localqwen.serve.worker import Limits
 
+README = Path(__file__).parents[1] / "README.md"
 ADD: ChatCompletionToolParam = {
     "type": "function",
     "function": {
@@ -345,3 +347,27 @@ def test_a_signal_lets_the_answer_end_and_stops_the_server(number: signal.Signal
         assert [chunk.choices[0].finish_reason for chunk in stream][-1] == "stop"
     assert server.wait(10) == 0
     assert "POST /v1/chat/completions 200 · " in server.stderr.read()
+
+
+def documented(language: str) -> str:
+    """The first block of that language in the README's section about the server."""
+    section = README.read_text().partition("\n## Server\n")[2].partition("\n## ")[0]
+    blocks = section.split("```")[1::2]
+    return next(block for block in blocks if block.startswith(language)).removeprefix(language)
+
+
+def test_the_documented_curl_line(demo: Running) -> None:
+    line = documented("\ncurl").strip().replace("localhost:8000", f"localhost:{demo.port}")
+    ran = subprocess.run(
+        ["bash", "-c", f"curl --silent --show-error {line}"], capture_output=True, check=True, text=True
+    )
+    message = json.loads(ran.stdout)["choices"][0]["message"]
+    assert message["content"].startswith("17 + 25 = ")
+    assert message["reasoning_content"].startswith("Add 17 and 25.")
+
+
+def test_the_documented_client(demo: Running) -> None:
+    script = documented("python").replace("localhost:8000", f"localhost:{demo.port}")
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True, text=True)
+    assert ran.stdout.startswith("Add 17 and 25.")
+    assert "17 + 25 = " in ran.stdout
