@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections import deque
 from collections.abc import Generator, Mapping
 
 from localqwen.chat import sampling as presets
+from localqwen.chat.grammar import Grammars
 from localqwen.chat.messages import Event, Request, ThinkingMode, Working
 from localqwen.chat.reply import ModelFacts, Reply
 from localqwen.chat.template import ChatTemplate
@@ -28,24 +30,43 @@ def thinking_mode_of(template: ChatTemplate) -> ThinkingMode:
     return "always" if asked.rstrip().endswith("<think>") else "never"
 
 
+def facts_of(engine: Engine, name: str, *, thinking_mode: ThinkingMode | None = None, load_ms: float = 0) -> ModelFacts:
+    """What an answer needs to know of an engine's model. `thinking_mode` None asks the template.
+
+    Raises EngineError where there is no template.
+    """
+    if not engine.chat_template:
+        raise EngineError(
+            f"{name} has no chat template", "use a model that was converted with its tokenizer_config.json"
+        )
+    template = ChatTemplate(engine.chat_template, engine.special_tokens)
+    mode = thinking_mode or thinking_mode_of(template)
+    words = functools.cache(engine.vocabulary)
+    return ModelFacts(
+        name,
+        template,
+        engine.tokenize,
+        mode,
+        engine.context_length,
+        load_ms,
+        grammars=Grammars(lambda text: engine.tokenize(text, special=False), words, lambda: engine.stop_tokens),
+        token_bytes=words,
+    )
+
+
 class LocalChatModel:
     """Owns its engine; several `stream`s may run at once where the engine has the room, all in the engine's thread."""
 
     def __init__(
         self, engine: Engine, name: str, *, thinking_mode: ThinkingMode | None = None, load_ms: float = 0
     ) -> None:
-        if not engine.chat_template:
-            raise EngineError(
-                f"{name} has no chat template", "use a model that was converted with its tokenizer_config.json"
-            )
-        template = ChatTemplate(engine.chat_template, engine.special_tokens)
+        self._facts = facts_of(engine, name, thinking_mode=thinking_mode, load_ms=load_ms)
         self.name = name
         self.engine_name = engine.name
-        self.thinking_mode: ThinkingMode = thinking_mode or thinking_mode_of(template)
+        self.thinking_mode: ThinkingMode = self._facts.thinking_mode
         self.context_length = engine.context_length
         self.load_ms = load_ms
         self.engine = engine
-        self._facts = ModelFacts(name, template, engine.tokenize, self.thinking_mode, engine.context_length, load_ms)
         self._inbox: dict[Run, deque[Piece]] = {}
         self._reply: Reply | None = None
 
@@ -75,8 +96,7 @@ class LocalChatModel:
         self.engine.close()
 
     def _start(self, reply: Reply) -> Run:
-        spec = reply.run
-        run = self.engine.start(spec.prompt, spec.sampling, max_tokens=spec.max_tokens, generated=spec.generated)
+        run = reply.run.start(self.engine)
         self._inbox[run] = deque()
         return run
 

@@ -44,16 +44,23 @@ def resolve_thinking(request: Request, mode: ThinkingMode, model: str) -> bool:
     asked = False if request.budget == 0 else request.think
     if mode == "never":
         if asked or request.budget:
-            raise Unsupported(f"{model} cannot think", "leave out --think and --budget, or use a thinking model")
+            raise Unsupported(f"{model} cannot think", f"leave out the switch and the budget; {_that_switch()}")
         return False
     if mode == "always":
         if asked is False:
-            raise Unsupported(f"{model} always thinks", "use an instruct model, or limit it with --budget 256")
+            raise Unsupported(f"{model} always thinks", f"limit it with a budget of 256; {_that_switch()}")
         return True
     if asked is not None:
         return asked
     soft = soft_switch(request.messages)
     return True if soft is None else soft
+
+
+def _that_switch() -> str:
+    """Which models have the switch, for those who asked one that does not."""
+    from localqwen.models import registry
+
+    return f"the switch is in {', '.join(m.name for m in registry.models().values() if m.thinking == 'switch')}"
 
 
 def prompt_start(prompt: str, thinking: bool) -> Start:
@@ -128,6 +135,20 @@ class ThinkingParser:
         self._phase, self._buffer, self.closed = "answer", "", True
         self._answer.after_thinking()
         return self._thought.close(text) + self._answer.feed(rest)
+
+
+class PlainParser:
+    """In the place of ThinkingParser for text that is continued as it stands: all of it is text."""
+
+    thinking = False
+    answering = True
+    closed = False
+
+    def feed(self, text: str) -> list[Output]:
+        return [Text(text)] if text else []
+
+    def finish(self) -> list[Output]:
+        return []
 
 
 class _ThinkingText:
