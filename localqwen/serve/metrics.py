@@ -17,7 +17,7 @@ class Metrics:
     def __init__(self) -> None:
         self.requests: Counter[tuple[str, int]] = Counter()  # (route, status)
         self.tokens: Counter[str] = Counter()
-        self.seconds: Counter[str] = Counter()
+        self.seconds = dict.fromkeys(_PHASES, 0.0)
         self.answers = 0
 
     def answered(self, finished: Finished) -> None:
