@@ -209,12 +209,14 @@ class Text:
 
 @dataclass(frozen=True)
 class Finished:
-    """The last event. `thinking_end` says who closed the thinking; None where there was none, or it never closed."""
+    """The last event. `thinking_end` says who closed the thinking; None where there was none, or it never closed.
+    `stop` is the stop string that ended the answer."""
 
     finish_reason: Literal["stop", "length", "tool_calls"]
     usage: Usage
     timing: Timing
     thinking_end: ThinkingEnd | None = None
+    stop: str | None = None
 
     @property
     def budget_forced(self) -> bool:

@@ -291,7 +291,7 @@ class Reply:
         usage = Usage(len(self.prompt), self._cached_tokens, self._generated, self._thinking_tokens)
         timing = self._stopwatch.timing(self.model.load_ms, len(self.prompt) - self._cached_tokens)
         why: Literal["stop", "length", "tool_calls"] = "tool_calls" if self._called and reason == "stop" else reason
-        return [*events, Finished(why, usage, timing, self._thinking_end)]
+        return [*events, Finished(why, usage, timing, self._thinking_end, self._stop.hit)]
 
 
 class _Stopwatch:
