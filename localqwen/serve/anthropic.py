@@ -332,7 +332,7 @@ def _event(kind: str, **data: Any) -> bytes:
 def whole(asked: Asked, head: Head, answers: Sequence[Answer]) -> dict[str, Any]:
     answer = answers[0]
     ending = _ending(answer.finished, asked.request.max_tokens)
-    return _message(head, _content(asked, head, answer), ending["usage"]) | ending["delta"]
+    return {**_message(head, _content(asked, head, answer), ending["usage"]), **ending["delta"]}
 
 
 def _content(asked: Asked, head: Head, answer: Answer) -> list[dict[str, Any]]:

@@ -26,6 +26,7 @@ from localqwen.chat.messages import (
     ToolCall,
 )
 from localqwen.errors import LocalqwenError, Unsupported
+from localqwen.serve import openai_common, openai_fields
 from localqwen.serve.asked import EFFORTS, FOR_EVER, Answer, Asked, Head
 from localqwen.serve.fields import Fields, kind
 from localqwen.serve.wire import NDJSON, ndjson
@@ -50,7 +51,7 @@ def read_chat(body: Mapping[str, Any]) -> Asked:
     messages = tuple(_message(each) for each in fields.objects("messages"))
     if messages and messages[-1].role == "assistant":
         raise fields.wrong("messages", "must not end with the assistant's: an answer is not begun for the model")
-    tools = tuple(_tool(each) for each in fields.objects("tools"))
+    tools = openai_fields.tools(fields)
     return _asked(fields, messages, tools=tools, api="chat")
 
 
@@ -145,17 +146,8 @@ def _call(fields: Fields) -> ToolCall:
     function = fields.object("function")
     if function is None:
         raise fields.wrong("function", "is missing")
-    arguments = function.object("arguments")
-    return ToolCall(function.needed_text("name"), arguments.data if arguments else {}, fields.text("id") or "")
-
-
-def _tool(fields: Fields) -> Tool:
-    function = fields.object("function")
-    if function is None:
-        raise fields.wrong("function", "is missing")
-    parameters = function.object("parameters")
-    name, description = function.needed_text("name"), function.text("description") or ""
-    return Tool(name, description, parameters.data if parameters else {})
+    arguments = openai_fields.arguments(function, "arguments")
+    return ToolCall(function.needed_text("name"), arguments, fields.text("id") or "")
 
 
 def _think(fields: Fields) -> tuple[bool | None, int | None]:
@@ -313,11 +305,7 @@ def _call_out(call: ToolCall, head: Head, number: int) -> dict[str, Any]:
 def _logprobs_out(asked: Asked, logprobs: Sequence[TokenLogprob]) -> dict[str, Any]:
     if asked.request.logprobs is None or not logprobs:
         return {}
-    return {"logprobs": [{**_logprob(each), "top_logprobs": [_logprob(top) for top in each.top]} for each in logprobs]}
-
-
-def _logprob(entry: TokenLogprob) -> dict[str, Any]:
-    return {"token": entry.text, "logprob": entry.logprob, "bytes": list(entry.token)}
+    return {"logprobs": [openai_common.logprob(each) for each in logprobs]}
 
 
 def _numbers(finished: Finished) -> dict[str, Any]:
