@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -27,7 +28,7 @@ from localqwen.errors import BadField, LocalqwenError, ModelNotFound, Unsupporte
 from localqwen.models.listing import Listing, RemoteFile
 from localqwen.models.names import Repository
 from localqwen.models.pull import Plan, Step
-from localqwen.serve import ollama, ollama_models
+from localqwen.serve import ollama, ollama_generate, ollama_models
 from localqwen.serve.asked import Asked, Head, answer_of
 from localqwen.serve.catalogue import Known
 from localqwen.serve.worker import LoadedModel
@@ -60,11 +61,12 @@ EVENTS = [
 
 
 def chat(**more: Any) -> Asked:
-    return ollama.read_chat({"model": "qwen3:4b", "messages": [USER], **more})
+    asked = ollama.read({"model": "qwen3:4b", "messages": [USER], **more})
+    return replace(asked, extra={**asked.extra, "load_ms": 2.0})
 
 
 def generate(**more: Any) -> Asked:
-    return ollama.read_generate({"model": "qwen3:4b", "prompt": "hi", **more})
+    return ollama_generate.read({"model": "qwen3:4b", "prompt": "hi", **more})
 
 
 def lines(asked: Asked, events: list[Any]) -> list[dict[str, Any]]:
@@ -151,7 +153,7 @@ def test_keep_alive_is_seconds_or_a_duration(keep_alive: Any, seconds: float | N
     ("asked", "reason"),
     [
         (chat(messages=[]), "load"),
-        (ollama.read_chat({"model": "qwen3:4b"}), "load"),
+        (ollama.read({"model": "qwen3:4b"}), "load"),
         (chat(messages=[], keep_alive=0), "unload"),
         (generate(prompt=""), "load"),
         (generate(prompt="", raw=True, keep_alive="0s"), "unload"),
@@ -199,7 +201,7 @@ def test_generate_makes_a_conversation_of_system_and_prompt_and_raw_makes_none()
 )
 def test_a_chat_that_is_wrong_names_the_field(body: dict[str, Any], field: str) -> None:
     with pytest.raises(BadField) as caught:
-        ollama.read_chat(body)
+        ollama.read(body)
     assert caught.value.field == field
 
 

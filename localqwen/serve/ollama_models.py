@@ -21,7 +21,8 @@ from localqwen.models.pull import Plan, Step
 from localqwen.models.registry import Model
 from localqwen.serve.catalogue import BUILT_IN, Known
 from localqwen.serve.fields import Fields
-from localqwen.serve.ollama import model_name, timestamp
+from localqwen.serve.ollama import timestamp
+from localqwen.serve.ollama_fields import model_name
 from localqwen.serve.worker import LoadedModel
 
 #: The version of Ollama whose API this is: clients ask for it to know whether there is `think` and its levels.
