@@ -5,6 +5,7 @@ memory does not grow with the model and no intermediate file is needed.
 
     safetensors.py   one weight file, its header read strictly
     checkpoint.py    the folder: JSON files and shards
+    config.py        config.json as numbers, read strictly
     qwen3.py         the architecture: tensors, names, keys
     tokenizer.py     tokenizer.json -> tokenizer keys
     quants.py        the kinds of file, and which type each tensor gets
@@ -123,14 +124,13 @@ def _write(
 
     threads = threads or usable_cores()
     tensors = checkpoint.tensors
-    total = sum(tensors[tensor.source].bytes for tensor in plan.tensors)
+    total = sum(tensors[source].bytes for tensor in plan.tensors for source in tensor.sources)
     done = 0
     target.write(file, memoryview(plan.head))
     with ThreadPoolExecutor(threads, "convert") as pool:
         for tensor in plan.tensors:
-            source = tensors[tensor.source]
-            weights = checkpoint.file_of(tensor.source)
-            for data, source_bytes in encoded(weights, source, tensor.stored.type, pool, ahead=threads + 2):
+            parts = [(checkpoint.file_of(source), tensors[source]) for source in tensor.sources]
+            for data, source_bytes in encoded(parts, tensor.stored.type, pool, ahead=threads + 2):
                 target.write(file, data.data)
                 done += source_bytes
                 if progress is not None:

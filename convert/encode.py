@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from convert import ggml
@@ -29,23 +30,46 @@ _BITS = {
 
 
 def encoded(
-    file: SafetensorsFile, tensor: SourceTensor, kind: TensorType, pool: ThreadPoolExecutor, ahead: int
+    parts: Sequence[tuple[SafetensorsFile, SourceTensor]], kind: TensorType, pool: ThreadPoolExecutor, ahead: int
 ) -> Iterator[tuple[NDArray[np.uint8], int]]:
-    """The tensor's data in order, as (slice, source bytes it was made from). At most `ahead` slices are alive.
+    """The data of one tensor, stacked of `parts`, in order, as (slice, source bytes it was made from). At most `ahead`
+    slices are alive.
 
     Raises CheckpointError for weights that are not finite or not in the type's range.
     """
-    columns = tensor.shape[-1]
-    rows = tensor.shape[0] if len(tensor.shape) > 1 else 1
-    step = max(1, SLICE // columns)
-    pending: deque[tuple[int, int, Future[NDArray[np.uint8]]]] = deque()
-    for first in range(0, rows, step):
-        count = min(step, rows - first)
-        pending.append((first, count, pool.submit(_encode, file.rows(tensor, first, count), tensor, kind)))
-        while len(pending) >= ahead or (first + count == rows and pending):
-            first_done, count_done, future = pending.popleft()
-            yield future.result(), count_done * columns * DTYPES[tensor.dtype]
-            file.forget(tensor, first_done + count_done)
+    pending: deque[tuple[_Slice, Future[NDArray[np.uint8]]]] = deque()
+    for part in _slices(parts):
+        rows = part.file.rows(part.tensor, part.first, part.count)
+        pending.append((part, pool.submit(_encode, rows, part.tensor, kind)))
+        if len(pending) >= ahead:
+            yield _taken(pending)
+    while pending:
+        yield _taken(pending)
+
+
+@dataclass(frozen=True)
+class _Slice:
+    """Some rows of a tensor in its file."""
+
+    file: SafetensorsFile
+    tensor: SourceTensor
+    first: int
+    count: int
+
+
+def _slices(parts: Sequence[tuple[SafetensorsFile, SourceTensor]]) -> Iterator[_Slice]:
+    for file, tensor in parts:
+        rows = tensor.shape[0] if len(tensor.shape) > 1 else 1
+        step = max(1, SLICE // tensor.shape[-1])
+        for first in range(0, rows, step):
+            yield _Slice(file, tensor, first, min(step, rows - first))
+
+
+def _taken(pending: deque[tuple[_Slice, Future[NDArray[np.uint8]]]]) -> tuple[NDArray[np.uint8], int]:
+    part, future = pending.popleft()
+    data = future.result()
+    part.file.forget(part.tensor, part.first + part.count)
+    return data, part.count * part.tensor.shape[-1] * DTYPES[part.tensor.dtype]
 
 
 def _encode(rows: NDArray[Any], tensor: SourceTensor, kind: TensorType) -> NDArray[np.uint8]:

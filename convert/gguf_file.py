@@ -7,6 +7,7 @@ that the size of the whole file is known before the first byte is written.
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,7 +29,7 @@ Metadata = dict[str, Value]
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor as it will stand in the file; `shape` has rows first."""
+    """A tensor as it will stand in the file; `shape` has rows first, and experts before them."""
 
     name: str
     shape: tuple[int, ...]
@@ -37,8 +38,7 @@ class StoredTensor:
     @property
     def size(self) -> int:
         """Bytes of data, without padding."""
-        rows = self.shape[0] if len(self.shape) > 1 else 1
-        return rows * self.type.row_bytes(self.shape[-1])
+        return math.prod(self.shape[:-1]) * self.type.row_bytes(self.shape[-1])
 
 
 def padding(size: int) -> int:

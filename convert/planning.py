@@ -9,6 +9,7 @@ from typing import Any
 
 from convert import qwen3, tokenizer
 from convert.checkpoint import Checkpoint
+from convert.config import Config, read_config
 from convert.gguf_file import Int32, Metadata, StoredTensor, head, padding
 from convert.quants import Quantization, tensor_type
 
@@ -17,9 +18,9 @@ _QUANTIZATION_VERSION = 2  # GGML_QNT_VERSION of ggml.h: the layout of the quant
 
 @dataclass(frozen=True)
 class PlannedTensor:
-    """`source` is the name in the checkpoint, `stored` the tensor of the GGUF file."""
+    """`sources` are the names in the checkpoint, one or all experts in order; `stored` is the GGUF file's tensor."""
 
-    source: str
+    sources: tuple[str, ...]
     stored: StoredTensor
 
 
@@ -48,11 +49,11 @@ def data_size(tensors: Sequence[StoredTensor]) -> int:
 
 def make_plan(checkpoint: Checkpoint, quantization: Quantization, name: str) -> Plan:
     """Checks the whole checkpoint except the weights' values. Raises CheckpointError."""
-    config = qwen3.read_config(checkpoint.config)
+    config = read_config(checkpoint.config)
     qwen3.check_tensors(config, checkpoint.tensors)
     tensors = planned_tensors(config, quantization)
     metadata = {
-        **_general(name, sum(math.prod(tensor.stored.shape) for tensor in tensors)),
+        **_general(name, config, [tensor.stored for tensor in tensors]),
         **_sampling(checkpoint.generation_config),
         **qwen3.metadata(config),
         **tokenizer.metadata(checkpoint, config.vocabulary),
@@ -61,21 +62,24 @@ def make_plan(checkpoint: Checkpoint, quantization: Quantization, name: str) -> 
         "general.file_type": quantization.file_type,
     }
     stored = [tensor.stored for tensor in tensors]
-    return Plan(quantization.name, head(qwen3.ARCHITECTURE, metadata, stored), tuple(tensors))
+    return Plan(quantization.name, head(config.gguf_architecture, metadata, stored), tuple(tensors))
 
 
-def planned_tensors(config: qwen3.Config, quantization: Quantization) -> list[PlannedTensor]:
+def planned_tensors(config: Config, quantization: Quantization) -> list[PlannedTensor]:
     result = []
     for tensor in qwen3.tensors(config):
-        kind = tensor_type(quantization, tensor.name, tensor.shape, layers=config.layers, tied=config.tied)
-        result.append(PlannedTensor(tensor.source, StoredTensor(tensor.name, tensor.shape, kind)))
+        kind = tensor_type(quantization, tensor.name, tensor.shape, config)
+        result.append(PlannedTensor(tensor.sources, StoredTensor(tensor.name, tensor.gguf_shape, kind)))
     return result
 
 
-def _general(name: str, parameters: int) -> Metadata:
+def _general(name: str, config: Config, tensors: Sequence[StoredTensor]) -> Metadata:
     """What the name tells, in the parts that llama.cpp's converter would cut it into: "Qwen3-4B" is a Qwen3 of 4B."""
     import gguf
 
+    parameters = sum(math.prod(tensor.shape) for tensor in tensors)
+    experts = sum(math.prod(tensor.shape) for tensor in tensors if len(tensor.shape) == 3)
+    shared, each = parameters - experts, experts // config.experts if config.experts else 0
     title, organization, basename, finetune, version, size = gguf.Metadata.get_model_id_components(name, parameters)
     values = {
         "general.type": "model",
@@ -84,7 +88,7 @@ def _general(name: str, parameters: int) -> Metadata:
         "general.organization": organization,
         "general.finetune": finetune,
         "general.basename": basename,
-        "general.size_label": size or gguf.size_label(parameters, parameters, 0, 0),
+        "general.size_label": size or gguf.size_label(parameters, shared, each, config.experts),
     }
     return {key: value for key, value in values.items() if value}
 

@@ -1,12 +1,14 @@
 """What a quantisation is called, and which type each tensor gets in it. Pure: touches no weights and no library.
 
-The rules are those of llama.cpp (llama-quant.cpp: llama_tensor_get_type), for dense Qwen3 and without an importance
-matrix, so that a file has the types that `llama-quantize` would give it.
+The rules are those of llama.cpp (llama-quant.cpp: llama_tensor_get_type), for Qwen3 and without an importance matrix,
+so that a file has the types that `llama-quantize` would give it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+from convert.config import Config
 
 
 @dataclass(frozen=True)
@@ -67,23 +69,30 @@ QUANTIZATIONS = {
     )
 }
 
+_QUANTISED = [name for name, each in QUANTIZATIONS.items() if each.base.quantised]
 #: Where rows do not divide into blocks of 256, the type with blocks of 32 that takes over (tensor_type_fallback).
 _FALLBACK = {Q4_K: Q5_0, Q5_K: Q5_1, Q6_K: Q8_0}
 
 
-def tensor_type(
-    quantization: Quantization, name: str, shape: tuple[int, ...], *, layers: int, tied: bool
-) -> TensorType:
-    """The type of the tensor with this GGUF `name` and `shape` (rows, columns), in a model of `layers` layers."""
-    if len(shape) < 2 or name.endswith("_norm.weight"):
+#: Among exactly eight experts, attention is small and gets more bits: kind -> quantisation -> type.
+_OF_EIGHT_EXPERTS = {
+    "attn_k": dict.fromkeys(_QUANTISED, Q8_0),
+    "attn_v": dict.fromkeys(_QUANTISED, Q8_0),
+    "attn_output": {"q4_k_m": Q5_K, "q4_k_s": Q5_K},
+}
+
+
+def tensor_type(quantization: Quantization, name: str, shape: tuple[int, ...], config: Config) -> TensorType:
+    """The type of the tensor with this GGUF `name` and `shape` (rows, columns)."""
+    if len(shape) < 2 or name.endswith(("_norm.weight", ".ffn_gate_inp.weight")):
         return F32
     if not quantization.base.quantised:
         return quantization.base
     columns = shape[-1]
-    if name == "output.weight" or (tied and name == "token_embd.weight"):
+    if name == "output.weight" or (config.tied and name == "token_embd.weight"):
         wanted = _output_type(quantization.base, columns)
     else:
-        wanted = _layer_type(quantization, name, layers)
+        wanted = _layer_type(quantization, name, config)
     return _fitting(wanted, columns)
 
 
@@ -94,9 +103,11 @@ def _output_type(base: TensorType, columns: int) -> TensorType:
     return Q6_K
 
 
-def _layer_type(quantization: Quantization, name: str, layers: int) -> TensorType:
+def _layer_type(quantization: Quantization, name: str, config: Config) -> TensorType:
     """attn_v and ffn_down gain most from more bits, and some layers more than others."""
-    kind = name.removesuffix(".weight").rpartition(".")[2]
+    kind, layers = name.removesuffix(".weight").removesuffix("_exps").rpartition(".")[2], config.layers
+    if config.experts == 8 and kind in _OF_EIGHT_EXPERTS:
+        return _OF_EIGHT_EXPERTS[kind].get(quantization.name, quantization.base)
     if kind not in ("attn_v", "ffn_down"):
         return quantization.base
     layer = int(name.split(".")[1])

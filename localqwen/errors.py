@@ -18,7 +18,8 @@
     ├── EngineUnavailable       no engine is installed, or none runs on this CPU    exit 1, HTTP 503
     ├── Refused                 the server does not take this request               exit 1, HTTP 400
     │   ├── WrongKey            without the server's API key                        exit 1, HTTP 401
-    │   ├── WrongHost           under a name that is not the server's               exit 1, HTTP 403
+    │   ├── WrongHost           from a page, or under a name, that is not ours      exit 1, HTTP 403
+    │   ├── TooSlow             a body that did not come                            exit 1, HTTP 408
     │   ├── TooLarge            a body beyond the limit                             exit 1, HTTP 413
     │   └── Busy                all runs are taken and the queue is full            exit 1, HTTP 503
     ├── EngineError             an engine failed while loading or decoding          exit 1, HTTP 500
@@ -127,6 +128,10 @@ class WrongKey(Refused):
 
 class WrongHost(Refused):
     http_status = 403
+
+
+class TooSlow(Refused):
+    http_status = 408
 
 
 class TooLarge(Refused):

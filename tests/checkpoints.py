@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ ADDED_TOKENS = [
 
 @dataclass(frozen=True)
 class Shape:
-    """The sizes of a dense model; `rows` is the number of embedding rows, more than the tokenizer has tokens."""
+    """The sizes of a model, dense without `experts`; `rows` of embeddings are more than the tokenizer has tokens."""
 
     hidden: int = 256
     feed_forward: int = 512
@@ -43,6 +43,9 @@ class Shape:
     head_dim: int = 64
     rows: int = 320
     tied: bool = True
+    experts: int = 0
+    experts_used: int = 2
+    expert_feed_forward: int = 256
 
 
 def make_checkpoint(
@@ -65,6 +68,25 @@ def make_checkpoint(
 
 
 def config(shape: Shape) -> dict[str, Any]:
+    return _dense_config(shape) | (_mixture_config(shape) if shape.experts else {})
+
+
+def _mixture_config(shape: Shape) -> dict[str, Any]:
+    return {
+        "architectures": ["Qwen3MoeForCausalLM"],
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [],
+        "model_type": "qwen3_moe",
+        "moe_intermediate_size": shape.expert_feed_forward,
+        "norm_topk_prob": True,
+        "num_experts": shape.experts,
+        "num_experts_per_tok": shape.experts_used,
+        "output_router_logits": False,
+        "router_aux_loss_coef": 0.001,
+    }
+
+
+def _dense_config(shape: Shape) -> dict[str, Any]:
     return {
         "architectures": ["Qwen3ForCausalLM"],
         "attention_bias": False,
@@ -170,9 +192,7 @@ def weights(
             f"{layer}.self_attn.o_proj.weight": make(shape.hidden, queries),
             f"{layer}.self_attn.q_norm.weight": make(shape.head_dim),
             f"{layer}.self_attn.k_norm.weight": make(shape.head_dim),
-            f"{layer}.mlp.gate_proj.weight": make(shape.feed_forward, shape.hidden),
-            f"{layer}.mlp.up_proj.weight": make(shape.feed_forward, shape.hidden),
-            f"{layer}.mlp.down_proj.weight": make(shape.hidden, shape.feed_forward),
+            **_feed_forward(shape, f"{layer}.mlp", make),
             f"{layer}.input_layernorm.weight": make(shape.hidden),
             f"{layer}.post_attention_layernorm.weight": make(shape.hidden),
         }
@@ -181,6 +201,22 @@ def weights(
         result["lm_head.weight"] = make(shape.rows, shape.hidden)
     elif duplicate_head:
         result["lm_head.weight"] = result["model.embed_tokens.weight"]
+    return result
+
+
+def _feed_forward(shape: Shape, prefix: str, make: Callable[..., NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    def one(prefix: str, width: int) -> dict[str, NDArray[Any]]:
+        return {
+            f"{prefix}.gate_proj.weight": make(width, shape.hidden),
+            f"{prefix}.up_proj.weight": make(width, shape.hidden),
+            f"{prefix}.down_proj.weight": make(shape.hidden, width),
+        }
+
+    if not shape.experts:
+        return one(prefix, shape.feed_forward)
+    result = {f"{prefix}.gate.weight": make(shape.experts, shape.hidden)}
+    for expert in range(shape.experts):
+        result |= one(f"{prefix}.experts.{expert}", shape.expert_feed_forward)
     return result
 
 

@@ -17,6 +17,7 @@ from checkpoints import ADDED_TOKENS, CHAT_TEMPLATE, Shape, config, make_checkpo
 
 import convert
 from convert import Progress, gguf_file, planning, quants, qwen3
+from convert.config import read_config
 
 ROOT = Path(__file__).parent.parent
 
@@ -77,6 +78,8 @@ REFERENCES = {
         "F16",
         1,
     ),
+    "twelve experts, two shards": (Shape(layers=9, tied=False, experts=12), "BF16", 2),
+    "eight experts, which llama.cpp treats apart": (Shape(layers=3, experts=8), "F32", 1),
     "rows that nothing can divide": (Shape(hidden=80, head_dim=32, tied=False), "BF16", 1),
 }
 
@@ -338,20 +341,46 @@ OFFICIAL = {
         {"q4_k_m": 19762149024, "q5_0": 22635493024, "q5_k_m": 23214831232, "q6_k": 26883306112, "q8_0": 34817718912},
     ),
 }
+#: The mixtures: layers, hidden, feed-forward width of an expert and of the config, heads. The makers publish the larger
+#: one in parts; this is the sum of their data behind a single head.
+OFFICIAL_MIXTURES = {
+    "30B-A3B": (
+        (48, 2048, 768, 6144, 32),
+        {"q4_k_m": 18556685824, "q5_0": 21080509952, "q5_k_m": 21725580800, "q6_k": 25092531712, "q8_0": 32483931648},
+    ),
+    "235B-A22B": ((94, 4096, 1536, 12288, 64), {"q4_k_m": 142154073632}),
+}
 #: A text that takes the place of the official tokenizer's keys: 151,936 tokens and their types (2,588,260 and 607,756
 #: bytes), 151,387 merges (2,731,560), the ids, and the older chat template of 4,100 bytes that those files embed.
 OFFICIAL_TOKENIZER = "x" * 5932045
 
 
-@pytest.mark.parametrize(("size", "quant"), [(size, quant) for size, (_, files) in OFFICIAL.items() for quant in files])
-def test_sizes_of_the_official_files_are_reproduced(size: str, quant: str) -> None:
-    """Head and data planned from the official configs have exactly the bytes of the makers' 22 dense GGUF files."""
-    (layers, hidden, feed_forward, heads, tied), files = OFFICIAL[size]
-    shape = Shape(hidden, feed_forward, layers, heads, 8, 128, 151936, tied)
-    official = qwen3.read_config(config(shape) | {"max_position_embeddings": 40960})
+def official_files() -> list[Any]:
+    cases = []
+    for size, ((layers, hidden, feed_forward, heads, tied), files) in OFFICIAL.items():
+        for quant, expected in files.items():
+            awq = quant in ("q4_k_m", "q5_0")  # made from other weights, in the same layout
+            shape = Shape(hidden, feed_forward, layers, heads, 8, 128, 151936, tied)
+            cases.append((size, quant, shape, awq, expected))
+    for size, ((layers, hidden, expert, feed_forward, heads), files) in OFFICIAL_MIXTURES.items():
+        for quant, expected in files.items():
+            shape = Shape(hidden, feed_forward, layers, heads, 4, 128, 151936, False, 128, 8, expert)
+            cases.append((size, quant, shape, False, expected))
+    return cases
+
+
+@pytest.mark.parametrize(
+    ("size", "quant", "shape", "awq", "expected"),
+    official_files(),
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_sizes_of_the_official_files_are_reproduced(
+    size: str, quant: str, shape: Shape, awq: bool, expected: int
+) -> None:
+    """Head and data planned from the official configs have exactly the bytes of the makers' GGUF files."""
+    official = read_config(config(shape) | {"max_position_embeddings": 40960})
     quantization = quants.QUANTIZATIONS[quant]
     tensors = [tensor.stored for tensor in planning.planned_tensors(official, quantization)]
-    awq = quant in ("q4_k_m", "q5_0")  # of 4B and larger: quantised by the makers from other weights, same layout
     metadata: gguf_file.Metadata = {
         "general.type": "model",
         "general.name": f"Qwen3 {size} Awq Compatible Instruct" if awq else f"Qwen3 {size} Instruct",
@@ -363,8 +392,8 @@ def test_sizes_of_the_official_files_are_reproduced(size: str, quant: str) -> No
         "general.quantization_version": 2,
         "general.file_type": quantization.file_type,
     }
-    head = gguf_file.head(qwen3.ARCHITECTURE, metadata, tensors)
-    assert len(head) + planning.data_size(tensors) == files[quant]
+    head = gguf_file.head(official.gguf_architecture, metadata, tensors)
+    assert len(head) + planning.data_size(tensors) == expected
 
 
 def test_progress_counts_every_byte_once(tied: Path, tmp_path: Path) -> None:
@@ -372,7 +401,7 @@ def test_progress_counts_every_byte_once(tied: Path, tmp_path: Path) -> None:
     seen: list[Progress] = []
     convert.convert(tied, tmp_path / "a.gguf", quant="q4_0", threads=2, progress=seen.append)
     done = [step.done_bytes for step in seen]
-    elements = sum(math.prod(tensor.shape) for tensor in qwen3.tensors(qwen3.read_config(config(Shape()))))
+    elements = sum(math.prod(tensor.shape) for tensor in qwen3.tensors(read_config(config(Shape()))))
     assert done == sorted(done)
     assert done[-1] == seen[-1].total_bytes == 2 * elements
     assert {step.tensor for step in seen} == set(types_by_name(tmp_path / "a.gguf"))
@@ -404,9 +433,9 @@ def sparse_checkpoint(folder: Path, shape: Shape) -> Path:
     make_checkpoint(folder)
     write_json(folder / "config.json", config(shape))
     header, offset = {}, 0
-    for tensor in qwen3.tensors(qwen3.read_config(config(shape))):
+    for tensor in qwen3.tensors(read_config(config(shape))):
         end = offset + 2 * math.prod(tensor.shape)
-        header[tensor.source] = {"dtype": "BF16", "shape": list(tensor.shape), "data_offsets": [offset, end]}
+        header[tensor.sources[0]] = {"dtype": "BF16", "shape": list(tensor.shape), "data_offsets": [offset, end]}
         offset = end
     text = json.dumps(header).encode()
     with (folder / "model.safetensors").open("wb") as file:

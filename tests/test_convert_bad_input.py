@@ -107,6 +107,7 @@ def test_missing_tokenizer(source: Path, out: Path) -> None:
     ("change", "words"),
     [
         ({"architectures": ["LlamaForCausalLM"]}, ["LlamaForCausalLM", "Qwen3ForCausalLM"]),
+        ({"architectures": [["Qwen3ForCausalLM"]]}, ["the architecture is ['Qwen3ForCausalLM']"]),
         ({"architectures": None}, ["the architecture is none"]),
         ({"intermediate_size": 500}, ["mlp.down_proj", "[256, 512]", "[256, 500]"]),
         ({"num_hidden_layers": 3}, ["11 tensors are missing", "model.layers.2.self_attn.k_proj.weight"]),
@@ -130,6 +131,28 @@ def test_missing_tokenizer(source: Path, out: Path) -> None:
 def test_configs_that_do_not_fit(change: dict[str, Any], words: list[str], source: Path, out: Path) -> None:
     """The error names what differs, and what is supported."""
     write_json(source / "config.json", config(Shape()) | change)
+    refused(source, out, CheckpointError, *words)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"mlp_only_layers": [0]}, ["layers without experts"]),
+        ({"decoder_sparse_step": 2}, ["layers without experts"]),
+        ({"norm_topk_prob": False}, ["norm_topk_prob"]),
+        ({"num_experts": 1000}, ["num_experts is 1000", "512"]),
+        ({"num_experts": 5}, ["tensors do not belong to a Qwen3MoeForCausalLM", "experts.5."]),
+        ({"num_experts_per_tok": 7}, ["num_experts_per_tok is 7", "1 to 6"]),
+        ({"moe_intermediate_size": 128}, ["experts.0.down_proj", "[256, 256]", "[256, 128]"]),
+    ],
+)
+def test_configs_of_a_mixture_that_do_not_fit(
+    change: dict[str, Any], words: list[str], tmp_path: Path, out: Path
+) -> None:
+    """What GGUF's qwen3moe would silently compute differently is refused."""
+    shape = Shape(layers=1, experts=6)
+    source = make_checkpoint(tmp_path / "mixture", shape)
+    write_json(source / "config.json", config(shape) | change)
     refused(source, out, CheckpointError, *words)
 
 

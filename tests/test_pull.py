@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from checkpoints import Shape, make_checkpoint
 from hub_server import HubServer, serving
 
 from localqwen.models import provide
@@ -38,6 +39,8 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubServer]:
     for quant in ("q4_k_m", "q8_0"):
         files[quant] = provide.make(demo, folder / f"{quant}.gguf", quant=quant, name="Demo").read_bytes()
     checkpoint = {path.name: path.read_bytes() for path in demo.iterdir() if path.is_file()}
+    made = make_checkpoint(folder / "mixture", Shape(experts=6, tied=False))
+    mixture = {path.name: path.read_bytes() for path in made.iterdir()}
     parts = {f"Q4_K_M/Qwen3-235B-A22B-Q4_K_M-0000{n}-of-00003.gguf": files["q4_k_m"] + bytes(n) for n in (1, 2, 3)}
     repositories = {
         GGUF: {Q4: files["q4_k_m"], Q8: files["q8_0"], "README.md": b"a model", "LICENSE": b"free"},
@@ -46,6 +49,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubServer]:
         "Qwen/Qwen3-4B-MLX-4bit": checkpoint,
         "Qwen/Qwen3-235B-A22B-GGUF": parts,
         "somebody/Tiny": {"tiny-q4_k_m.gguf": files["q4_k_m"], "tiny-Q8_0.gguf": files["q8_0"]},
+        "somebody/Mixture": mixture,
         "somebody/Gated": {"gated-q8_0.gguf": files["q8_0"]},
         "somebody/Pictures": {"cat.png": b"meow"},
     }
@@ -478,6 +482,14 @@ def test_any_repository_can_be_named(machine: Machine) -> None:
     machine.good("pull", "hf:somebody/Gated", HF_TOKEN="hf_right")
     machine.good("rm", "hf:somebody/Tiny:q8_0")
     assert machine.installed("somebody/Tiny") == []
+
+
+def test_a_mixture_of_experts_is_converted_and_runs(machine: Machine) -> None:
+    assert "converted on this machine" in machine.run("pull", "hf:somebody/Mixture:q4_k_m")[2]
+    shown = json.loads(machine.good("show", "hf:somebody/Mixture:q4_k_m", "--json"))
+    assert shown["architecture"] == "qwen3moe"
+    answer = json.loads(machine.good("run", "hf:somebody/Mixture:q4_k_m", "hi", "--max-tokens", "3", "--json"))
+    assert answer["usage"]["completion_tokens"] in (1, 2, 3)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("modelscope_hub") is None, reason="ModelScope's client is not installed")

@@ -27,7 +27,7 @@ def table() -> str:
 def _row(model: Model) -> str:
     parameters = f"{model.parameters / 1e9:.1f} B" + (f" ({model.active / 1e9:.1f} B active)" if model.mixture else "")
     memory = fit.model_need(model, model.default, catalogue.CONTEXT_LENGTH).total
-    official = ", ".join(model.gguf) or ("none yet" if model.mixture else "none: converted here")
+    official = ", ".join(model.gguf) or "none: converted here"
     return (
         f"| `{model.name}` | {parameters} | {_gigabytes(model.download_bytes(model.default))} | {_gigabytes(memory)} | "
         f"{model.longest:,} | {model.thinking} | {official} |"

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 #: What a model writes between its thinking and its answer.
 _LEAD = "/[ \\n]{0,2}/"
-#: White space inside JSON: enough to indent, not enough to fill an answer with line breaks for ever.
-_JSON_OPTIONS = {"whitespace_pattern": "[ \\n\\t]{0,20}"}
+#: White space inside JSON: a space, or a line break and an indentation; never an answer full of line breaks.
+_JSON_OPTIONS = {"whitespace_pattern": "( |\\n[ \\t]{0,40})?"}
 
 
 class Grammars:

@@ -172,10 +172,10 @@ class Reply:
 
     def begin(self, run: Run) -> list[Event]:
         """Call once, when the engine has accepted the first run."""
-        self._cached_tokens = run.cached_tokens
+        self._cached_tokens = min(run.cached_tokens, len(self.prompt))  # a run may begin with forced tokens
         self._stopwatch.start_run()
         warnings = presets.warnings_for(run.sampling, thinking=self.thinking)
-        return [Started(len(self.prompt), run.cached_tokens, self.thinking, warnings)]
+        return [Started(len(self.prompt), self._cached_tokens, self.thinking, warnings)]
 
     def end_thinking(self) -> None:
         """End the thinking at the next whole character (or as soon as it begins)."""

@@ -50,7 +50,7 @@ def command(model: str | None, goes_on: bool, system: str, settings: Settings, l
     last = _last(folder)
     if goes_on and last is None:
         raise SessionError("there is no conversation to go on with", "start one: localqwen chat")
-    choice = choose(model, last, _largest)
+    choice = choose(model, last, largest)
     getting.ensure(choice.model, yes=loading.yes, force=loading.force)  # before a conversation begins
     session = _session(choice, last if goes_on else None, folder, system)
     with session:
@@ -87,7 +87,7 @@ def available(model: str) -> bool:
     return names.understood(model) is not None and provide.is_here(model)
 
 
-def _largest() -> str | None:
+def largest() -> str | None:
     from localqwen.machine import this_machine
     from localqwen.models import fit
 

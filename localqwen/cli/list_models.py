@@ -80,9 +80,7 @@ def _list_all(as_json: bool) -> None:
 
 
 def _note(row: Row) -> str:
-    if row.official:
-        return ""
-    return "is converted here" if row.convertible else "no official GGUF file, cannot be converted here yet"
+    return "" if row.official else "is converted here"
 
 
 def _fit(row: Row) -> tuple[str, str]:

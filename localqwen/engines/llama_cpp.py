@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from localqwen.engines import Constraint, FinishReason, Logprobs, Piece, Run, Sampling, common_prefix, logits
 from localqwen.engines.llama_library import KV_TYPES, ModelFile, last_errors, library, sampler_chain
+from localqwen.engines.threads import watched
 from localqwen.errors import ContextTooLong, EngineError, Unsupported, UsageError
 from localqwen.machine import this_machine
 from localqwen.models import fit, gguf_header
@@ -72,12 +73,14 @@ class LlamaCppEngine:
         max_runs: int = 1,
         use_extra_bufts: bool = True,
         kv_type: str = "f16",
+        adapt_threads: bool = False,
     ) -> None:
         self._lib = library()
         self._model = ModelFile(path, use_extra_bufts=use_extra_bufts)
         self.context_length = context_length
         self.max_runs = max_runs
         self.threads = threads
+        self._watched = watched(threads) if adapt_threads else None
         self.chat_template = self._model.metadata("tokenizer.chat_template")
         self.special_tokens = self._model.special_tokens()
         self.stop_tokens = self._model.stop_tokens()
@@ -228,12 +231,18 @@ class LlamaCppEngine:
         batch.logits[row] = output
 
     def _decode(self, count: int, *, prefilling: bool) -> None:
+        self._adapt_threads()
         began = time.perf_counter()
         code = self._lib.llama_decode(self._context, self._batch)
         if code:
             raise EngineError(f"llama.cpp failed on a batch of {count} tokens (code {code}): {last_errors()}")
         if prefilling:
             self._adapt_slice(count, time.perf_counter() - began)
+
+    def _adapt_threads(self) -> None:
+        if self._watched is not None and (suited := self._watched.now()) != self.threads:
+            self.threads = suited
+            self._lib.llama_set_n_threads(self._context, suited, suited)
 
     def _adapt_slice(self, count: int, seconds: float) -> None:
         if count >= self._slice and 2 * seconds <= LONGEST_PASS:
@@ -330,7 +339,8 @@ def open(  # noqa: A001  (the name every engine module offers)
 ) -> LlamaCppEngine:
     """Open a GGUF file with the settings that this build needs on this CPU and the context that the memory allows.
 
-    `kv_quant` is the bits of keys and values, 8 or 4; None keeps them in 16.
+    Without `threads`, every core is used that other programs leave free. `kv_quant` is the bits of keys and values, 8
+    or 4; None keeps them in 16.
     """
     from localqwen.engines.probe import probe
 
@@ -358,4 +368,5 @@ def open(  # noqa: A001  (the name every engine module offers)
         max_runs=max_runs,
         use_extra_bufts=probe().use_extra_bufts,
         kv_type=kv,
+        adapt_threads=threads is None,
     )

@@ -17,13 +17,12 @@ CONTEXT_LENGTH = 4096
 @dataclass(frozen=True)
 class Row:
     """`download_bytes` come over the network; `bytes` lie on the disk then; memory is that at a context of 4,096.
-    Without an `official` file of that quantisation the weights are loaded and converted, where they can be."""
+    Without an `official` file of that quantisation the weights are loaded and converted."""
 
     name: str
     quant: str
     default: bool
     official: bool
-    convertible: bool
     bytes: int
     download_bytes: int
     memory_bytes: int
@@ -39,17 +38,14 @@ def rows(machine: Machine) -> list[Row]:
 
 def _rows(model: Model, machine: Machine) -> Iterator[Row]:
     for quant in model.quants:
-        official = quant in model.gguf
-        if official or not model.mixture or quant == model.default:
-            needed = fit.model_need(model, quant, CONTEXT_LENGTH).total
-            yield Row(
-                name=Named(model, quant).text,
-                quant=quant,
-                default=quant == model.default,
-                official=official,
-                convertible=not model.mixture,
-                bytes=model.gguf_bytes(quant),
-                download_bytes=model.download_bytes(quant),
-                memory_bytes=needed,
-                fits=fit.fits(needed, machine.memory),
-            )
+        needed = fit.model_need(model, quant, CONTEXT_LENGTH).total
+        yield Row(
+            name=Named(model, quant).text,
+            quant=quant,
+            default=quant == model.default,
+            official=quant in model.gguf,
+            bytes=model.gguf_bytes(quant),
+            download_bytes=model.download_bytes(quant),
+            memory_bytes=needed,
+            fits=fit.fits(needed, machine.memory),
+        )

@@ -49,7 +49,7 @@ def _at(path: Path, said: str, progress: Callable[[Progress], None] | None) -> P
 def _made_of_whole_weights(reference: Reference, progress: Callable[[Progress], None] | None) -> Path:
     """A conversion that a pull began, or that the weights of another program allow. Raises NotPulled."""
     match reference:
-        case Named(model, quant) if model.weights and quant in model.made and not model.mixture:
+        case Named(model, quant) if model.weights and quant in model.made:
             repo, quant = model.weights.repo, reference.quant
         case Repository():
             repo, quant = reference.repo, reference.quant or inventory.CHECKPOINT_QUANT
@@ -84,7 +84,7 @@ def is_here(name: str) -> bool:
         case Named(model) if model.weights is None and not model.gguf:
             return True
         case Named(model, quant):
-            weights = model.weights.repo if model.weights and quant in model.made and not model.mixture else ""
+            weights = model.weights.repo if model.weights and quant in model.made else ""
         case Repository(repo=repo):
             weights = repo
     return inventory.find(reference) is not None or bool(weights and inventory.whole_weights(weights))

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from localqwen.errors import HubError, HubRefused, ModelNotFound, StorageError, Unsupported, UsageError
+from localqwen.errors import HubError, HubRefused, ModelNotFound, StorageError, UsageError
 from localqwen.models import cached, inventory, names, provide, sources, store
 from localqwen.models.listing import Listing, RemoteFile
 from localqwen.models.names import LocalPath, Named, Reference, Repository, Source
@@ -83,11 +83,6 @@ def _plan_named(named: Named, source: Source, revision: str | None) -> Plan:
         return _planned(named, source, model.gguf_repo, revision, quant, lambda path: fnmatch.fnmatch(path, pattern))
     provide.refuse_built_in(named, "pull")
     assert model.weights is not None
-    if model.mixture:
-        raise Unsupported(
-            f"there is no official GGUF file of {named.text}, and mixtures of experts cannot be converted here",
-            f"localqwen pull {model.family}, or hf:owner/repo:{quant.lower()} of somebody who offers one",
-        )
     planned = _planned(named, source, model.weights.repo, revision, quant, _is_checkpoint_file)
     return replace(planned, convert=True, made_bytes=model.made[quant])
 

@@ -106,7 +106,7 @@ def _worth(advice: Advice) -> float:
 def _best(model: Model, where: Device) -> Advice | None:
     """The default quantisation with the longest context that fits, up to 32,768 tokens; else the next smaller one."""
     smaller = [quant for quant in reversed(model.quants) if model.gguf_bytes(quant) <= model.gguf_bytes(model.default)]
-    for quant in smaller if not model.mixture else [model.default]:
+    for quant in smaller:
         for context in CONTEXTS:
             needed = fit.model_need(model, quant, context).total
             if needed <= where.memory:

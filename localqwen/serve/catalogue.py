@@ -52,10 +52,12 @@ class Catalogue:
 
         self._served = {names.display(source): source for source in served}
         self._opening = opening
-        self._opened: dict[str, str] = {}  # resolved name -> source
+        self._sources = dict(self._served)  # resolved name -> source
 
-    def default(self) -> str:
-        return next(iter(self._served))
+    @property
+    def served(self) -> tuple[str, ...]:
+        """The names of the models of the command line."""
+        return tuple(self._served)
 
     def known(self) -> list[Known]:
         """Looks at the disk."""
@@ -70,7 +72,7 @@ class Catalogue:
 
     def find(self, asked: str) -> Known:
         """What a client means by a name. Raises ModelNotFound that lists what exists, NotPulled."""
-        name = asked.removesuffix(_LATEST) or self.default()
+        name = asked.removesuffix(_LATEST) or self.served[0]
         if name in self._served:
             return _known(name, self._served[name])
         found = {each.name: each for each in self.known()}
@@ -85,7 +87,7 @@ class Catalogue:
     def resolve(self, asked: str) -> str:
         """The name that `open` takes."""
         known = self.find(asked)
-        self._opened[known.name] = known.source
+        self._sources[known.name] = known.source
         return known.name
 
     def open(self, name: str) -> Opened:
@@ -95,7 +97,7 @@ class Catalogue:
         from localqwen.models import names
 
         began = time.perf_counter()
-        source, how = self._opened.get(name, name), self._opening
+        source, how = self._sources[name], self._opening
         engine = engines.open(
             source,
             engine=how.engine,

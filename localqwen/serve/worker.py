@@ -126,8 +126,9 @@ class Worker:
         """Take no new work, give running answers `grace` seconds, then end. `join` waits for it."""
         self._inbox.put(partial(self._begin_stop, grace))
 
-    def join(self, timeout: float | None = None) -> None:
-        self._thread.join(timeout)
+    def join(self) -> None:
+        if self._thread.ident is not None:
+            self._thread.join()
 
     # In the worker's thread.
 

@@ -1,0 +1,1 @@
+"""Measuring models: how good a conversion is. Knows engines, not conversations."""
