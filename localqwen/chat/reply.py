@@ -100,6 +100,12 @@ def encode_request(
     return encode_chat(model.template, rendered, model.tokenize, tools=tools, enable_thinking=switch)
 
 
+def count_prompt(request: Request, model: ModelFacts) -> int:
+    """Tokens of the prompt that `Reply` would make, be it too long for the context or not."""
+    thinking = resolve_thinking(request, model.thinking_mode, model.name)
+    return len(encode_request(request, request.messages, model, thinking)[0])
+
+
 class Reply:
     """Raises Unsupported, UsageError, TemplateError or ContextTooLong when made; nothing has been computed then."""
 
