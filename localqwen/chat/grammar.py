@@ -30,7 +30,13 @@ class Grammars:
     """Constraints over one engine's vocabulary. It may be used from any thread: the tokenizer is built once, on first
     use, which takes about a second for 150,000 tokens."""
 
-    def __init__(self, vocabulary: Callable[[], Sequence[bytes]], stop_tokens: Callable[[], frozenset[int]]) -> None:
+    def __init__(
+        self,
+        tokenize: Callable[[str], list[int]],
+        vocabulary: Callable[[], Sequence[bytes]],
+        stop_tokens: Callable[[], frozenset[int]],
+    ) -> None:
+        self._tokenize = tokenize
         self._vocabulary = vocabulary
         self._stop_tokens = stop_tokens
         self._tokenizer: Any = None
@@ -55,7 +61,7 @@ class Grammars:
         with self._building:
             if self._tokenizer is None:
                 stops = sorted(self._stop_tokens())
-                words = _Vocabulary(self._vocabulary(), stops)
+                words = _Vocabulary(self._tokenize, self._vocabulary(), stops)
                 llguidance = _library()
                 self._tokenizer = llguidance.LLTokenizer(llguidance.TokenizerWrapper(words), eos_token=stops)
         return self._tokenizer
@@ -85,17 +91,20 @@ class TokenConstraint:
 
 
 class _Vocabulary:
-    """What llguidance asks of a tokenizer. It only ever needs the bytes: no text is tokenised with it."""
+    """What llguidance asks of a tokenizer. Where a grammar leaves one text only, it allows the tokens in which the
+    model itself would write that text: so it must tokenise as the model does."""
 
-    def __init__(self, tokens: Sequence[bytes], stops: Sequence[int]) -> None:
+    def __init__(self, tokenize: Callable[[str], list[int]], tokens: Sequence[bytes], stops: Sequence[int]) -> None:
         self.tokens = list(tokens)
         self.eos_token_id = stops[0]
         self.bos_token_id = None
         self.special_token_ids = list(stops)
-        self._ids = {token: number for number, token in enumerate(tokens) if token}
+        self._tokenize = tokenize
 
-    def __call__(self, text: bytes) -> list[int]:
-        return [number for byte in text if (number := self._ids.get(bytes([byte]))) is not None]
+    def __call__(self, text: str) -> list[int]:
+        if not isinstance(text, str):
+            raise TypeError("text is tokenised as str")  # llguidance finds out by trying
+        return self._tokenize(text)
 
 
 def _library() -> Any:

@@ -49,7 +49,7 @@ def facts_of(engine: Engine, name: str, *, thinking_mode: ThinkingMode | None = 
         mode,
         engine.context_length,
         load_ms,
-        grammars=Grammars(words, lambda: engine.stop_tokens),
+        grammars=Grammars(lambda text: engine.tokenize(text, special=False), words, lambda: engine.stop_tokens),
         token_bytes=words,
     )
 
