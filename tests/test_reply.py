@@ -186,6 +186,16 @@ def test_a_stop_string_cancels_the_run() -> None:
     assert run.generated == finished(events).usage.completion_tokens == 3
 
 
+def test_calls_that_are_not_read_stay_text_to_the_letter() -> None:
+    """For clients that describe tools in a prompt of their own, as Qwen-Agent does, and read the answer themselves."""
+    call = '<tool_call>\n{"name": "f",  "arguments": {}}\n</tool_call>'
+    events = list(model(f"<think>use it {call}</think>\n\nOk.\n{call}").stream(ask(read_calls=False)))
+    assert join(events)[:2] == (f"use it {call}", f"Ok.\n{call}")
+    assert finished(events).finish_reason == "stop"
+    unclosed = list(model(f"<think>hm {call}").stream(ask(read_calls=False)))
+    assert join(unclosed)[:2] == (f"hm {call}", "")
+
+
 def test_a_tool_call_is_an_event_and_the_reason_to_finish() -> None:
     events = list(
         model('<think>use it</think>\n\nOk.\n<tool_call>\n{"name": "f", "arguments": {"x": [1]}}\n</tool_call>').stream(

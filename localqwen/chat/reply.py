@@ -152,7 +152,7 @@ class Reply:
     def _encode(self) -> tuple[int, ...]:
         ids, text = encode_request(self.request, self.request.messages, self.model, self.thinking)
         start = prompt_start(text, self.thinking)
-        self._parser = ThinkingParser(start)
+        self._parser = ThinkingParser(start, calls=self.request.read_calls)
         if self._constraint and start == "auto":  # a grammar can begin only where it is known that the thinking has
             self._parser.feed(_OPENING)
             self._answer += self.model.tokenize(_OPENING, special=True)

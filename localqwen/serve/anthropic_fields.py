@@ -33,6 +33,7 @@ def asked_of(fields: Fields, limit: int | None) -> Asked:
         ),
         format=_format(fields),
         must_call=must_call,
+        read_calls=bool(tools),
         parallel_calls=parallel,
     )
     return Asked(

@@ -52,6 +52,7 @@ def asked_of(
         format=_format(fields),
         logprobs=_logprobs(fields),
         prompt=prompt,
+        read_calls=bool(tools),
     )
     return Asked(
         model=model_name(fields.needed_text("model")),
