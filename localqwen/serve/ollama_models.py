@@ -159,11 +159,11 @@ def run_pull(asked: Pull, tell: Tell) -> None:
 
     A path is no name: clients do not learn what lies on this disk.
     """
-    tell({"status": "pulling manifest"})
     name = model_name(asked.name).removesuffix(":latest")
     reference = pull.resolve(name)
     if isinstance(reference, LocalPath):
         raise names.unknown(name)
+    tell({"status": "pulling manifest"})
     if not _is_built_in(reference):
         planned = pull.plan_or_present(reference)
         if isinstance(planned, Plan):
