@@ -29,9 +29,10 @@ def measure(path: Path, context: int, kv: str, *, repack: bool) -> int:
 
 def child(path: Path, context: int, kv: str, *, repack: bool) -> None:
     from localqwen.engines import Sampling
-    from localqwen.engines.llama_cpp import LlamaCppEngine
+    from localqwen.engines.llama_cpp import OwnModelEngine
+    from localqwen.engines.settings import Settings
 
-    engine = LlamaCppEngine(path, context_length=context, threads=1, use_extra_bufts=repack, kv_type=kv)
+    engine = OwnModelEngine(path, Settings(use_extra_bufts=repack, kv_type=kv), context_length=context)
     run = engine.start([1000 + n % 1000 for n in range(context - GENERATED)], Sampling(seed=1), max_tokens=GENERATED)
     while not run.finished:
         engine.step()

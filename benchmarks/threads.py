@@ -26,10 +26,11 @@ BUSY = "while True: pass"
 
 def child(path: Path, threads: int) -> None:
     """Prints tokens per second. 0 threads: as many as are free."""
-    from localqwen.engines.llama_cpp import LlamaCppEngine
+    from localqwen.engines.llama_cpp import OwnModelEngine
+    from localqwen.engines.settings import Settings
 
     count = threads or machine.usable_cores()
-    engine = LlamaCppEngine(path, context_length=2048, threads=count, adapt_threads=not threads)
+    engine = OwnModelEngine(path, Settings(count, adapt_threads=not threads), context_length=2048)
     run = engine.start(list(range(1000, 1016)), Sampling(temperature=0), max_tokens=2000)
     while not run.generated:
         engine.step()

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import pytest
 
 from localqwen.engines import Sampling
-from localqwen.engines.llama_cpp import LlamaCppEngine
+from localqwen.engines.llama_cpp import OwnModelEngine
+from localqwen.engines.settings import Settings
 from localqwen.engines.threads import INTERVAL, STALE, Sample, Threads, suited, watched
 from localqwen.models import provide
 
@@ -84,10 +85,10 @@ def test_this_machine_tells_what_its_processors_do() -> None:
 def test_an_answer_is_the_same_when_the_threads_change_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
     system = System()
     governed = Threads(2, 2, system.sample, lambda: system.time)
-    monkeypatch.setattr("localqwen.engines.llama_cpp.watched", lambda limit: governed)
+    monkeypatch.setattr("localqwen.engines.llama_context.watched", lambda limit: governed)
     answers = []
     for adapt in (False, True):
-        engine = LlamaCppEngine(provide.provide("demo"), context_length=512, threads=2, adapt_threads=adapt)
+        engine = OwnModelEngine(provide.provide("demo"), Settings(2, adapt_threads=adapt), context_length=512)
         run, pieces, seen = engine.start([5, 6, 7], Sampling(seed=3), max_tokens=12), [], set()
         while not run.finished:
             pieces += [piece.tokens for _, piece in engine.step()]

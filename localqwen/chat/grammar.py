@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 #: What a model writes between its thinking and its answer.
-_LEAD = "/[ \\n]{0,2}/"
+_LEAD = "/\\n{0,2}/ "
 #: White space inside JSON: a space, or a line break and an indentation; never an answer full of line breaks.
 _JSON_OPTIONS = {"whitespace_pattern": "( |\\n[ \\t]{0,40})?"}
 
@@ -42,12 +42,13 @@ class Grammars:
         self._tokenizer: Any = None
         self._building = threading.Lock()
 
-    def constraint(self, request: Request) -> Callable[[], TokenConstraint] | None:
-        """What makes a fresh constraint for each run of an answer; None where the text is free.
+    def constraint(self, request: Request, *, thinking: bool) -> Callable[[], TokenConstraint] | None:
+        """What makes a fresh constraint for each run of an answer; None where the text is free. `thinking` says whether
+        the text comes behind thinking.
 
         Raises UsageError that says what of a schema cannot be followed.
         """
-        source = _source(request)
+        source = _source(request, _LEAD if thinking else "")
         if source is None:
             return None
         llguidance = _library()
@@ -115,11 +116,11 @@ def _library() -> Any:
     return llguidance
 
 
-def _source(request: Request) -> str | None:
+def _source(request: Request, lead: str) -> str | None:
     """A Lark grammar in llguidance's dialect (docs/syntax.md there); None where nothing is demanded."""
     if request.must_call:
         chosen = [tool for tool in request.tools if tool.name in request.must_call]
-        return _grammar(["calls"], _call_rules(chosen, request.parallel_calls))
+        return _grammar(lead, ["calls"], _call_rules(chosen, request.parallel_calls))
     if request.format is None:
         return None
     schema = {"type": "object"} if request.format.schema is None else request.format.schema
@@ -127,11 +128,11 @@ def _source(request: Request) -> str | None:
     if request.tools:  # a model with tools may still call one
         starts.append("calls")
         rules += _call_rules(request.tools, request.parallel_calls)
-    return _grammar(starts, rules)
+    return _grammar(lead, starts, rules)
 
 
-def _grammar(starts: Sequence[str], rules: Sequence[str]) -> str:
-    return "\n".join([f"start: {_LEAD} ({' | '.join(starts)})", *rules])
+def _grammar(lead: str, starts: Sequence[str], rules: Sequence[str]) -> str:
+    return "\n".join([f"start: {lead}({' | '.join(starts)})", *rules])
 
 
 def _call_rules(tools: Sequence[Tool], several: bool) -> list[str]:

@@ -142,7 +142,7 @@ class Reply:
             return None
         if self.model.grammars is None:
             raise Unsupported(f"{self.model.name} cannot be held to a form")
-        return self.model.grammars.constraint(self.request)
+        return self.model.grammars.constraint(self.request, thinking=self.thinking)
 
     def _encode_text(self, text: str) -> tuple[int, ...]:
         if not text:

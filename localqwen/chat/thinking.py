@@ -44,11 +44,17 @@ def resolve_thinking(request: Request, mode: ThinkingMode, model: str) -> bool:
     asked = False if request.budget == 0 else request.think
     if mode == "never":
         if asked or request.budget:
-            raise Unsupported(f"{model} cannot think", "leave out --think and --budget, or use a thinking model")
+            raise Unsupported(
+                f"{model} cannot think",
+                "leave out the switch and the budget, or use a model that has both: qwen3:4b and the other hybrids",
+            )
         return False
     if mode == "always":
         if asked is False:
-            raise Unsupported(f"{model} always thinks", "use an instruct model, or limit it with --budget 256")
+            raise Unsupported(
+                f"{model} always thinks",
+                "limit it with a budget of 256, or use a model that has the switch: qwen3:4b and the other hybrids",
+            )
         return True
     if asked is not None:
         return asked

@@ -28,6 +28,7 @@ COMMANDS = {
     "rm": ("rm", "Remove a model from the disk."),
     "recommend": ("recommend", "Say which model, quantisation and context suit a machine."),
     "convert": ("convert", "Turn an official checkpoint into a quantised GGUF file."),
+    "tune": ("tune", "Find the fastest settings for a model on this machine."),
     "doctor": ("doctor", "Check this machine and its engines."),
     "completion": ("completion", "Print the shell's completion script."),
 }

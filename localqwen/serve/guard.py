@@ -59,7 +59,7 @@ class Access:
     def _has_key(self, headers: Headers) -> bool:
         scheme, _, token = headers.get("authorization", "").partition(" ")
         given = token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
-        return hmac.compare_digest(given.encode(), self.key.encode())
+        return hmac.compare_digest(given.encode("latin-1"), self.key.encode())  # headers are bytes, read as latin-1
 
 
 def own_names(host: str) -> tuple[str, ...]:
