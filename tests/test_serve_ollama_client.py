@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,8 @@ from local_server import Running, eventually, serving
 
 from localqwen.engines.scripted import ScriptedEngine
 from localqwen.models import provide
+from localqwen.serve import ollama_models
+from localqwen.serve.ollama_routes import MOST_PULLS
 
 SUM = [{"role": "user", "content": "What is 17 + 25?"}]
 HI = [{"role": "user", "content": "hi"}]
@@ -195,6 +200,31 @@ def test_a_pull_tells_real_progress_and_what_was_pulled_answers(tmp_path: Path) 
             process.terminate()
             process.communicate(timeout=30)
     assert process.returncode == 0
+
+
+def test_a_pull_that_nobody_watches_any_more_ends(
+    demo: Running, client: ollama.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The transfer is stood in for; a real one asks `tell` as often, after every 64 KiB."""
+
+    def endless(asked: ollama_models.Pull, tell: ollama_models.Tell) -> None:
+        for done in itertools.count():
+            tell({"status": "pulling", "digest": "sha256:0", "total": 1 << 40, "completed": done})
+            time.sleep(0.002)
+
+    def pulling() -> int:
+        return sum(thread.name == "localqwen-pull" for thread in threading.enumerate())
+
+    monkeypatch.setattr(ollama_models, "run_pull", endless)
+    watched = [client.pull("qwen3:4b", stream=True) for _ in range(MOST_PULLS)]
+    assert all(next(lines).status == "pulling" for lines in watched)
+    with pytest.raises(ollama.ResponseError) as busy:
+        client.pull("qwen3:8b")
+    assert busy.value.status_code == 503
+    assert pulling() == MOST_PULLS
+    for lines in watched:
+        lines.close()  # type: ignore[attr-defined]
+    assert eventually(lambda: pulling() == 0)
 
 
 def _pull(client: ollama.Client, size: int) -> None:
