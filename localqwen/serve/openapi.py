@@ -111,7 +111,7 @@ def _end_thinking() -> Schema:
 def _asking(summary: str, schema: Schema, kind: str) -> Schema:
     whole = _object("id", "object", "model", id=_TEXT, object={"const": kind}, model=_TEXT)
     given = _body("application/json", whole)
-    given["content"]["text/event-stream"] = {"schema": _TEXT}
+    given["content"]["text/event-stream"] = {"schema": _object("data", data=_TEXT, event=_TEXT)}
     body = {"required": True, "content": {"application/json": {"schema": schema}}}
     responses = {"200": given, **_refused(*_ERRORS)}
     return {"post": {"summary": summary, "requestBody": body, "responses": responses}}
