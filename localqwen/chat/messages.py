@@ -112,8 +112,9 @@ class Request:
 
     `format` constrains the text, never the thinking. `must_call` names the tools of which the answer has to call one
     (() leaves it to the model); `parallel_calls` False ends the answer after its first call. `logprobs` N gives every
-    token of the text its own logprob and the N likeliest. `prompt` takes the place of the messages: text that is
-    continued as it stands, without a template, without thinking and tool calls.
+    token of the text its own logprob and the N likeliest. `read_calls` False leaves calls in the text, for clients that
+    describe tools in a prompt of their own and read the answer themselves. `prompt` takes the place of the messages:
+    text that is continued as it stands, without a template, without thinking and tool calls.
     """
 
     messages: Sequence[Message]
@@ -128,6 +129,7 @@ class Request:
     format: JsonFormat | None = None
     must_call: tuple[str, ...] = ()
     parallel_calls: bool = True
+    read_calls: bool = True
     logprobs: int | None = None
     prompt: str | None = None
 
@@ -209,12 +211,14 @@ class Text:
 
 @dataclass(frozen=True)
 class Finished:
-    """The last event. `thinking_end` says who closed the thinking; None where there was none, or it never closed."""
+    """The last event. `thinking_end` says who closed the thinking; None where there was none, or it never closed.
+    `stop` is the stop string that ended the answer."""
 
     finish_reason: Literal["stop", "length", "tool_calls"]
     usage: Usage
     timing: Timing
     thinking_end: ThinkingEnd | None = None
+    stop: str | None = None
 
     @property
     def budget_forced(self) -> bool:

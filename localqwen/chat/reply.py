@@ -100,6 +100,12 @@ def encode_request(
     return encode_chat(model.template, rendered, model.tokenize, tools=tools, enable_thinking=switch)
 
 
+def count_prompt(request: Request, model: ModelFacts) -> int:
+    """Tokens of the prompt that `Reply` would make, be it too long for the context or not."""
+    thinking = resolve_thinking(request, model.thinking_mode, model.name)
+    return len(encode_request(request, request.messages, model, thinking)[0])
+
+
 class Reply:
     """Raises Unsupported, UsageError, TemplateError or ContextTooLong when made; nothing has been computed then."""
 
@@ -146,7 +152,7 @@ class Reply:
     def _encode(self) -> tuple[int, ...]:
         ids, text = encode_request(self.request, self.request.messages, self.model, self.thinking)
         start = prompt_start(text, self.thinking)
-        self._parser = ThinkingParser(start)
+        self._parser = ThinkingParser(start, calls=self.request.read_calls)
         if self._constraint and start == "auto":  # a grammar can begin only where it is known that the thinking has
             self._parser.feed(_OPENING)
             self._answer += self.model.tokenize(_OPENING, special=True)
@@ -291,7 +297,7 @@ class Reply:
         usage = Usage(len(self.prompt), self._cached_tokens, self._generated, self._thinking_tokens)
         timing = self._stopwatch.timing(self.model.load_ms, len(self.prompt) - self._cached_tokens)
         why: Literal["stop", "length", "tool_calls"] = "tool_calls" if self._called and reason == "stop" else reason
-        return [*events, Finished(why, usage, timing, self._thinking_end)]
+        return [*events, Finished(why, usage, timing, self._thinking_end, self._stop.hit)]
 
 
 class _Stopwatch:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from localqwen.chat.messages import Message, Request, Text, Thinking, ThinkingMode, ToolCall
-from localqwen.chat.toolcalls import BLANK, Found, Item, Plain, ToolCallScanner, partial_tag
+from localqwen.chat.toolcalls import BLANK, Found, Item, NoCalls, Plain, ToolCallScanner, partial_tag
 from localqwen.errors import Unsupported, UsageError
 
 OPEN = "<think>"
@@ -72,15 +72,16 @@ def prompt_start(prompt: str, thinking: bool) -> Start:
 
 class ThinkingParser:
     """Feed it the text of an answer; it gives thinking, text and tool calls, without tags and without the line breaks
-    that only separate them. `finish()` gives what was held back at the end."""
+    that only separate them. `finish()` gives what was held back at the end. With `calls` False they stay text."""
 
-    def __init__(self, start: Start = "auto") -> None:
+    def __init__(self, start: Start = "auto", *, calls: bool = True) -> None:
         self._phase: Literal["before", "thinking", "answer"] = "answer" if start == "off" else "before"
         self._open = start == "open"
         self.closed = False  # a closing tag came
         self._buffer = ""
-        self._thought = _ThinkingText()
-        self._answer = _AnswerText()
+        scanner = ToolCallScanner if calls else NoCalls
+        self._thought = _ThinkingText(scanner())
+        self._answer = _AnswerText(scanner())
 
     @property
     def thinking(self) -> bool:
@@ -155,8 +156,8 @@ class _ThinkingText:
     """The inside of a think block: outer line breaks trimmed. A whole tool call in it is held until it is clear whether
     the block is closed (then it was a draft, and thinking) or not (then the call ended the thinking)."""
 
-    def __init__(self) -> None:
-        self._scanner = ToolCallScanner()
+    def __init__(self, scanner: ToolCallScanner | NoCalls) -> None:
+        self._scanner = scanner
         self._held: list[Item] = []
         self._breaks = ""
         self._begun = False
@@ -194,8 +195,8 @@ class _ThinkingText:
 class _AnswerText:
     """The answer: text and calls. Blanks around a call only separate it and are dropped, but between two texts."""
 
-    def __init__(self) -> None:
-        self._scanner = ToolCallScanner()
+    def __init__(self, scanner: ToolCallScanner | NoCalls) -> None:
+        self._scanner = scanner
         self._trim = ""  # characters to drop before the next text
         self._blanks = ""  # held back: a call may follow
         self._begun = False

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from localqwen.errors import LocalqwenError
-from localqwen.serve import openai_chat, openai_common, openai_completions, openai_responses
+from localqwen.serve import anthropic, ollama, openai_chat, openai_common, openai_completions, openai_responses
 from localqwen.serve.asked import Answer, Asked, Head, Stream
 
 
@@ -27,10 +27,14 @@ ANSWERING: Mapping[str, Api] = {
     "/v1/chat/completions": openai_chat,
     "/v1/completions": openai_completions,
     "/v1/responses": openai_responses,
+    "/v1/messages": anthropic,
 }
 
 
 def error_body(path: str, error: LocalqwenError) -> Mapping[str, Any]:
     """Each API's clients understand their own shape only; what belongs to none gets OpenAI's."""
-    api = ANSWERING.get(path)
-    return api.error(error) if api is not None else openai_common.error(error)
+    if path.startswith("/api/"):
+        return ollama.error(error)
+    if path.startswith("/v1/messages"):
+        return anthropic.error(error)
+    return openai_common.error(error)

@@ -22,10 +22,11 @@ from starlette.types import ASGIApp
 from localqwen import __version__
 from localqwen.chat.messages import Finished
 from localqwen.errors import EngineError, LocalqwenError, ModelNotFound
+from localqwen.serve import anthropic, ollama_routes, openapi
 from localqwen.serve import metrics as prometheus
-from localqwen.serve import openapi
 from localqwen.serve.answering import Answering, Backend
 from localqwen.serve.apis import ANSWERING, error_body
+from localqwen.serve.body import ClientLeft, read_json
 from localqwen.serve.catalogue import Catalogue, Known
 from localqwen.serve.guard import Access, Guard
 from localqwen.serve.job import Delivery, Job
@@ -36,7 +37,8 @@ from localqwen.serve.worker import Limits, Worker
 
 #: Names under which thinking can go out: llama-server and SGLang say the first, vLLM and Ollama the second.
 REASONING_FIELDS = ("reasoning_content", "reasoning")
-_OWN_ROUTES = ("/", "/health", "/metrics", "/openapi.json", "/v1/models")
+_COUNT_TOKENS = "/v1/messages/count_tokens"
+_OWN_ROUTES = ("/", "/health", "/metrics", "/openapi.json", "/v1/models", _COUNT_TOKENS, *ollama_routes.PATHS)
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,8 @@ def application(service: Service) -> ASGIApp:
     own = _Routes(service)
     routes = [
         *answering,
+        *ollama_routes.routes(lambda: service.backend),
+        Route(_COUNT_TOKENS, own.count_tokens, methods=["POST"]),
         Route("/v1/chat/completions/{id}/end_thinking", own.end_thinking, methods=["POST"]),
         Route("/v1/models", own.models),
         Route("/v1/models/{model:path}", own.model),
@@ -120,7 +124,7 @@ def application(service: Service) -> ASGIApp:
         routes=routes,
         middleware=cors if origins else [],
         lifespan=service.lifespan,
-        exception_handlers={LocalqwenError: _localqwen_error, HTTPException: _http_error},
+        exception_handlers={LocalqwenError: _localqwen_error, HTTPException: _http_error, ClientLeft: _nobody},
     )
     return Guard(app, service.settings.access, service.counted)
 
@@ -153,6 +157,13 @@ class _Routes:
         found = await run_in_threadpool(self._service.catalogue.find, request.path_params["model"])
         return JSONResponse(_model(found))
 
+    async def count_tokens(self, request: Request) -> Response:
+        """Anthropic's: of the prompt that the same body would make."""
+        asked = anthropic.read_count(await read_json(request))
+        model = await run_in_threadpool(self._service.catalogue.resolve, asked.model)
+        tokens = await asyncio.wrap_future(self._service.worker.count(model, asked.request))
+        return JSONResponse(anthropic.counted(tokens))
+
     async def end_thinking(self, request: Request) -> Response:
         """The id is that of the answer's chunks."""
         job_id = request.path_params["id"].rpartition("-")[2]
@@ -178,6 +189,11 @@ def _route(path: str) -> str:
 async def _localqwen_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, LocalqwenError)
     return JSONResponse(error_body(request.url.path, error), error.http_status)
+
+
+async def _nobody(request: Request, error: Exception) -> Response:
+    """Nobody reads it."""
+    return Response(status_code=400)
 
 
 class _NoRoute(LocalqwenError):

@@ -32,6 +32,7 @@ def read(body: Mapping[str, Any]) -> Asked:
         sampling=openai_fields.sampling(fields),
         format=openai_fields.response_format(fields),
         must_call=must_call,
+        read_calls=bool(tools),
         parallel_calls=fields.flag("parallel_tool_calls") is not False,
         logprobs=_logprobs(fields),
     )

@@ -39,6 +39,7 @@ def read(body: Mapping[str, Any]) -> Asked:
         sampling=openai_fields.sampling(fields),
         format=_format(fields),
         must_call=must_call,
+        read_calls=bool(tools),
         parallel_calls=fields.flag("parallel_tool_calls") is not False,
     )
     echoed = {name: body[name] for name in _ECHOED if body.get(name) is not None}

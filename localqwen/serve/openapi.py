@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from localqwen import __version__
+from localqwen.serve import openapi_others
 from localqwen.serve.asked import EFFORTS
 from localqwen.serve.openai_chat import MOST_LOGPROBS
 from localqwen.serve.openai_fields import MOST_ANSWERS, ROLES
@@ -41,6 +42,7 @@ def description() -> Mapping[str, Any]:
             "/v1/models/{model}": {"get": {**_answer("One of them", _model(), "404"), "parameters": [_path("model")]}},
             "/health": {"get": _answer("Whether the server lives", _object(status={"enum": ["ok", "dead"]}), "503")},
             "/metrics": {"get": {"summary": "Prometheus", "responses": {"200": _body("text/plain", _TEXT)}}},
+            **openapi_others.paths(),
         },
         "components": {
             "schemas": {"Error": _error()},

@@ -16,7 +16,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 
-from localqwen.chat.reply import ModelFacts, Reply
+from localqwen.chat.messages import Request
+from localqwen.chat.reply import ModelFacts, Reply, count_prompt
 from localqwen.errors import Busy, EngineError, LocalqwenError, NotEnoughMemory
 from localqwen.serve.job import Delivery, Job, Post
 from localqwen.serve.runs import Opened, Runs
@@ -108,10 +109,17 @@ class Worker:
         self._inbox.put(lambda: answer.set_result(any(m.runs.end_thinking(job_id) for m in self._models.values())))
         return answer
 
-    def load(self, name: str) -> Future[Opened]:
-        """Have it in memory now. The future carries the error of a model that cannot be opened."""
+    def load(self, name: str, *, keep_alive: float | None = None) -> Future[Opened]:
+        """Have it in memory now, and `keep_alive` seconds from now on (None: as it was). The future carries the error
+        of a model that cannot be opened."""
         answer: Future[Opened] = Future()
-        self._inbox.put(partial(self._load, name, answer))
+        self._inbox.put(partial(self._load, name, keep_alive, answer))
+        return answer
+
+    def count(self, name: str, request: Request) -> Future[int]:
+        """How many tokens the prompt of that request has. The future carries the errors of opening and rendering."""
+        answer: Future[int] = Future()
+        self._inbox.put(partial(self._count, name, request, answer))
         return answer
 
     def unload(self, name: str) -> None:
@@ -254,11 +262,39 @@ class Worker:
         for model in self._models.values():
             model.runs.cancel(job)
 
-    def _load(self, name: str, answer: Future[Opened]) -> None:
+    def _load(self, name: str, keep_alive: float | None, answer: Future[Opened]) -> None:
+        if not answer.set_running_or_notify_cancel():
+            return
         try:
-            answer.set_result(self._opened(name).opened)
+            model = self._opened(name)
         except LocalqwenError as error:
             answer.set_exception(error)
+            return
+        if keep_alive is not None:
+            model.keep_alive = keep_alive
+            model.until = self._clock() + keep_alive
+        answer.set_result(model.opened)
+
+    def _count(self, name: str, request: Request, answer: Future[int]) -> None:
+        if not answer.set_running_or_notify_cancel():
+            return
+        try:
+            model = self._opened(name)
+        except LocalqwenError as error:
+            answer.set_exception(error)
+            return
+        model.encoding += 1
+        future = self._encoder.submit(count_prompt, request, model.opened.facts)
+        future.add_done_callback(lambda done: self._inbox.put(partial(self._counted, model, answer, done)))
+
+    def _counted(self, model: _Model, answer: Future[int], done: Future[int]) -> None:
+        model.encoding -= 1
+        self._touch(model)
+        problem = done.exception()
+        if problem is None:
+            answer.set_result(done.result())
+        else:
+            answer.set_exception(problem)
 
     def _opened(self, name: str) -> _Model:
         model = self._models.get(name)
