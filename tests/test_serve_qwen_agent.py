@@ -7,7 +7,6 @@ chat template of Qwen3, and the tool call between them.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -24,11 +23,6 @@ from localqwen.models import provide
 CHILD = Path(__file__).with_name("qwen_agent_child.py")
 CALL = '<tool_call>\n{"name": "time-get_current_time", "arguments": {"timezone": "Asia/Shanghai"}}\n</tool_call>'
 ANSWERS = (f"<think>\nI look at the clock.\n</think>\n\n{CALL}", "<think>\nIt is known now.\n</think>\n\nIt is late.")
-
-#: It brings pandas, Jupyter and more, so it is an extra of its own.
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("qwen_agent") is None, reason="pip install -e '.[test,qwen-agent]'"
-)
 
 
 def template() -> str:

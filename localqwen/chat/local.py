@@ -5,11 +5,12 @@ from __future__ import annotations
 import functools
 import time
 from collections import deque
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 
 from localqwen.chat import sampling as presets
 from localqwen.chat.grammar import Grammars
-from localqwen.chat.messages import Event, Request, ThinkingMode, Working
+from localqwen.chat.messages import Event, Message, Request, ThinkingMode, Working
+from localqwen.chat.prepare import ReadingAhead, next_turn
 from localqwen.chat.reply import ModelFacts, Reply
 from localqwen.chat.template import ChatTemplate
 from localqwen.chat.thinking import resolve_thinking
@@ -69,6 +70,7 @@ class LocalChatModel:
         self.engine = engine
         self._inbox: dict[Run, deque[Piece]] = {}
         self._reply: Reply | None = None
+        self._reading = ReadingAhead(engine)
 
     def stream(self, request: Request) -> Generator[Event, None, None]:
         reply = self._reply = Reply(request, self._facts)
@@ -82,6 +84,16 @@ class LocalChatModel:
                     spec, run = reply.run, self._start(reply)
         finally:
             self._stop(run)
+
+    def read_ahead(self, request: Request, answer: Message) -> Iterator[None]:
+        thinking = resolve_thinking(request, self.thinking_mode, self.name)
+        ids = next_turn(request, answer, self._facts, thinking=thinking)
+        if not 0 < len(ids) < self.context_length:
+            return
+        ahead = self._reading.begin(ids)
+        while not ahead.done:
+            self._reading.read(ahead)
+            yield
 
     def end_thinking(self) -> None:
         if self._reply is not None:

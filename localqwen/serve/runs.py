@@ -5,23 +5,19 @@ Everything here happens in the engine's thread. Events go out through `deliver` 
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from localqwen.chat.messages import Event, Finished, Message, Text, Thinking, ToolCall
-from localqwen.chat.prepare import next_turn
+from localqwen.chat.prepare import Ahead, ReadingAhead, next_turn
 from localqwen.chat.reply import ModelFacts, Reply, RunSpec
-from localqwen.engines import Engine, Run, Sampling, common_prefix
+from localqwen.engines import Engine, Run, common_prefix
 from localqwen.errors import LocalqwenError, TemplateError
 from localqwen.serve.job import Delivery, Job
 
 #: Ids at the end of a prompt that its continuation may not have: an empty think block, the first of a user's text.
 _TAIL = 8
-#: Seconds that reading ahead may keep a newcomer waiting, and the ids that it takes at least.
-_LONGEST_READING = 0.15
-_SMALLEST_SLICE = 8
 
 
 @dataclass(frozen=True)
@@ -50,14 +46,6 @@ class _Answer:
         return Message("assistant", text, thinking or None, calls)
 
 
-@dataclass(eq=False)
-class _Ahead:
-    """What the next turn of a conversation begins with, and how many of these ids the engine has."""
-
-    ids: tuple[int, ...]
-    read: int
-
-
 class Runs:
     """`deliver` is called with every event and with the error that ends a job."""
 
@@ -68,8 +56,8 @@ class Runs:
         self._waiting: deque[_Answer] = deque()
         self._live: dict[Run, _Answer] = {}
         self._ended: deque[_Answer] = deque(maxlen=self.engine.max_runs)  # whose next turn may be prepared
-        self._ahead: deque[_Ahead] = deque(maxlen=self.engine.max_runs)  # the last is read first
-        self._slice = _SMALLEST_SLICE
+        self._ahead: deque[Ahead] = deque(maxlen=self.engine.max_runs)  # the last is read first
+        self._reading = ReadingAhead(self.engine)
 
     @property
     def running(self) -> int:
@@ -197,25 +185,11 @@ class Runs:
         self._ahead.extend(self._next_turns())
         if not self._ahead:
             return
-        ahead, began = self._ahead[-1], time.perf_counter()
-        self._compute(ahead.ids[: ahead.read + self._slice])
-        ahead.read += self._slice
-        if ahead.read >= len(ahead.ids):
+        self._reading.read(self._ahead[-1])
+        if self._ahead[-1].done:
             self._ahead.pop()
-        self._adapt_slice(time.perf_counter() - began)
 
-    def _compute(self, ids: Sequence[int]) -> None:
-        run = self.engine.start(ids, Sampling(), max_tokens=0)
-        while not run.finished:
-            self.engine.step()
-
-    def _adapt_slice(self, seconds: float) -> None:
-        if 3 * seconds < _LONGEST_READING:
-            self._slice *= 2
-        elif seconds > _LONGEST_READING:
-            self._slice = max(_SMALLEST_SLICE, self._slice // 2)
-
-    def _next_turns(self) -> Iterator[_Ahead]:
+    def _next_turns(self) -> Iterator[Ahead]:
         """Of the answers that have ended, with what the engine still holds of each."""
         while self._ended:
             answer = self._ended.popleft()
@@ -225,9 +199,7 @@ class Runs:
             except TemplateError:  # a template that allows no further turn: there is nothing to read ahead
                 continue
             if 0 < len(ids) < self.facts.context_length:
-                run = self.engine.start(ids, Sampling(), max_tokens=0)
-                self.engine.cancel(run)
-                yield _Ahead(ids, run.cached_tokens)
+                yield self._reading.begin(ids)
 
     def close(self) -> None:
         self.engine.close()

@@ -106,7 +106,12 @@ class Worker:
     def end_thinking(self, job_id: str) -> Future[bool]:
         """Whether there is such an answer running."""
         answer: Future[bool] = Future()
-        self._inbox.put(lambda: answer.set_result(any(m.runs.end_thinking(job_id) for m in self._models.values())))
+
+        def end() -> None:
+            if answer.set_running_or_notify_cancel():
+                answer.set_result(any(model.runs.end_thinking(job_id) for model in self._models.values()))
+
+        self._inbox.put(end)
         return answer
 
     def load(self, name: str, *, keep_alive: float | None = None) -> Future[Opened]:
