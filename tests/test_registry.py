@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+import localqwen
+from localqwen import Message, Overrides, Request
 from localqwen.errors import (
     ConfigError,
     HubError,
@@ -343,3 +345,22 @@ def test_a_hub_cannot_name_a_file_outside_its_folder(path: str) -> None:
         RemoteFile(path, 1, "0" * 64)
     with pytest.raises(HubError, match="cannot be"):
         RemoteFile("x", 1, "../" + "0" * 61)
+
+
+def test_an_entrys_own_sampling_goes_under_what_a_request_says(overlay: Callable[[str], None]) -> None:
+    overlay('["demo"]\nthinking = "switch"\nlicence = "x"\ndescription = "y"\n'
+            "sampling = { thinking = { temperature = 0.9, top_k = 7 } }")  # fmt: skip
+    model = localqwen.load("demo", context_length=256, threads=1)
+    try:
+        question = [Message("user", "hi")]
+        assert model.preset(Request(question)) == {"temperature": 0.9, "top_p": 0.95, "top_k": 7, "min_p": 0.0}
+        assert model.preset(Request(question, think=False))["temperature"] == 0.7
+        assert model.preset(Request(question, sampling=Overrides(temperature=0.1)))["temperature"] == 0.1
+    finally:
+        model.close()
+
+
+def test_a_sampling_with_an_unknown_name_is_told(overlay: Callable[[str], None]) -> None:
+    overlay('["demo"]\nthinking = "switch"\nlicence = "x"\nsampling = { thinking = { heat = 1 } }\ndescription = "y"')
+    with pytest.raises(ConfigError, match="heat"):
+        localqwen.load("demo", context_length=256, threads=1)

@@ -69,6 +69,7 @@ class FakeModel:
     engine_name = "none"
     context_length = 100
     load_ms = 12.0
+    setup = ""
 
     def __init__(self, *answers: Sequence[Played], thinking_mode: ThinkingMode = "switch") -> None:
         self.answers = iter(answers)

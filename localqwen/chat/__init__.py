@@ -17,6 +17,11 @@ class ChatModel(Protocol):
     context_length: int
     load_ms: float
 
+    @property
+    def setup(self) -> str:
+        """What computes at the moment, in a few words; "" where that is not known."""
+        ...
+
     def stream(self, request: Request) -> Generator[Event, None, None]:
         """Started; Thinking, Text and ToolCall as they come, Working between them; Finished."""
         ...

@@ -7,11 +7,12 @@ import time
 from collections import deque
 from collections.abc import Generator, Iterator, Mapping
 
-from localqwen.chat import sampling as presets
+from localqwen.chat import sampling
 from localqwen.chat.grammar import Grammars
 from localqwen.chat.messages import Event, Message, Request, ThinkingMode, Working
 from localqwen.chat.prepare import ReadingAhead, next_turn
 from localqwen.chat.reply import ModelFacts, Reply
+from localqwen.chat.sampling import MAKERS, Presets
 from localqwen.chat.template import ChatTemplate
 from localqwen.chat.thinking import resolve_thinking
 from localqwen.engines import Engine, Piece, Run
@@ -31,7 +32,14 @@ def thinking_mode_of(template: ChatTemplate) -> ThinkingMode:
     return "always" if asked.rstrip().endswith("<think>") else "never"
 
 
-def facts_of(engine: Engine, name: str, *, thinking_mode: ThinkingMode | None = None, load_ms: float = 0) -> ModelFacts:
+def facts_of(
+    engine: Engine,
+    name: str,
+    *,
+    thinking_mode: ThinkingMode | None = None,
+    load_ms: float = 0,
+    presets: Presets = MAKERS,
+) -> ModelFacts:
     """What an answer needs to know of an engine's model. `thinking_mode` None asks the template.
 
     Raises EngineError where there is no template.
@@ -50,6 +58,7 @@ def facts_of(engine: Engine, name: str, *, thinking_mode: ThinkingMode | None = 
         mode,
         engine.context_length,
         load_ms,
+        presets,
         grammars=Grammars(lambda text: engine.tokenize(text, special=False), words, lambda: engine.stop_tokens),
         token_bytes=words,
     )
@@ -59,9 +68,15 @@ class LocalChatModel:
     """Owns its engine; several `stream`s may run at once where the engine has the room, all in the engine's thread."""
 
     def __init__(
-        self, engine: Engine, name: str, *, thinking_mode: ThinkingMode | None = None, load_ms: float = 0
+        self,
+        engine: Engine,
+        name: str,
+        *,
+        thinking_mode: ThinkingMode | None = None,
+        load_ms: float = 0,
+        presets: Presets = MAKERS,
     ) -> None:
-        self._facts = facts_of(engine, name, thinking_mode=thinking_mode, load_ms=load_ms)
+        self._facts = facts_of(engine, name, thinking_mode=thinking_mode, load_ms=load_ms, presets=presets)
         self.name = name
         self.engine_name = engine.name
         self.thinking_mode: ThinkingMode = self._facts.thinking_mode
@@ -85,6 +100,10 @@ class LocalChatModel:
         finally:
             self._stop(run)
 
+    @property
+    def setup(self) -> str:
+        return self.engine.setup
+
     def read_ahead(self, request: Request, answer: Message) -> Iterator[None]:
         thinking = resolve_thinking(request, self.thinking_mode, self.name)
         ids = next_turn(request, answer, self._facts, thinking=thinking)
@@ -102,7 +121,7 @@ class LocalChatModel:
     def preset(self, request: Request) -> Mapping[str, float | int]:
         thinking = resolve_thinking(request, self.thinking_mode, self.name)
         phase = request.thinking_sampling if thinking else request.text_sampling
-        return presets.chosen(request, thinking=thinking, phase=phase)
+        return sampling.chosen(request, self._facts.presets, thinking=thinking, phase=phase)
 
     def close(self) -> None:
         self.engine.close()
@@ -148,4 +167,5 @@ def load(
         names.display(name),
         thinking_mode=model.thinking if model else None,
         load_ms=(time.perf_counter() - begin) * 1000,
+        presets=Presets.of(model.sampling if model else {}),
     )

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
-from localqwen.chat import sampling as presets
+from localqwen.chat import sampling as samplings
 from localqwen.chat.grammar import Grammars
 from localqwen.chat.messages import (
     Event,
@@ -31,6 +31,7 @@ from localqwen.chat.messages import (
     ToolCall,
     Usage,
 )
+from localqwen.chat.sampling import MAKERS, Presets
 from localqwen.chat.stop import StopStrings
 from localqwen.chat.template import ChatTemplate, encode_chat
 from localqwen.chat.thinking import OPEN, PlainParser, ThinkingParser, prompt_start, resolve_thinking
@@ -58,6 +59,7 @@ class ModelFacts:
     thinking_mode: ThinkingMode
     context_length: int
     load_ms: float | None = None
+    presets: Presets = MAKERS
     grammars: Grammars | None = None
     token_bytes: Callable[[], Sequence[bytes]] | None = None
 
@@ -174,13 +176,13 @@ class Reply:
         return {"thinking": self.request.thinking_sampling, "text": self.request.text_sampling}
 
     def _phase_sampling(self, phase: Overrides) -> Sampling:
-        return presets.sampling_for(self.request, thinking=self.thinking, phase=phase)
+        return samplings.sampling_for(self.request, self.model.presets, thinking=self.thinking, phase=phase)
 
     def begin(self, run: Run) -> list[Event]:
         """Call once, when the engine has accepted the first run."""
         self._cached_tokens = min(run.cached_tokens, len(self.prompt))  # a run may begin with forced tokens
         self._stopwatch.start_run()
-        warnings = presets.warnings_for(run.sampling, thinking=self.thinking)
+        warnings = samplings.warnings_for(run.sampling, thinking=self.thinking)
         return [Started(len(self.prompt), self._cached_tokens, self.thinking, warnings)]
 
     def end_thinking(self) -> None:

@@ -168,7 +168,7 @@ class Repl:
         if came.cut:
             self.printer.aside.line(f"warning: {LENGTH_WARNING.replace('--max-tokens', '/set max_tokens N')}")
         if self.settings.stats:
-            self.printer.note(stats_line(came, self.model.load_ms))
+            self.printer.note(stats_line(came, self.model))
 
 
 def _is_question(line: str) -> bool:

@@ -76,6 +76,10 @@ class MlxEngine:
         self._slice = SMALLEST_SLICE
         self._closed = False
 
+    @property
+    def setup(self) -> str:
+        return mlx_model.device()
+
     def tokenize(self, text: str, *, special: bool) -> list[int]:
         return self._tokenizer.encode(text, special=special)
 

@@ -94,6 +94,7 @@ class Catalogue:
         """Takes a resolved name. Raises whatever stands against opening it."""
         from localqwen import engines
         from localqwen.chat.local import facts_of
+        from localqwen.chat.sampling import Presets
         from localqwen.models import names
 
         began = time.perf_counter()
@@ -109,7 +110,13 @@ class Catalogue:
         )
         model = names.model_of(source)
         load_ms = (time.perf_counter() - began) * 1000
-        facts = facts_of(engine, name, thinking_mode=model.thinking if model else None, load_ms=load_ms)
+        facts = facts_of(
+            engine,
+            name,
+            thinking_mode=model.thinking if model else None,
+            load_ms=load_ms,
+            presets=Presets.of(model.sampling if model else {}),
+        )
         return Opened(engine, facts)
 
 

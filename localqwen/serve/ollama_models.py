@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from localqwen.chat import sampling as presets
 from localqwen.chat.local import thinking_mode_of
 from localqwen.chat.messages import ThinkingMode
+from localqwen.chat.sampling import Presets
 from localqwen.chat.template import ChatTemplate
 from localqwen.models import digests, gguf_header, names, provide, pull
 from localqwen.models.names import LocalPath, Named
@@ -129,7 +129,7 @@ def _capabilities(template: str, mode: ThinkingMode) -> list[str]:
 
 def _preset(model: Model | None, mode: ThinkingMode) -> str:
     """The sampling of an answer where a request says nothing, one name and value per line."""
-    values = presets.preset(mode != "never").set_values()
+    values = Presets.of(model.sampling if model else {}).of_mode(mode != "never").set_values()
     return "\n".join(f"{name:<30} {value}" for name, value in values.items())
 
 
