@@ -3,7 +3,9 @@
     python benchmarks/random_checkpoint.py 0.6b build/qwen3-0.6b-random
 
 Speed and memory do not depend on the values of the weights, so such a model measures both truly. It says nothing: its
-tokenizer is that of the demo model, and the rows above it are unused.
+tokenizer is that of the demo model, and the rows above it are unused. With --real-vocabulary (needs qwen-agent, whose
+wheel ships the ranks) it has Qwen3's own, and says random words; with --always-thinking its answers begin inside a
+think block, as those of the thinking-2507 models: what a server does between turns can then be measured.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import argparse
 import json
 import shutil
 import struct
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -86,11 +89,43 @@ def write_weights(path: Path, size: str, seed: int) -> None:
             (values.view(np.uint32) >> 16).astype(np.uint16).tofile(file)
 
 
-def make(size: str, folder: Path, seed: int = 0) -> Path:
+def give_real_vocabulary(folder: Path) -> None:
+    """Qwen3's tokenizer.json, and its ids in the other files."""
+    sys.path.insert(0, str(DEMO.parents[1] / "tests"))
+    import real_vocabulary
+
+    (folder / "tokenizer.json").write_bytes(real_vocabulary.tokenizer_json())
+    end, text_end = (real_vocabulary.token_id(token) for token in ("<|im_end|>", "<|endoftext|>"))
+    for name, ids in (
+        ("config.json", {"eos_token_id": end, "bos_token_id": text_end}),
+        ("generation_config.json", {"eos_token_id": [end, text_end], "pad_token_id": text_end}),
+    ):
+        values = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps(values | ids, indent=2))
+    values = json.loads((folder / "tokenizer_config.json").read_text())
+    values.pop("added_tokens_decoder", None)  # tokenizer.json says it too
+    (folder / "tokenizer_config.json").write_text(json.dumps(values, indent=2))
+
+
+def think_always(folder: Path) -> None:
+    path = folder / "tokenizer_config.json"
+    values = json.loads(path.read_text())
+    before = "{%- if add_generation_prompt -%}\n    {{- '<|im_start|>assistant\\n' -}}"
+    if before not in values["chat_template"]:
+        raise SystemExit("the demo's template has changed: say here where its generation prompt is")
+    after = before.replace("assistant\\n", "assistant\\n<think>\\n")
+    path.write_text(json.dumps(values | {"chat_template": values["chat_template"].replace(before, after)}))
+
+
+def make(size: str, folder: Path, seed: int = 0, *, real_vocabulary: bool = False, thinking: bool = False) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
         shutil.copy(DEMO / name, folder / name)
     (folder / "config.json").write_text(json.dumps(config(size), indent=2))
+    if real_vocabulary:
+        give_real_vocabulary(folder)
+    if thinking:
+        think_always(folder)
     write_weights(folder / "model.safetensors", size, seed)
     return folder
 
@@ -100,5 +135,8 @@ if __name__ == "__main__":
     parser.add_argument("size", choices=SIZES)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--real-vocabulary", action="store_true")
+    parser.add_argument("--always-thinking", action="store_true")
     arguments = parser.parse_args()
-    print(make(arguments.size, arguments.folder, arguments.seed))
+    options = {"real_vocabulary": arguments.real_vocabulary, "thinking": arguments.always_thinking}
+    print(make(arguments.size, arguments.folder, arguments.seed, **options))

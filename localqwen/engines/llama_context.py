@@ -19,7 +19,12 @@ if TYPE_CHECKING:
 
 
 class Context:
-    """`cells` tokens in `sequences` sequences, which share the cells of a common prefix."""
+    """`cells` tokens, the same number for each of `sequences` sequences.
+
+    Each has cells of its own: attention then reads those of one sequence and no other's, and a sequence computes the
+    same bits alone as in company. (Unified cells would share a prefix without a copy; but with eight conversations
+    held, 0.6B decoded at 36 instead of 45 tokens/s.) Sequences with neighbouring numbers are computed in one pass.
+    """
 
     def __init__(self, model: ModelFile, settings: Settings, *, cells: int, sequences: int) -> None:
         self._lib, self._model, self.settings = library(), model, settings
@@ -37,7 +42,7 @@ class Context:
         params.n_seq_max = sequences
         params.n_threads = self.settings.threads
         params.n_threads_batch = self.settings.threads_for_prompts
-        params.kv_unified = True
+        params.kv_unified = False
         params.type_k = params.type_v = KV_TYPES[self.settings.kv_type]
         if not self._flash_attention(cells):
             params.flash_attn_type = 0  # LLAMA_FLASH_ATTN_TYPE_DISABLED
@@ -106,9 +111,10 @@ class Context:
         self._lib.llama_memory_seq_rm(self._memory, sequence, length, -1)
 
     def share(self, donor: int, sequence: int, length: int) -> None:
-        """The sequence becomes the first `length` positions of the donor, in the donor's cells."""
+        """The sequence becomes the first `length` positions of the donor: llama.cpp copies all its cells."""
         self._lib.llama_memory_seq_rm(self._memory, sequence, -1, -1)
-        self._lib.llama_memory_seq_cp(self._memory, donor, sequence, 0, length)
+        self._lib.llama_memory_seq_cp(self._memory, donor, sequence, -1, -1)
+        self.truncate(sequence, length)
 
     def clear(self) -> None:
         self._lib.llama_memory_clear(self._memory, True)

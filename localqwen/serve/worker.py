@@ -22,6 +22,8 @@ from localqwen.errors import Busy, EngineError, LocalqwenError, NotEnoughMemory
 from localqwen.serve.job import Delivery, Job, Post
 from localqwen.serve.runs import Opened, Runs
 
+#: Seconds without work before the next turns are read: a program that goes on at once shall not wait, a person reads.
+_PATIENCE = 0.4
 _STOPPING = "the server is stopping"
 
 
@@ -79,6 +81,7 @@ class Worker:
         self._post = post
         self._limits = limits
         self._clock = clock
+        self._worked = clock()
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._models: dict[str, _Model] = {}
         self._outgoing: list[tuple[Job, Delivery]] = []
@@ -172,19 +175,21 @@ class Worker:
 
     def _wait(self) -> float | None:
         """Seconds that nothing needs to be computed; None for ever."""
-        if any(model.runs.busy or model.runs.preparing for model in self._models.values()):
+        models = self._models.values()
+        if any(model.runs.busy for model in models):
             return 0
-        moments = [model.until for model in self._models.values() if model.idle]
+        moments = [model.until for model in models if model.idle]
+        moments += [self._worked + _PATIENCE] if any(model.runs.preparing for model in models) else []
         moments += [self._stop_at] if self._stop_at is not None else []
         soonest = min(moments, default=float("inf"))
-        return None if soonest == float("inf") else max(0.001, soonest - self._clock())
+        return None if soonest == float("inf") else max(0, soonest - self._clock())
 
     def _work(self) -> None:
         busy = False
         for model in list(self._models.values()):
             model.runs.admit()
             if model.runs.running:
-                busy = True
+                busy, self._worked = True, self._clock()
                 self._guarded(model, model.runs.step)
             self._touch(model)
         if not busy and self._inbox.empty():
@@ -192,7 +197,8 @@ class Worker:
 
     def _use_idle_time(self) -> None:
         for model in list(self._models.values()):
-            if model.runs.preparing and self._stop_at is None:
+            patient = self._clock() >= self._worked + _PATIENCE
+            if model.runs.preparing and patient and self._stop_at is None:
                 self._guarded(model, model.runs.read_ahead)
                 return
             if model.idle and self._clock() >= model.until:
