@@ -26,6 +26,7 @@ COMMANDS = {
     "verify": ("verify", "Check every file of a model against what the hub declared."),
     "rm": ("rm", "Remove a model from the disk."),
     "recommend": ("recommend", "Say which model, quantisation and context suit a machine."),
+    "bench": ("bench", "Measure speed, latency and endurance; keep and compare."),
     "convert": ("convert", "Turn an official checkpoint into a quantised GGUF file."),
     "doctor": ("doctor", "Check this machine and its engines."),
     "completion": ("completion", "Print the shell's completion script."),

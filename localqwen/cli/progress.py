@@ -55,3 +55,24 @@ def byte_bar(title: str, total: int) -> Iterator[Callable[[str, int], None]]:
             bar.update(task, completed=sum(done_of.values()))
 
         yield move
+
+
+@contextlib.contextmanager
+def counting_bar() -> Iterator[Callable[[str, int, int], None]]:
+    """Gives a function that is told what goes on and how many of how many are done. Without a terminal it is silent."""
+    if not sys.stderr.isatty():
+        yield lambda text, done, total: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    text = TextColumn("{task.description}", markup=False)
+    columns = (text, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=None)
+
+        def move(text: str, done: int, total: int) -> None:
+            bar.update(task, description=text, completed=done, total=total or None)
+
+        yield move

@@ -1,0 +1,260 @@
+"""The charts of a report, as PNG. Matplotlib draws them; it comes with `pip install localqwen[bench]`."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from localqwen.bench.history import Benchmark
+from localqwen.bench.samples import Row, rows
+from localqwen.errors import EngineUnavailable
+
+#: Of Okabe and Ito ("Color Universal Design", 2008): told apart also by who does not see all colours.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+_SIZE = (7.2, 3.8)
+_DPI = 144
+
+
+@dataclass(frozen=True)
+class Chart:
+    """`name` is its file's; `caption` says what is seen, for who cannot see it too."""
+
+    name: str
+    title: str
+    caption: str
+    png: bytes
+
+
+@dataclass(frozen=True)
+class Line:
+    """All rows of one subject of one run, under the name that a legend gives it."""
+
+    name: str
+    rows: Sequence[Row]
+    bytes: int
+
+    def of(self, kind: str) -> list[Row]:
+        return [row for row in self.rows if row.test.kind == kind]
+
+
+def draw(runs: Sequence[Benchmark]) -> list[Chart]:
+    """Those for which something was measured. Raises EngineUnavailable without matplotlib."""
+    lines = list(_lines(runs))
+    drawers = (_quality, _speed_by_depth, _prefill, _latency, _waiting, _thinking, _over_time)
+    return [chart for drawer in drawers if (chart := drawer(lines)) is not None]
+
+
+def _lines(runs: Sequence[Benchmark]) -> Iterator[Line]:
+    for run in runs:
+        found = rows(run.samples)
+        for subject in run.subjects:
+            name = subject.label if len(runs) == 1 else f"{subject.label} ({run.id})"
+            yield Line(name, [row for row in found if row.subject == subject.label], subject.bytes)
+
+
+def _pyplot() -> Any:
+    try:
+        import matplotlib
+    except ImportError as exc:
+        raise EngineUnavailable("charts are drawn by matplotlib, which is not here", "pip install matplotlib") from exc
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def _chart(name: str, title: str, caption: str, paint: Callable[[Any], None]) -> Chart:
+    pyplot = _pyplot()
+    figure, axes = pyplot.subplots(figsize=_SIZE, dpi=_DPI, layout="constrained")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
+    paint(axes)
+    target = io.BytesIO()
+    figure.savefig(target, format="png")
+    pyplot.close(figure)
+    return Chart(name, title, caption, target.getvalue())
+
+
+def _colour(index: int) -> str:
+    return COLOURS[index % len(COLOURS)]
+
+
+def _quality(lines: Sequence[Line]) -> Chart | None:
+    """Quality against speed, the size of a dot is that of the file."""
+    found = [(line, row) for line in lines for row in line.of("quality")]
+    if not found:
+        return None
+
+    def paint(axes: Any) -> None:
+        largest = max(line.bytes for line, _ in found) or 1
+        for index, (line, row) in enumerate(found):
+            decodes = [each for each in line.of("decode") if not each.test.depth and each.test.batch == 1]
+            speed = decodes[0].metrics["tokens_per_second"].median if decodes else 0.0
+            area = 40 + 360 * line.bytes / largest
+            axes.scatter(speed, row.metrics["kl_mean"].median, s=area, color=_colour(index), alpha=0.8)
+            text = f"{line.name}, {line.bytes / 1e9:.2f} GB, top-1 {row.metrics['top1'].median:.1%}"
+            axes.annotate(text, (speed, row.metrics["kl_mean"].median), textcoords="offset points", xytext=(8, 8))
+        axes.margins(0.25)
+        axes.set(xlabel="decode, tokens/s", ylabel="KL divergence, nats (0: as the reference)")
+
+    caption = "Further right is faster, further down is closer to the reference; the dot's area is the file's size."
+    return _chart("quality", "Quality against speed and size", caption, paint)
+
+
+def _grouped(found: Sequence[Row], key: Callable[[Row], int]) -> list[tuple[int, list[Row]]]:
+    return [(value, [row for row in found if key(row) == value]) for value in sorted({key(row) for row in found})]
+
+
+def _speed_by_depth(lines: Sequence[Line]) -> Chart | None:
+    series = [
+        (line.name + (f", {batch} at once" if batch > 1 else ""), found)
+        for line in lines
+        for batch, found in _grouped(line.of("decode"), lambda row: row.test.batch)
+    ]
+    caption = "Median tokens per second of all answers together; bars are one standard deviation over the repeats."
+    return _speeds(series, "depth", "Decode", caption, "tokens that lie in the context", lambda row: row.test.depth)
+
+
+def _prefill(lines: Sequence[Line]) -> Chart | None:
+    series = [
+        (line.name + (f", at {depth:,}" if depth else ""), found)
+        for line in lines
+        for depth, found in _grouped(line.of("prefill"), lambda row: row.test.depth)
+    ]
+    caption = "Median tokens per second at which a prompt is read; bars are one standard deviation over the repeats."
+    return _speeds(series, "prefill", "Prefill", caption, "tokens of the prompt", lambda row: row.test.prompt)
+
+
+def _speeds(
+    series: Sequence[tuple[str, Sequence[Row]]],
+    name: str,
+    title: str,
+    caption: str,
+    along: str,
+    place: Callable[[Row], int],
+) -> Chart | None:
+    """Lines where there are several places, bars where there is one."""
+    if not series:
+        return None
+    places = sorted({place(row) for _, found in series for row in found})
+
+    def lines(axes: Any) -> None:
+        for index, (label, found) in enumerate(series):
+            ordered = sorted(found, key=place)
+            speeds = [row.metrics["tokens_per_second"] for row in ordered]
+            axes.errorbar(
+                [place(row) for row in ordered], [speed.median for speed in speeds],
+                yerr=[speed.deviation for speed in speeds], marker="o", capsize=3, label=label, color=_colour(index),
+            )  # fmt: skip
+        axes.set(xlabel=along, ylabel="tokens/s")
+        axes.set_ylim(bottom=0)
+        axes.set_xticks(places, [f"{each:,}" for each in places])
+        axes.legend(frameon=False)
+
+    def bars(axes: Any) -> None:
+        for index, (_, (row, *_)) in enumerate(series):
+            speed = row.metrics["tokens_per_second"]
+            axes.barh(index, speed.median, xerr=speed.deviation, capsize=3, color=_colour(index))
+        axes.set_yticks(range(len(series)), [label for label, _ in series])
+        axes.invert_yaxis()
+        axes.set(xlabel=f"tokens/s, {places[0]:,} {along}")
+
+    return _chart(name, title, caption, lines if len(places) > 1 else bars)
+
+
+def _latency(lines: Sequence[Line]) -> Chart | None:
+    found = [(line, row) for line in lines for row in line.of("decode") if row.latency and row.test.batch == 1]
+    if not found:
+        return None
+
+    def paint(axes: Any) -> None:
+        for index, (line, row) in enumerate(found):
+            times = sorted(1000 * latency for sample in row.samples for latency in sample.latencies)
+            shares = [100 * (place + 1) / len(times) for place in range(len(times))]
+            axes.step(times, shares, where="post", label=f"{line.name}, {row.test.label}", color=_colour(index))
+        axes.set(xlabel="milliseconds between two tokens", ylabel="% of tokens that came as soon", ylim=(0, 100))
+        axes.set_xlim(left=0)
+        axes.legend(frameon=False, fontsize="small")
+
+    caption = "How evenly tokens come: the steeper, the steadier; a long tail to the right is felt as stutter."
+    return _chart("latency", "Time between two tokens", caption, paint)
+
+
+_WAITS = (("first_token_ms", "until the first token"), ("first_answer_ms", "until the answer begins"))
+
+
+def _waiting(lines: Sequence[Line]) -> Chart | None:
+    found = [(line, row) for line in lines for kind in ("chat", "workload") for row in line.of(kind)]
+    found = [(line, row) for line, row in found if "first_token_ms" in row.metrics]
+    if not found:
+        return None
+
+    def paint(axes: Any) -> None:
+        for index, (_, row) in enumerate(found):
+            before = 0.0
+            for shade, (metric, label) in enumerate(_WAITS):
+                if metric in row.metrics:
+                    until = row.metrics[metric].median / 1000
+                    width = max(until - before, 0)
+                    axes.barh(index, width, left=before, color=_colour(shade), label="" if index else label)
+                    before += width
+        names = [f"{line.name}: {row.test.label}" if len(lines) > 1 else row.test.label for line, row in found]
+        axes.set_yticks(range(len(found)), names)
+        axes.invert_yaxis()
+        axes.set(xlabel="seconds")
+        axes.legend(frameon=False)
+
+    caption = "Seconds from the request; what lies between the two is thinking."
+    return _chart("waiting", "What a person waits for", caption, paint)
+
+
+def _thinking(lines: Sequence[Line]) -> Chart | None:
+    found = [(line, row) for line in lines for row in line.of("chat") if "thinking_share" in row.metrics]
+    if not found:
+        return None
+
+    def paint(axes: Any) -> None:
+        for index, (_, row) in enumerate(found):
+            share = 100 * row.metrics["thinking_share"].median
+            axes.barh(index, share, color=_colour(0), label="" if index else "thinking")
+            axes.barh(index, 100 - share, left=share, color=_colour(4), label="" if index else "answer")
+        names = [f"{line.name}: {row.test.label}" if len(lines) > 1 else row.test.label for line, row in found]
+        axes.set_yticks(range(len(found)), names)
+        axes.invert_yaxis()
+        axes.set(xlabel="% of the tokens", xlim=(0, 100))
+        axes.legend(frameon=False, loc="lower right")
+
+    return _chart("thinking", "Thinking and answer", "Which share of the tokens was thinking, median.", paint)
+
+
+def _over_time(lines: Sequence[Line]) -> Chart | None:
+    found = [(line, sample) for line in lines for row in line.of("sustain") for sample in row.samples if sample.series]
+    if not found:
+        return None
+
+    def paint(axes: Any) -> None:
+        for index, (line, sample) in enumerate(found):
+            times = [point["seconds"] for point in sample.series]
+            speeds = [point["tokens_per_second"] for point in sample.series]
+            axes.plot(times, speeds, color=_colour(index), label=line.name)
+        axes.set(xlabel="seconds", ylabel="tokens/s")
+        axes.set_ylim(bottom=0)
+        axes.legend(frameon=False, loc="lower left")
+        _temperature(axes, [sample.series for _, sample in found])
+
+    caption = "Decoding without a pause. A line that falls is heat, or another program."
+    return _chart("sustain", "Speed over time", caption, paint)
+
+
+def _temperature(axes: Any, series: Sequence[Sequence[Any]]) -> None:
+    """On an axis of its own, where the machine told."""
+    warm = [[(p["seconds"], p["celsius"]) for p in points if p.get("celsius") is not None] for points in series]
+    if not any(warm):
+        return
+    beside = axes.twinx()
+    for points in filter(None, warm):
+        beside.plot(*zip(*points, strict=True), color="#999999", linestyle="--", linewidth=1)
+    beside.set(ylabel="°C (dashed)")
+    beside.spines[["top"]].set_visible(False)
