@@ -9,13 +9,19 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
 from typing import Any, TextIO
 
-from localqwen.bench import limits, memory
+from localqwen.bench import chat, limits, memory
 from localqwen.bench.samples import Sample, Test
+from localqwen.bench.sensors import Sensors
 from localqwen.bench.speed import SpeedBench
+from localqwen.bench.sustain import Endurance
+from localqwen.bench.workloads import Workload
+from localqwen.chat.local import LocalChatModel
 from localqwen.engines import Engine
 from localqwen.errors import LocalqwenError
+from localqwen.models import names
 
 Answer = Mapping[str, Any]
 
@@ -29,6 +35,8 @@ def serve(requests: TextIO, answers: Callable[[Answer], None]) -> None:
             if "open" in request:
                 bench = Bench(**request["open"])
                 answers({"opened": bench.facts()})
+            elif "sensors" in request:
+                answers({"sensors": bench.sensors() if bench else {}})
             elif "memory" in request:
                 answers({"memory": memory.peak()})
             elif bench is not None:
@@ -39,7 +47,7 @@ def serve(requests: TextIO, answers: Callable[[Answer], None]) -> None:
             told = {"class": type(error).__name__, "message": error.message, "hint": error.hint}
             answers({"error": told})
     if bench is not None:
-        bench.engine.close()
+        bench.close()
 
 
 class Bench:
@@ -67,6 +75,7 @@ class Bench:
         self._name, self._label = name, label
         self._speed = SpeedBench(self.engine, label)
         self._speed.warm_up()
+        self._sensors: Sensors | None = None
 
     def facts(self) -> Answer:
         return {
@@ -77,7 +86,43 @@ class Bench:
         }
 
     def measure(self, test: Test, repeat: int, options: Mapping[str, Any]) -> Iterator[Sample]:
-        yield self._speed.measure(test, repeat)
+        match test.kind:
+            case "chat" | "workload":
+                yield from self._converse(test, repeat, options)
+            case "sustain":
+                yield self._endurance.measure(test, repeat, options["seconds"])
+            case _:
+                yield self._speed.measure(test, repeat)
+
+    def _converse(self, test: Test, repeat: int, options: Mapping[str, Any]) -> Iterator[Sample]:
+        workload = Workload(**options["workloads"]["conversation" if test.kind == "chat" else test.name])
+        mode = self._model.thinking_mode
+        if test.kind == "chat" and not chat.can(mode, test):
+            return
+        workload = chat.in_mode(workload, test.name) if test.kind == "chat" else workload
+        yield from chat.measure(self._model, self._label, test, chat.possible(workload, mode), repeat, self._count)
+
+    def _count(self, text: str) -> int:
+        return len(self.engine.tokenize(text, special=False))
+
+    @cached_property
+    def _model(self) -> LocalChatModel:
+        model = names.model_of(self._name)
+        return LocalChatModel(self.engine, self._label, thinking_mode=model.thinking if model else None)
+
+    @cached_property
+    def _endurance(self) -> Endurance:
+        self._sensors = Sensors()
+        return Endurance(self.engine, self._label, self._sensors)
+
+    def sensors(self) -> Answer:
+        """What is measured besides speed -> where from."""
+        return self._endurance.sources
+
+    def close(self) -> None:
+        if self._sensors is not None:
+            self._sensors.close()
+        self.engine.close()
 
 
 def _hold(wanted: Mapping[str, Any]) -> None:

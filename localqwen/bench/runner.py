@@ -10,7 +10,7 @@ from importlib import metadata
 from typing import Any
 
 from localqwen import __version__, engines
-from localqwen.bench import bandwidth, history, subjects
+from localqwen.bench import bandwidth, history, qualities, subjects
 from localqwen.bench.history import Benchmark, Log
 from localqwen.bench.limits import NO_LIMITS, Limits
 from localqwen.bench.samples import Sample, Subject, Test
@@ -111,6 +111,16 @@ class Runner:
             else:
                 self._apart()
 
+    def add_quality(self, reference: str | None, text: str) -> None:
+        """Beside the reference, or the largest of the models; after the speed, so that nothing else is in memory."""
+        names = [opening.name for opening in self._openings]
+        chosen = reference or qualities.reference_of(names, self.run.subjects)
+        once = {name: subject for name, subject in reversed([*zip(names, self.run.subjects, strict=True)])}
+        models = list(reversed(once.items()))
+        threads = self.plan.threads[0]
+        for sample in qualities.measure(chosen, models, text, self._tell, threads=threads, force=self.plan.force):
+            self._keep(sample)
+
     def _describe(self) -> None:
         """Before anything is loaded: what does not exist or does not fit is told in the first second."""
         for opening in _openings(self.plan):
@@ -162,6 +172,7 @@ class Runner:
     def _turns(self, workers: Sequence[Worker]) -> None:
         plan = self.plan
         total = plan.repeats * len(plan.tests) * len(workers)
+        self._tell_sensors(workers[0])
         for done, (repeat, number, test) in enumerate(interleaved(plan.tests, plan.repeats, len(workers))):
             self._measure(workers[number], test, repeat, done, total)
         for worker in workers:
@@ -173,10 +184,18 @@ class Runner:
         for repeat in range(plan.repeats):
             for opening in self._openings:
                 with self._open(opening) as worker:
+                    if not done:
+                        self._tell_sensors(worker)
                     for test in plan.tests:
                         self._measure(worker, test, repeat, done, total)
                         done += 1
                     self._memory(worker)
+
+    def _tell_sensors(self, worker: Worker) -> None:
+        if any(test.kind == "sustain" for test in self.plan.tests):
+            told = worker.sensors()
+            found = [f"{what}: {told.get(what, 'not available')}" for what in ("temperature", "clock", "energy")]
+            self._note("; ".join(found))
 
     def _measure(self, worker: Worker, test: Test, repeat: int, done: int, total: int) -> None:
         self._tell(f"{worker.opening.label}: {test.label}, repeat {repeat + 1} of {self.plan.repeats}", done, total)

@@ -67,6 +67,12 @@ class Worker:
         peak: int | None = self._receive()["memory"]
         return peak
 
+    def sensors(self) -> Mapping[str, str]:
+        """What endurance measures besides speed -> where from."""
+        self._send({"sensors": True})
+        sources: Mapping[str, str] = self._receive()["sensors"]
+        return sources
+
     def _send(self, message: Mapping[str, Any]) -> None:
         assert self._process.stdin is not None
         try:

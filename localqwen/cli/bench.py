@@ -1,24 +1,17 @@
-"""`localqwen bench`: what models do here, measured; and what was measured before: list, show, compare, plot."""
+"""`localqwen bench`: the flags of measuring, and the subcommands for what was measured before."""
 
 from __future__ import annotations
 
-import csv
-import json
-import sys
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import click
+from click.core import ParameterSource
 
-from localqwen.cli import INTERRUPTED, bench_history
+from localqwen.cli import bench_history, bench_run
 from localqwen.cli.config import ConfiguredCommand
-from localqwen.cli.progress import counting_bar
-from localqwen.cli.sizes import aligned
-from localqwen.errors import UsageError
-
-if TYPE_CHECKING:
-    from localqwen.bench.history import Benchmark, Log
-    from localqwen.bench.runner import Plan
 
 #: What follows `bench` and is no model. A model of such a name is reached by its path: `./list`.
 SUBCOMMANDS = {
@@ -27,6 +20,8 @@ SUBCOMMANDS = {
     "compare": (bench_history.compare, "Say which of two runs is faster, if the noise allows."),
     "plot": (bench_history.plot, "Draw charts and an HTML report."),
 }
+_SECONDS = {"s": 1, "m": 60, "h": 3600}
+_SPEED_FLAGS = ("prompt", "generate", "depth", "batch")
 
 
 class BenchCommand(ConfiguredCommand):
@@ -62,12 +57,41 @@ class Numbers(click.ParamType[list[int]]):
         return list(dict.fromkeys(map(int, parts)))
 
 
+class Duration(click.ParamType[float]):
+    """`90s`, `10m`, `1h`, in seconds."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, float):
+            return value
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", str(value).strip())
+        if not found or float(found.group(1)) <= 0:
+            self.fail(f"{value!r} is no length of time, like 90s, 10m or 1h", param, ctx)
+        return float(found.group(1)) * _SECONDS[found.group(2)]
+
+
+def _several(flag: str, default: str, help: str, *, least: int = 0) -> Callable[[Any], Any]:
+    return click.option(flag, type=Numbers(least), default=default, show_default=True, metavar="N,…", help=help)
+
+
 @click.command("bench", cls=BenchCommand)
 @click.argument("models", nargs=-1)
-@click.option("--prompt", type=Numbers(), default="128,512,2048", show_default=True, metavar="N,…", help="Prefill.")
-@click.option("--generate", type=click.IntRange(min=0), default=128, show_default=True, metavar="N", help="Decode.")
-@click.option("--depth", type=Numbers(), default="0", show_default=True, metavar="N,…", help="Tokens before that.")
-@click.option("--batch", type=Numbers(1), default="1", show_default=True, metavar="N,…", help="Answers at once.")
+@_several("--prompt", "128,512,2048", "Raw speed: tokens of prompts.")
+@click.option("--generate", type=click.IntRange(min=0), default=128, show_default=True, metavar="N", help="Decoded.")
+@_several("--depth", "0", "Tokens that lie before those.")
+@_several("--batch", "1", "Answers at once.", least=1)
+@click.option("--chat", is_flag=True, help="What a person waits for: a conversation with and without thinking.")
+@_several("--budget", "128,512", "Thinking budgets of --chat.", least=1)
+@click.option("--workload", metavar="NAME,…", help="Tasks by name or suite: mlperf-client, voice-assistant, …")
+@click.option("--sustain", type=Duration(), metavar="TIME", help="Endurance: decode for 10m and watch the heat.")
+@click.option("--quality", is_flag=True, help="KL, top-1 and perplexity beside a reference.")
+@click.option("--reference", metavar="MODEL", help="Of --quality; default: the largest of MODELS.")
+@click.option("--text", type=click.Path(path_type=Path), metavar="FILE", help="Of --quality; default: a text of ours.")
+@click.option("--profile", metavar="NAME", help="phone, car, laptop or your own: a workload with limits.")
+@click.option("--hold", is_flag=True, help="Hold the process to the profile's processors and memory (Linux).")
+@click.option("--url", metavar="URL", help="Measure an OpenAI-compatible server: http://host:port/v1.")
+@_several("--concurrency", "1", "With --url: conversations at once.", least=1)
 @click.option("--repeats", type=click.IntRange(min=1), default=5, show_default=True, metavar="N", help="Of each test.")
 @click.option("--threads", type=Numbers(1), metavar="N,…", help="CPU threads; several are compared.")
 @click.option("--engine", metavar="NAME,…", help="Engine, or several, instead of the one for this machine.")
@@ -75,112 +99,21 @@ class Numbers(click.ParamType[list[int]]):
 @click.option("--csv", "form", flag_value="csv", help="A line per metric, for spreadsheets.")
 @click.option("--markdown", "form", flag_value="markdown", help="Tables for a README.")
 @click.option("--llama-bench", is_flag=True, help="With --json: the keys of llama.cpp's llama-bench.")
+@click.option("--plot", type=click.Path(path_type=Path), metavar="DIR", help="Charts and an HTML report into DIR.")
 @click.option("--save/--no-save", default=True, help="Keep the run (default), or do not.")
 @click.option("--force", is_flag=True, help="Load models even if they do not fit the memory.")
 @click.option("--yes", "-y", is_flag=True, help="Pull models that are not here without asking.")
-def command(
-    models: tuple[str, ...],
-    prompt: list[int],
-    generate: int,
-    depth: list[int],
-    batch: list[int],
-    repeats: int,
-    threads: list[int] | None,
-    engine: str | None,
-    form: str | None,
-    llama_bench: bool,
-    save: bool,
-    force: bool,
-    yes: bool,
-) -> int:
+@click.pass_context
+def command(context: click.Context, /, **flags: Any) -> int:
     """Measure MODELS: names, .gguf files or checkpoint folders.
 
     \b
-    localqwen bench demo                                  prefill and decode
-    localqwen bench a.gguf b.gguf --depth 0,4096          two files, taking turns
+    localqwen bench demo                                   raw speed: prefill and decode
+    localqwen bench a.gguf b.gguf --depth 0,4096           two files, taking turns
+    localqwen bench qwen3:4b --chat --budget 256,1024      what a person waits for
+    localqwen bench qwen3:4b --profile phone --hold        would it do on a phone?
+
+    Raw speed is measured where nothing else is asked for, or one of its flags is given.
     """
-    from localqwen.bench.runner import Plan
-    from localqwen.bench.speed import tests
-
-    if not models:
-        raise UsageError(
-            "there is no model to measure", "localqwen bench demo; to see earlier runs: localqwen bench list"
-        )
-    plan = Plan(
-        models=models,
-        tests=tests(prompt, generate, depth, batch),
-        repeats=repeats,
-        engines=[name.strip() for name in engine.split(",")] if engine else [None],
-        threads=threads or [None],
-        force=force,
-    )
-    return measure(plan, save=save, yes=yes, show=lambda run: show(run, form, llama_bench=llama_bench))
-
-
-def measure(plan: Plan, *, save: bool, yes: bool, show: Callable[[Benchmark], None]) -> int:
-    """Measure and show; after Ctrl-C show what there is. Gives the exit code."""
-    from dataclasses import replace
-
-    from localqwen.bench import history, runner
-    from localqwen.cli import getting
-
-    for name in dict.fromkeys(plan.models):
-        getting.ensure(name, yes=yes, force=plan.force)
-    run = runner.begin(runner.settings_of(plan), held=plan.limits.text)
-    with history.Log(run, history.folder() if save else None) as log:
-        with counting_bar() as tell:
-            running = runner.Runner(plan, run, log, tell)
-            stopped = _measured(running)
-        if not stopped:
-            log.end()
-        done = replace(running.run, complete=not stopped)
-    show(done)
-    _tell_end(done, log, save=save)
-    return INTERRUPTED if stopped else 0
-
-
-def _measured(running: Any) -> bool:
-    """Whether a person stopped it."""
-    try:
-        running.measure()
-    except KeyboardInterrupt:
-        return True
-    return False
-
-
-def _tell_end(run: Benchmark, log: Log, *, save: bool) -> None:
-    if log.failure is not None:
-        sys.stderr.write(f"warning: the run is not saved: {log.failure.message}\n")
-    elif save:
-        sys.stderr.write(f"saved as {run.id}: localqwen bench show {run.id}\n")
-
-
-def show(run: Benchmark, form: str | None, *, llama_bench: bool = False) -> None:
-    """The report on stdout, in the form that was asked for."""
-    from localqwen.bench import tables
-
-    match form:
-        case "json":
-            sys.stdout.write(json.dumps(_object(run, llama_bench), ensure_ascii=False, indent=1) + "\n")
-        case "csv":
-            csv.writer(sys.stdout, lineterminator="\n").writerows(tables.csv_rows(run))
-        case "markdown":
-            sys.stdout.write(page(run, tables.markdown) + "\n")
-        case _:
-            sys.stdout.write(page(run, aligned) + "\n")
-
-
-def _object(run: Benchmark, llama_bench: bool) -> Any:
-    from localqwen.bench import llama_bench as foreign
-    from localqwen.bench import tables
-
-    return foreign.tests(run) if llama_bench else tables.as_json(run)
-
-
-def page(run: Benchmark, form: Callable[[Sequence[tuple[str, ...]]], str]) -> str:
-    from localqwen.bench import tables
-
-    parts = [tables.title(run), tables.state(run), *run.notes]
-    blocks = ["\n".join(part for part in parts if part)]
-    blocks += [form(lines) for lines in tables.all_tables(run) if lines]
-    return "\n\n".join(blocks)
+    given = [name for name in _SPEED_FLAGS if context.get_parameter_source(name) is not ParameterSource.DEFAULT]
+    return bench_run.run(bench_run.Asked(speed_asked=bool(given), **flags))

@@ -59,11 +59,11 @@ def _line(run: Benchmark) -> tuple[str, ...]:
 def show(run: str, form: str | None, llama_bench: bool) -> None:
     """Show a saved RUN: its id, the beginning of one, `last`, `last-1`, or a file."""
     from localqwen.bench import history
-    from localqwen.cli import bench
+    from localqwen.cli import bench_run
 
     found, complaints = history.find(run)
     _warn(complaints)
-    bench.show(found, form, llama_bench=llama_bench)
+    bench_run.show(found, form, llama_bench=llama_bench)
 
 
 @click.command("compare")
