@@ -20,9 +20,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from localqwen.engines import Sampling
-from localqwen.engines.llama_cpp import BATCH, LlamaCppEngine
+from localqwen.engines.llama_cpp import OwnModelEngine
 from localqwen.engines.llama_library import ModelFile, library
 from localqwen.engines.probe import probe
+from localqwen.engines.settings import Settings
+from localqwen.models.fit import BATCH
 
 DEFAULT_BATCH = 512  # llama.cpp's n_ubatch
 Speeds = tuple[float, float]  # prefill, decode: tokens per second
@@ -65,7 +67,7 @@ class Raw:
         return len(prompt) / (first - began), generate / (time.perf_counter() - first)
 
 
-def measure_ours(engine: LlamaCppEngine, prompt: list[int], generate: int, seed: int) -> Speeds:
+def measure_ours(engine: OwnModelEngine, prompt: list[int], generate: int, seed: int) -> Speeds:
     run = engine.start(prompt, Sampling(seed=seed), max_tokens=generate + 1)
     if run.cached_tokens:
         raise SystemExit("the prompt was cached: the measurement would flatter")
@@ -124,7 +126,7 @@ def main() -> None:
     extra = probe().use_extra_bufts
     raw = Raw(arguments.model, context, arguments.threads, use_extra_bufts=extra)
     plain = Raw(arguments.model, context, arguments.threads, use_extra_bufts=extra, plain=True)
-    engine = LlamaCppEngine(arguments.model, context_length=context, threads=arguments.threads, use_extra_bufts=extra)
+    engine = OwnModelEngine(arguments.model, Settings(arguments.threads, use_extra_bufts=extra), context_length=context)
     contestants: dict[str, Callable[[list[int], int, int], Speeds]] = {
         "raw": lambda prompt, generate, _seed: raw.measure(prompt, generate),
         "raw, plain": lambda prompt, generate, _seed: plain.measure(prompt, generate),

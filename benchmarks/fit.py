@@ -13,25 +13,26 @@ stay mapped beside the copies until the system wants that memory back.
 from __future__ import annotations
 
 import argparse
+import itertools
 import subprocess
 import sys
 from pathlib import Path
 
-CONTEXTS = (1024, 4096)
 GENERATED = 4
 
 
-def measure(path: Path, context: int, *, repack: bool) -> int:
+def measure(path: Path, context: int, kv: str, *, repack: bool) -> int:
     """Bytes, in a child process."""
-    command = [sys.executable, __file__, "--child", str(context), *(["--repack"] if repack else []), str(path)]
+    command = [sys.executable, __file__, str(path), "--child", str(context), "--kv", kv, *(["--repack"] * repack)]
     return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
 
 
-def child(path: Path, context: int, *, repack: bool) -> None:
+def child(path: Path, context: int, kv: str, *, repack: bool) -> None:
     from localqwen.engines import Sampling
-    from localqwen.engines.llama_cpp import LlamaCppEngine
+    from localqwen.engines.llama_cpp import OwnModelEngine
+    from localqwen.engines.settings import Settings
 
-    engine = LlamaCppEngine(path, context_length=context, threads=1, use_extra_bufts=repack)
+    engine = OwnModelEngine(path, Settings(use_extra_bufts=repack, kv_type=kv), context_length=context)
     run = engine.start([1000 + n % 1000 for n in range(context - GENERATED)], Sampling(seed=1), max_tokens=GENERATED)
     while not run.finished:
         engine.step()
@@ -42,23 +43,24 @@ def child(path: Path, context: int, *, repack: bool) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="+", type=Path)
+    parser.add_argument("--contexts", type=int, nargs="+", default=[1024, 4096])
+    parser.add_argument("--kv", nargs="+", default=["f16"], choices=["f16", "q8_0", "q4_0"])
     parser.add_argument("--child", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--repack", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
-        child(arguments.files[0], arguments.child, repack=arguments.repack)
+        child(arguments.files[0], arguments.child, arguments.kv[0], repack=arguments.repack)
         return
     from localqwen.models import fit, gguf_header
 
-    print("| file | context | predicted MB | measured MB | error | repacked MB |")
-    print("| --- | ---: | ---: | ---: | ---: | ---: |")
-    for path in arguments.files:
-        for context in CONTEXTS:
-            predicted = fit.needed_bytes(gguf_header.read(path), context)
-            measured = measure(path, context, repack=False)
-            repacked = f"{measure(path, context, repack=True) / 1e6:,.0f}" if context == CONTEXTS[0] else ""
-            numbers = f"{predicted / 1e6:,.0f} | {measured / 1e6:,.0f} | {predicted / measured - 1:+.1%}"
-            print(f"| {path.stem} | {context:,} | {numbers} | {repacked} |", flush=True)
+    print("| file | kv | context | predicted MB | measured MB | error | repacked MB |")
+    print("| --- | --- | ---: | ---: | ---: | ---: | ---: |")
+    for path, kv, context in itertools.product(arguments.files, arguments.kv, arguments.contexts):
+        predicted = fit.needed_bytes(gguf_header.read(path), context, kv)
+        measured = measure(path, context, kv, repack=False)
+        repacked = f"{measure(path, context, kv, repack=True) / 1e6:,.0f}" if context == arguments.contexts[0] else ""
+        numbers = f"{predicted / 1e6:,.0f} | {measured / 1e6:,.0f} | {predicted / measured - 1:+.1%}"
+        print(f"| {path.stem} | {kv} | {context:,} | {numbers} | {repacked} |", flush=True)
 
 
 if __name__ == "__main__":

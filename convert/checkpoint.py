@@ -6,6 +6,7 @@ Knows nothing of Qwen3. Nothing is unpickled: a folder with only `.bin` or `.pt`
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,10 @@ class Checkpoint:
     def weight_files(self) -> list[Path]:
         return [file.path for file in self._files]
 
+    def files(self, names: Iterable[str]) -> list[Path]:
+        """Those of the files `names` that are there, and all weight files."""
+        return [*(path for name in names if (path := self.folder / name).is_file()), *self.weight_files]
+
     def file_of(self, name: str) -> SafetensorsFile:
         return self._home[name]
 
@@ -64,6 +69,14 @@ class Checkpoint:
 
     def text(self, name: str, *, required: bool) -> str | None:
         """The text of the file `name`; None if it is missing and need not be there."""
+        content = self.content(name, required=required)
+        try:
+            return None if content is None else content.decode("utf-8")
+        except UnicodeDecodeError as exc:
+            raise CheckpointError(f"{self.folder / name} cannot be read: {exc}", "download this file again") from exc
+
+    def content(self, name: str, *, required: bool = False) -> bytes | None:
+        """The bytes of the file `name`; None if it is missing and need not be there."""
         path = self.folder / name
         if not required and not path.exists():
             return None
@@ -71,10 +84,10 @@ class Checkpoint:
             size = path.stat().st_size
             if size > MAX_JSON:
                 raise CheckpointError(f"{path} has {size:,} bytes, more than {MAX_JSON:,}", "download this file again")
-            return path.read_text(encoding="utf-8")
+            return path.read_bytes()
         except FileNotFoundError as exc:
             raise CheckpointError(f"{self.folder} has no {name}", self._missing_hint()) from exc
-        except (OSError, UnicodeDecodeError) as exc:
+        except OSError as exc:
             raise CheckpointError(f"{path} cannot be read: {exc}", "download this file again") from exc
 
     def close(self) -> None:

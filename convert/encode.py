@@ -42,9 +42,9 @@ def encoded(
         rows = part.file.rows(part.tensor, part.first, part.count)
         pending.append((part, pool.submit(_encode, rows, part.tensor, kind)))
         if len(pending) >= ahead:
-            yield _taken(pending)
+            yield from _taken(pending)
     while pending:
-        yield _taken(pending)
+        yield from _taken(pending)
 
 
 @dataclass(frozen=True)
@@ -65,25 +65,24 @@ def _slices(parts: Sequence[tuple[SafetensorsFile, SourceTensor]]) -> Iterator[_
             yield _Slice(file, tensor, first, min(step, rows - first))
 
 
-def _taken(pending: deque[tuple[_Slice, Future[NDArray[np.uint8]]]]) -> tuple[NDArray[np.uint8], int]:
+def _taken(pending: deque[tuple[_Slice, Future[NDArray[np.uint8]]]]) -> Iterator[tuple[NDArray[np.uint8], int]]:
     part, future = pending.popleft()
-    data = future.result()
-    part.file.forget(part.tensor, part.first + part.count)
-    return data, part.count * part.tensor.shape[-1] * DTYPES[part.tensor.dtype]
+    yield future.result(), part.count * part.tensor.shape[-1] * DTYPES[part.tensor.dtype]
+    part.file.forget(part.tensor, part.first + part.count)  # not before: unquantised data are a view on the file
 
 
 def _encode(rows: NDArray[Any], tensor: SourceTensor, kind: TensorType) -> NDArray[np.uint8]:
     import numpy as np
 
-    _check_values(rows, tensor, kind)
+    check_values(rows, tensor, kind)
     if _SAME[tensor.dtype] is not kind:
         widened = _to_float32(rows, tensor.dtype)
         rows = ggml.quantise(widened, kind) if kind.quantised else _FROM_FLOAT32[kind](widened)
     return rows.reshape(-1).view(np.uint8)
 
 
-def _check_values(rows: NDArray[Any], tensor: SourceTensor, kind: TensorType) -> None:
-    """llama.cpp's quantiser refuses what is not finite; 16-bit values and scales cannot hold more than 65,504."""
+def check_values(rows: NDArray[Any], tensor: SourceTensor, kind: TensorType) -> None:
+    """Raises CheckpointError. Quantisers refuse what is not finite; float16 values and scales hold at most 65,504."""
     unsigned, magnitude, infinite, half_limit = _BITS[tensor.dtype]
     largest = (rows.view(unsigned) & magnitude).max()
     if largest >= infinite:

@@ -24,12 +24,17 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG} if hasattr(errno, "EDQUOT") el
 
 def check(out: Path, *, force: bool) -> None:
     """Raises OutputError if `out` cannot be made, or stands already and may not be replaced."""
-    if not out.parent.is_dir():
-        raise OutputError(f"there is no folder {out.parent}", f"mkdir -p {out.parent}")
+    check_parent(out)
     if out.is_dir():
         raise OutputError(f"{out} is a folder", f"name the file, such as {out / 'model.gguf'}")
     if out.exists() and not force:
         raise OutputError(f"{out} exists", "give another name, or --force to replace it")
+
+
+def check_parent(out: Path) -> None:
+    """Raises OutputError where the folder is missing that `out` should lie in."""
+    if not out.parent.is_dir():
+        raise OutputError(f"there is no folder {out.parent}", f"mkdir -p {out.parent}")
 
 
 def check_space(out: Path, size: int) -> None:
@@ -58,12 +63,12 @@ def writing(out: Path, *, size: int, force: bool) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
         check(out, force=force)  # another run may have been quicker
         os.replace(part, out)
-        _sync_folder(out.parent)
+        sync_folder(out.parent)
     except BaseException as exc:
         with suppress(OSError):
             part.unlink(missing_ok=True)
         if isinstance(exc, OSError):
-            raise _output_error(out, size, exc) from exc
+            raise output_error(out, size, exc) from exc
         raise
 
 
@@ -75,17 +80,26 @@ def write(file: BinaryIO, data: memoryview) -> None:
 
 def remove_stale(out: Path) -> None:
     """Removes what killed runs for this target left: their process is gone, or they have not written for a day."""
-    import psutil
-
     pattern = re.compile(re.escape(out.name) + r"\.(\d{1,9})-[0-9a-f]{8}\.part")
     with suppress(OSError):
         for path in out.parent.iterdir():
             match = pattern.fullmatch(path.name)
-            if match and (not psutil.pid_exists(int(match[1])) or time.time() - path.stat().st_mtime > _STALE_AFTER):
+            if match and is_stale(path, int(match[1])):
                 path.unlink(missing_ok=True)
 
 
-def _output_error(out: Path, size: int, exc: OSError) -> OutputError:
+def is_stale(path: Path, process: int) -> bool:
+    """Whether nobody writes this file, or into this folder, any more."""
+    import psutil
+
+    if not psutil.pid_exists(process):
+        return True
+    written = max(each.stat().st_mtime for each in (path, *(path.iterdir() if path.is_dir() else ())))
+    return bool(time.time() - written > _STALE_AFTER)
+
+
+def output_error(out: Path, size: int, exc: OSError) -> OutputError:
+    """What the file system refused while `size` bytes were written for `out`."""
     if exc.errno in _FULL:
         with suppress(OSError):
             free = shutil.disk_usage(out.parent).free
@@ -96,7 +110,7 @@ def _output_error(out: Path, size: int, exc: OSError) -> OutputError:
     return OutputError(f"{out} cannot be written: {exc.strerror or exc}", "check the folder and its permissions")
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Makes the rename last through a power cut, where folders can be opened."""
     with suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from checkpoints import Shape, make_checkpoint
 
 import localqwen
 from localqwen import engines
@@ -57,6 +58,60 @@ def test_convert_replaces_a_file_only_with_force(run: Run, tmp_path: Path) -> No
     assert target.read_text() == "precious"
     assert run(*arguments, "--force")[0] == 0
     assert target.read_bytes()[:4] == b"GGUF"
+
+
+def test_convert_to_mlx_writes_a_folder(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The makers' layout; the folder's name says format and bits, and so does the line."""
+    pytest.importorskip("mlx.core")
+    monkeypatch.chdir(tmp_path)
+    arguments = ("convert", str(provide.demo_checkpoint()), "--to", "mlx", "--bits", "4", "--group-size", "128")
+    code, out, err = run(*arguments)
+    assert (code, err) == (0, "")
+    assert out.startswith("demo-MLX-4bit: 104 tensors, 4bit, ")
+    config = json.loads((tmp_path / "demo-MLX-4bit" / "config.json").read_text())
+    assert config["quantization"] == {"group_size": 128, "bits": 4, "mode": "affine"}
+    code, out, _ = run(*arguments, "--force", "--json")
+    report = json.loads(out)
+    assert (code, report["path"], report["quant"], report["left_whole"]) == (0, "demo-MLX-4bit", "4bit", [])
+
+
+def test_convert_to_mlx_says_what_stays_unquantised(run: Run, tmp_path: Path) -> None:
+    pytest.importorskip("mlx.core")
+    source = make_checkpoint(tmp_path / "source", Shape(feed_forward=320))
+    code, _, err = run("convert", str(source), "--to", "mlx", "--bits", "4", "--group-size", "128", "--out",
+                       str(tmp_path / "out"))  # fmt: skip
+    assert code == 0
+    assert err.startswith("left unquantised, because the groups do not divide the rows: model.layers.0.mlp.down_proj")
+    assert err.endswith(" and 1 more\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (["--to", "mlx", "--quant", "q4_k_m"], "--to mlx --bits 4"),
+        (["--to", "mlx", "--quant", "bf16"], "--to mlx --bits 16"),
+        (["--bits", "4"], "--quant q4_k_m, or --to mlx --bits 4"),
+        (["--to", "gguf", "--bits", "8"], "--quant q8_0, or --to mlx --bits 8"),
+        (["--group-size", "32"], "--quant q4_k_m, or --to mlx --bits 4 --group-size 32"),
+        (["--mode", "mxfp4"], "--quant q4_k_m, or --to mlx --mode mxfp4"),
+        (["--recipe", "mixed_3_6"], "--quant q4_k_m, or --to mlx --recipe mixed_3_6"),
+        (["--to", "mlx", "--bits", "7"], "--bits is one of 2, 3, 4, 5, 6, 8, or 16 for a copy"),
+    ],
+)
+def test_flags_of_the_other_format_name_the_right_ones(arguments: list[str], hint: str, run: Run) -> None:
+    code, out, err = run("convert", "nowhere", *arguments)
+    assert (code, out) == (2, "")
+    assert err.partition("\n\nhint: ")[2] == f"{hint}\n"
+
+
+def test_configured_flags_of_the_other_format_do_no_harm(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file may hold defaults for both formats; only what is typed must fit."""
+    monkeypatch.setenv("LOCALQWEN_CONVERT_BITS", "4")
+    monkeypatch.setenv("LOCALQWEN_CONVERT_QUANT", "q4_0")
+    code, out, _ = run("convert", str(provide.demo_checkpoint()), "--out", str(tmp_path / "a.gguf"), "--json")
+    assert (code, json.loads(out)["quant"]) == (0, "q4_0")
 
 
 @pytest.mark.parametrize(
@@ -177,6 +232,11 @@ def test_completion_knows_commands_flags_and_quantisations(
     assert offered("localqwen co", 1) == ["convert", "completion"]
     assert offered("localqwen run --top", 2) == ["--top-p", "--top-k"]
     assert "q4_k_m" in offered("localqwen convert x --quant q4", 4)
+    assert offered("localqwen convert x --to m", 4) == ["mlx"]
+    assert offered("localqwen convert x --bits ", 4) == ["2", "3", "4", "5", "6", "8", "16"]
+    assert offered("localqwen convert x --group-size 1", 4) == ["128"]
+    assert offered("localqwen convert x --mode mx", 4) == ["mxfp4", "mxfp8"]
+    assert offered("localqwen convert x --recipe mixed_4", 4) == ["mixed_4_6"]
 
 
 def test_convert_knows_its_default_quantisation() -> None:

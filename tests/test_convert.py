@@ -412,18 +412,19 @@ import resource, sys
 from pathlib import Path
 import convert
 unit = 1 if sys.platform == "darwin" else 1024
-for source in sys.argv[1:]:
-    convert.convert(Path(source), Path(source) / "out.gguf", quant="q4_0", threads=2)
+for source in sys.argv[2:]:
+    convert.convert(Path(source), Path(source) / "out.gguf", quant=sys.argv[1], threads=2)
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems count mapped pages differently")
-def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
+@pytest.mark.parametrize("quant", ["q4_0", "bf16"])
+def test_memory_does_not_grow_with_the_model(quant: str, tmp_path: Path) -> None:
     """A checkpoint of 320 MB takes at most 40 MB more than one of 3 MB, though one tensor alone has 128 MB."""
     small = make_checkpoint(tmp_path / "small")
     large = sparse_checkpoint(tmp_path / "large", Shape(1024, 8192, 3, 8, 8, 128, 65536))
-    before, after = map(int, in_child(MEASURES_MEMORY, str(small), str(large)).split())
+    before, after = map(int, in_child(MEASURES_MEMORY, quant, str(small), str(large)).split())
     assert (large / "model.safetensors").stat().st_size > 300_000_000
     assert after - before < 40_000_000
 

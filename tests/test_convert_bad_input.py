@@ -29,6 +29,7 @@ from checkpoints import (
 )
 
 import convert
+from convert import manifest
 from convert.safetensors import SafetensorsFile
 from localqwen.errors import CheckpointError, ConversionError, OutputError
 
@@ -506,12 +507,13 @@ def test_a_killed_run_leaves_no_file_and_the_next_run_cleans_up(source: Path, ou
     convert.convert(source, out, quant="q8_0", threads=1)
     assert part.exists()
     out.unlink()
+    manifest.file_of(out).unlink()
 
     running.send_signal(signal.SIGKILL)
     running.communicate()
     assert list(out.parent.iterdir()) == [part]
     convert.convert(source, out, quant="q8_0", threads=1)
-    assert list(out.parent.iterdir()) == [out]
+    assert sorted(out.parent.iterdir()) == [out, manifest.file_of(out)]
 
 
 def test_only_our_own_stale_parts_go(source: Path, out: Path) -> None:
@@ -522,7 +524,7 @@ def test_only_our_own_stale_parts_go(source: Path, out: Path) -> None:
         path.write_bytes(b"")
     os.utime(ours, (time.time() - 90_000, time.time() - 90_000))
     convert.convert(source, out, quant="q8_0", threads=1)
-    assert sorted(out.parent.iterdir()) == sorted([out, *others])
+    assert sorted(out.parent.iterdir()) == sorted([out, manifest.file_of(out), *others])
 
 
 def test_a_target_that_appears_meanwhile_stays(source: Path, out: Path) -> None:

@@ -274,7 +274,7 @@ def _distribution(engine: LlamaCppEngine, prompt: list[int], sampling: Sampling)
     import numpy as np
 
     answer(engine, prompt, max_tokens=1)
-    pointer = library().llama_get_logits_ith(engine._context, -1)
+    pointer = library().llama_get_logits_ith(engine._context.handle, -1)
     size = engine._model.vocabulary_size
     logits = np.ctypeslib.as_array(ctypes.cast(pointer, ctypes.POINTER(ctypes.c_float)), (size,)).astype(np.float64)
     logits = logits / sampling.temperature

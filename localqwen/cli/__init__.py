@@ -28,6 +28,7 @@ COMMANDS = {
     "recommend": ("recommend", "Say which model, quantisation and context suit a machine."),
     "bench": ("bench", "Measure speed, latency and endurance; keep and compare."),
     "convert": ("convert", "Turn an official checkpoint into a quantised GGUF file."),
+    "tune": ("tune", "Find the fastest settings for a model on this machine."),
     "doctor": ("doctor", "Check this machine and its engines."),
     "completion": ("completion", "Print the shell's completion script."),
 }

@@ -10,16 +10,17 @@ import codecs
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from localqwen.engines import Constraint, FinishReason, Logprobs, Piece, Run, Sampling, common_prefix, logits
-from localqwen.engines.llama_library import KV_TYPES, ModelFile, last_errors, library, sampler_chain
+from localqwen.engines.llama_context import Context
+from localqwen.engines.llama_library import ModelFile, library, sampler_chain
+from localqwen.engines.settings import Settings, tuned
 from localqwen.errors import ContextTooLong, EngineError, Unsupported, UsageError
 from localqwen.machine import this_machine
 from localqwen.models import fit, gguf_header
-from localqwen.models.fit import BATCH
 
 if TYPE_CHECKING:
     import numpy as np
@@ -63,59 +64,28 @@ class LlamaCppEngine:
 
     name = "llama.cpp"
 
-    def __init__(
-        self,
-        path: Path,
-        *,
-        context_length: int,
-        threads: int,
-        max_runs: int = 1,
-        use_extra_bufts: bool = True,
-        kv_type: str = "f16",
-    ) -> None:
-        self._lib = library()
-        self._model = ModelFile(path, use_extra_bufts=use_extra_bufts)
+    def __init__(self, model: ModelFile, settings: Settings, *, context_length: int, max_runs: int = 1) -> None:
+        """The model's weights may serve several engines; the caller closes them."""
+        self._lib, self._model = library(), model
+        self._context = Context(model, settings, cells=context_length * max_runs, sequences=max_runs)
         self.context_length = context_length
         self.max_runs = max_runs
-        self.threads = threads
         self.chat_template = self._model.metadata("tokenizer.chat_template")
         self.special_tokens = self._model.special_tokens()
         self.stop_tokens = self._model.stop_tokens()
-        self._context = self._open_context(kv_type)
-        self._memory = self._lib.llama_get_memory(self._context)
-        self._batch = self._lib.llama_batch_init(BATCH, 0, 1)
         self._slots = [_Slot(index) for index in range(max_runs)]
         self._clock = 0
         self._slice = SMALLEST_SLICE
+        self._closed = False
 
-    def _open_context(self, kv_type: str) -> Any:
-        params = self._lib.llama_context_default_params()
-        params.n_ctx = self.context_length * self.max_runs
-        params.n_batch = params.n_ubatch = BATCH
-        params.n_seq_max = self.max_runs
-        params.n_threads = params.n_threads_batch = self.threads
-        params.kv_unified = True  # runs share the cells of a common prefix
-        params.type_k = params.type_v = KV_TYPES[kv_type]
-        if kv_type == "f16" and self._plain_attention(params.n_ctx):
-            params.flash_attn_type = 0  # LLAMA_FLASH_ATTN_TYPE_DISABLED; quantised values need it
-        params.no_perf = True
-        context = self._lib.llama_init_from_model(self._model.handle, params)
-        if not context:
-            self._model.close()
-            raise EngineError(
-                f"llama.cpp cannot make a context of {self.context_length:,} tokens: {last_errors()}",
-                "ask for a smaller one with --ctx",
-            )
-        return context
+    @property
+    def settings(self) -> Settings:
+        return self._context.settings
 
-    def _plain_attention(self, cells: int) -> bool:
-        """On a CPU, flash attention decodes slower and rounds in 16 bit, differently for every way to cut a prompt.
-
-        Without it a prompt gives the same logits however it was sliced and whatever of it was cached, so a seed repeats
-        its answer (benchmarks/README.md has the numbers). A GPU has other kernels, and long contexts need the memory.
-        """
-        kept = fit.scores_bytes(cells, self._lib.llama_model_n_head(self._model.handle)) > 0
-        return kept and not self._lib.llama_supports_gpu_offload()
+    @property
+    def threads(self) -> int:
+        """Those that decode at the moment."""
+        return self._context.threads
 
     def tokenize(self, text: str, *, special: bool) -> list[int]:
         return self._model.tokenize(text, special=special)
@@ -173,10 +143,9 @@ class LlamaCppEngine:
     def _share(self, donor: _Slot, slot: _Slot, keep: int) -> None:
         # Removal goes by position, not by what we believe to be there: an interrupted step may have left more behind.
         if slot is donor:
-            self._lib.llama_memory_seq_rm(self._memory, slot.index, keep, -1)
+            self._context.truncate(slot.index, keep)
         else:
-            self._lib.llama_memory_seq_rm(self._memory, slot.index, -1, -1)
-            self._lib.llama_memory_seq_cp(self._memory, donor.index, slot.index, 0, keep)
+            self._context.share(donor.index, slot.index, keep)
         slot.tokens = donor.tokens[:keep]
 
     def step(self) -> list[tuple[Run, Piece]]:
@@ -196,7 +165,7 @@ class LlamaCppEngine:
         live = [slot.run for slot in self._slots if slot.run is not None]
         answering = [run for run in live if len(_state(run).todo) == 1]
         shares = [(run, 1) for run in answering]
-        room = min(self._slice, BATCH - len(shares))
+        room = min(self._slice, self.settings.batch - len(shares))
         for run in sorted((run for run in live if run not in answering), key=lambda run: _state(run).slot.used):
             count = min(room, len(_state(run).todo))
             if count > 0:
@@ -212,32 +181,21 @@ class LlamaCppEngine:
             position, complete = len(state.slot.tokens), count == len(state.todo)
             for offset in range(count):
                 last = complete and offset == count - 1
-                self._set_row(row, state.todo[offset], position + offset, state.slot.index, output=last)
+                self._context.set_row(row, state.todo[offset], position + offset, state.slot.index, output=last)
                 row += 1
             if complete and run.max_tokens:
                 outputs.append((run, row - 1))
-        self._batch.n_tokens = row
         return outputs
-
-    def _set_row(self, row: int, token: int, position: int, sequence: int, *, output: bool) -> None:
-        batch = self._batch
-        batch.token[row] = token
-        batch.pos[row] = position
-        batch.n_seq_id[row] = 1
-        batch.seq_id[row][0] = sequence
-        batch.logits[row] = output
 
     def _decode(self, count: int, *, prefilling: bool) -> None:
         began = time.perf_counter()
-        code = self._lib.llama_decode(self._context, self._batch)
-        if code:
-            raise EngineError(f"llama.cpp failed on a batch of {count} tokens (code {code}): {last_errors()}")
+        self._context.compute(count)
         if prefilling:
             self._adapt_slice(count, time.perf_counter() - began)
 
     def _adapt_slice(self, count: int, seconds: float) -> None:
         if count >= self._slice and 2 * seconds <= LONGEST_PASS:
-            self._slice = min(BATCH, self._slice * 2)
+            self._slice = min(self.settings.batch, self._slice * 2)
         elif seconds > 2 * LONGEST_PASS:
             self._slice = max(SMALLEST_SLICE, self._slice // 2)
 
@@ -267,12 +225,12 @@ class LlamaCppEngine:
     def _draw(self, run: Run, row: int) -> tuple[int, Logprobs | None]:
         sampler = _state(run).sampler
         if run.constraint is None and run.logprobs is None:
-            return self._lib.llama_sampler_sample(sampler, self._context, row), None
-        scores = self._model.logits(self._context, row)
+            return self._context.sample(sampler, row), None
+        scores = self._context.logits(row)
         known = logits.log_softmax(scores) if run.logprobs is not None else None
         if run.constraint is not None:  # the sampler reads the same memory
             scores[~run.constraint.allowed()] = -math.inf
-        token = self._lib.llama_sampler_sample(sampler, self._context, row)
+        token = self._context.sample(sampler, row)
         if run.constraint is not None:
             run.constraint.accept(token)
         return token, None if known is None else logits.logprobs(known, token, run.logprobs or 0)
@@ -289,7 +247,7 @@ class LlamaCppEngine:
             raise EngineError("the engine cannot evaluate a text while a run is live", "cancel the runs first")
         if len(tokens) > self.context_length:
             raise ContextTooLong(len(tokens), self.context_length)
-        self._lib.llama_memory_clear(self._memory, True)
+        self._context.clear()
         for slot in self._slots:
             slot.tokens = []
         for start in range(0, len(tokens), EVALUATED_BLOCK):
@@ -297,21 +255,34 @@ class LlamaCppEngine:
 
     def _evaluated(self, block: Sequence[int], start: int) -> NDArray[np.float32]:
         for row, token in enumerate(block):
-            self._set_row(row, token, start + row, 0, output=True)
-        self._batch.n_tokens = len(block)
-        self._decode(len(block), prefilling=False)
-        return logits.stacked(self._model.logits(self._context, row) for row in range(len(block)))
+            self._context.set_row(row, token, start + row, 0, output=True)
+        self._context.compute(len(block))
+        return logits.stacked(self._context.logits(row) for row in range(len(block)))
 
     def close(self) -> None:
-        if self._context is None:
+        if self._closed:
             return
         for slot in self._slots:
             if slot.run is not None:
                 self.cancel(slot.run)
-        self._lib.llama_batch_free(self._batch)
-        self._lib.llama_free(self._context)
+        self._context.close()
+        self._closed = True
+
+
+class OwnModelEngine(LlamaCppEngine):
+    """Opens the file itself, and closes it. Raises EngineError where llama.cpp cannot load it."""
+
+    def __init__(self, path: Path, settings: Settings, *, context_length: int, max_runs: int = 1) -> None:
+        model = ModelFile(path, use_extra_bufts=settings.use_extra_bufts)
+        try:
+            super().__init__(model, settings, context_length=context_length, max_runs=max_runs)
+        except EngineError:
+            model.close()
+            raise
+
+    def close(self) -> None:
+        super().close()
         self._model.close()
-        self._context = None
 
 
 def _state(run: Run) -> _Decoding:
@@ -330,7 +301,8 @@ def open(  # noqa: A001  (the name every engine module offers)
 ) -> LlamaCppEngine:
     """Open a GGUF file with the settings that this build needs on this CPU and the context that the memory allows.
 
-    `kv_quant` is the bits of keys and values, 8 or 4; None keeps them in 16.
+    Without `threads`, what was tuned, else every core that other programs leave free. `kv_quant` is the bits of keys
+    and values, 8 or 4; None keeps them in 16.
     """
     from localqwen.engines.probe import probe
 
@@ -351,11 +323,13 @@ def open(  # noqa: A001  (the name every engine module offers)
     context = context_length or fit.default_context(header, machine, max_runs, kv)
     if not force:
         fit.check(header, context * max_runs, machine, kv)
-    return LlamaCppEngine(
-        path,
-        context_length=context,
-        threads=threads or (1 if header.bytes <= ONE_THREAD_BYTES else machine.cores),
-        max_runs=max_runs,
+    settings = Settings(
+        threads=1 if header.bytes <= ONE_THREAD_BYTES else machine.cores,
         use_extra_bufts=probe().use_extra_bufts,
         kv_type=kv,
+        adapt_threads=threads is None,
     )
+    settings = tuned(path, settings)
+    if threads is not None:
+        settings = replace(settings, threads=threads, prefill_threads=None)
+    return OwnModelEngine(path, settings, context_length=context, max_runs=max_runs)

@@ -10,15 +10,11 @@ import ctypes
 import unicodedata
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from localqwen import machine
 from localqwen.engines import Sampling
 from localqwen.errors import EngineError, EngineUnavailable
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 _ERROR_LEVEL = 3  # ggml_log_level: 1 info, 2 warning, 3 error, 5 continues the line before
 _RANDOM_SEED = 0xFFFFFFFF  # LLAMA_DEFAULT_SEED: the library draws one
@@ -129,13 +125,6 @@ class ModelFile:
                 length = self._lib.llama_token_to_piece(self.vocab, token, buffer, len(buffer), 0, False)
             known = self._pieces[token] = buffer.raw[:length]
         return known
-
-    def logits(self, context: Any, row: int) -> NDArray[np.float32]:
-        """The library's own memory for a row of the last batch, valid until the next one: writing there is read by
-        the samplers. Shape (vocabulary,)."""
-        import numpy as np
-
-        return np.ctypeslib.as_array(self._lib.llama_get_logits_ith(context, row), shape=(self.vocabulary_size,))
 
     def close(self) -> None:
         if self.handle:

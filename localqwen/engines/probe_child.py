@@ -6,12 +6,13 @@ import sys
 from pathlib import Path
 
 from localqwen.engines import Sampling
-from localqwen.engines.llama_cpp import LlamaCppEngine
+from localqwen.engines.llama_cpp import OwnModelEngine
+from localqwen.engines.settings import Settings
 
 
 def compute(model: Path, *, use_extra_bufts: bool) -> None:
     """A prompt long enough for the large matrix products, and a few tokens."""
-    engine = LlamaCppEngine(model, context_length=256, threads=1, use_extra_bufts=use_extra_bufts)
+    engine = OwnModelEngine(model, Settings(use_extra_bufts=use_extra_bufts), context_length=256)
     run = engine.start(engine.tokenize("7 " * 64, special=False), Sampling(temperature=0), max_tokens=4)
     while not run.finished:
         engine.step()

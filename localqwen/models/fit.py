@@ -59,7 +59,8 @@ def header_need(header: GgufHeader, context_length: int, kv: str = "f16") -> Nee
 
 def _need(weights: int, kv_elements: int, width: int, heads: int, context_length: int, kv: str) -> Need:
     """`weights` are the bytes on disk: they are mapped as they are."""
-    compute = OVERHEAD_BYTES + COMPUTE_BYTES_PER_WIDTH * width + scores_bytes(context_length, heads)
+    scores = scores_bytes(context_length, heads) if kv == "f16" else 0  # quantised values need flash attention
+    compute = OVERHEAD_BYTES + COMPUTE_BYTES_PER_WIDTH * width + scores
     return Need(weights, int(context_length * kv_elements * KV_BYTES[kv]), compute)
 
 

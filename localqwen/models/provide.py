@@ -118,7 +118,7 @@ def _content_key(folder: Path) -> str:
 
     state = [__version__]
     for file in sorted(folder.iterdir()):
-        if file.suffix in (".json", ".safetensors", ".jinja"):
+        if file.suffix in (".json", ".safetensors", ".jinja") and not file.name.endswith(".gguf.json"):
             status = file.stat()
             state.append(f"{file.name} {status.st_size} {status.st_mtime_ns}")
     return hashlib.sha256("\n".join(state).encode()).hexdigest()[:12]

@@ -92,8 +92,8 @@ def _own(path: Path) -> Removed:
 
 
 def _unlink(files: Iterable[Path], kept: list[Path]) -> Removed:
-    """Remove files and links, then the blobs that no link points to any more, then folders that are empty."""
-    gone, freed = dict.fromkeys(files), 0
+    """Remove files and links, their manifests, then blobs that no link points to any more, then empty folders."""
+    gone, freed = dict.fromkeys(each for file in files for each in (file, *_manifest(file))), 0
     repositories = {_repository_folder(file) for file in gone} - {None}
     targets = {file.resolve() for file in gone if file.is_symlink()}
     try:
@@ -106,6 +106,12 @@ def _unlink(files: Iterable[Path], kept: list[Path]) -> Removed:
     except OSError as exc:
         raise StorageError(f"cannot remove {exc.filename}: {exc.strerror}", "check who owns that folder") from exc
     return Removed(tuple(gone), freed, tuple(kept))
+
+
+def _manifest(file: Path) -> list[Path]:
+    """What a conversion has written beside it. A file of a hub's cache has none."""
+    manifest = store.manifest(file)
+    return [manifest] if file.suffix == ".gguf" and not file.is_symlink() and manifest.is_file() else []
 
 
 def _repository_folder(file: Path) -> Path | None:

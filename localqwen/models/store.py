@@ -52,6 +52,11 @@ def made_file(repo: str, commit: str, quant: str) -> Path:
     return made_dir(repo) / f"{repo.rpartition('/')[2]}-{commit[:12]}-{quant.upper()}.gguf"
 
 
+def manifest(file: Path) -> Path:
+    """Where a conversion notes what the file was made of."""
+    return file.with_name(f"{file.name}.json")
+
+
 def made(repo: str, quant: str) -> Path | None:
     """The newest file converted from that repository in that quantisation."""
     found = made_dir(repo).glob(f"*-{quant.upper()}.gguf")

@@ -1,0 +1,113 @@
+"""sha256 of what a conversion reads and writes, on threads of their own: hashlib lets go of the interpreter's lock.
+
+Where a second core is free, a conversion takes no longer for it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event
+from typing import BinaryIO
+
+from convert import target
+from localqwen.errors import CheckpointError
+
+_PIECE = 1 << 20
+_SHA256 = re.compile("[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class Digest:
+    """A file's length, and the sha256 of its bytes as 64 hexadecimal digits.
+
+    `declared` is the hub's word, which its cache keeps as the file's name and `localqwen verify` proves; it was not
+    computed here.
+    """
+
+    bytes: int
+    sha256: str
+    declared: bool = False
+
+    def json(self) -> dict[str, int | str | bool]:
+        fields: dict[str, int | str | bool] = {"bytes": self.bytes, "sha256": self.sha256}
+        return fields | ({"declared": True} if self.declared else {})
+
+
+def of_bytes(content: bytes) -> Digest:
+    return Digest(len(content), hashlib.sha256(content).hexdigest())
+
+
+class InputHashes:
+    """The digests of `files`, by name, computed while the `with` body reads the same pages. `result()` waits.
+
+    A large file in a hub's cache is not hashed: for quick conversions that would be a third of the work.
+    """
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self._files = files
+        self._stop = Event()
+        self._pool = ThreadPoolExecutor(1, "hash-inputs")
+
+    def __enter__(self) -> InputHashes:
+        self._future: Future[dict[str, Digest]] = self._pool.submit(self._hash_all)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._pool.shutdown()
+
+    def result(self) -> dict[str, Digest]:
+        """Raises CheckpointError for a file that cannot be read."""
+        try:
+            return self._future.result()
+        except OSError as exc:
+            raise CheckpointError(f"{exc.filename or 'the checkpoint'} cannot be read: {exc}", "convert again") from exc
+
+    def _hash_all(self) -> dict[str, Digest]:
+        return {path.name: _declared(path) or self._hash(path) for path in self._files}
+
+    def _hash(self, path: Path) -> Digest:
+        state, length, buffer = hashlib.sha256(), 0, memoryview(bytearray(_PIECE))
+        with path.open("rb", buffering=0) as file:
+            while not self._stop.is_set() and (count := file.readinto(buffer)):
+                state.update(buffer[:count])
+                length += count
+        return Digest(length, state.hexdigest())
+
+
+def _declared(path: Path) -> Digest | None:
+    """huggingface_hub's cache: a link to blobs/SHA256. Small files lie under git's sha1, and are hashed."""
+    blob = path.resolve()
+    named = path.is_symlink() and blob.parent.name == "blobs" and _SHA256.fullmatch(blob.name)
+    return Digest(blob.stat().st_size, blob.name, declared=True) if named else None
+
+
+class HashedWriter:
+    """Writes to `file` while a thread of its own hashes the same bytes. Use with `with`; the file stays open."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._state = hashlib.sha256()
+        self._length = 0
+        self._pool = ThreadPoolExecutor(1, "hash-output")
+
+    def __enter__(self) -> HashedWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown()
+
+    def write(self, data: memoryview) -> None:
+        """Returns when both are done: whoever owns the bytes may then let go of them."""
+        hashing = self._pool.submit(self._state.update, data)
+        target.write(self._file, data)
+        hashing.result()
+        self._length += data.nbytes
+
+    def digest(self) -> Digest:
+        return Digest(self._length, self._state.hexdigest())

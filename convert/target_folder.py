@@ -1,0 +1,103 @@
+"""A folder under its final name, whole or not at all: written hidden beside it, then renamed.
+
+A killed run leaves a hidden folder `.<name>.<process id>-<random>.part`; the next run for the same target removes it.
+With `force` the old folder steps aside as `….old` until the new one has its name; a run killed between the two renames
+leaves it so, and the next one gives it its name back.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from convert import target
+from convert.manifest import FOLDER_NAME
+from localqwen.errors import OutputError
+
+
+def check(out: Path, *, force: bool) -> None:
+    """Raises OutputError if the folder `out` cannot be made, or stands already and may not be replaced.
+
+    An empty folder may always be filled. Only a folder that a conversion has made is ever replaced.
+    """
+    target.check_parent(out)
+    if not os.path.lexists(out) or _is_empty(out):
+        return
+    if not out.is_dir():
+        raise OutputError(f"{out} is a file", "name the folder to be made")
+    if not (out / FOLDER_NAME).is_file():
+        raise OutputError(f"{out} exists, and no conversion made it: it has no {FOLDER_NAME}", "give another name")
+    if not force:
+        raise OutputError(f"{out} exists", "give another name, or --force to replace it")
+
+
+@contextmanager
+def writing(out: Path, *, size: int, force: bool) -> Iterator[Path]:
+    """A folder to write about `size` bytes into; it becomes `out` if the body succeeds and vanishes if it does not.
+
+    Raises OutputError for whatever the file system refuses inside the body.
+    """
+    restore(out)
+    part = _hidden(out, "part")
+    try:
+        part.mkdir()
+        yield part
+        target.sync_folder(part)
+        check(out, force=force)  # another run may have been quicker
+        _place(part, out)
+        target.sync_folder(out.parent)
+    except BaseException as exc:
+        _remove(part)
+        if isinstance(exc, OSError):
+            raise target.output_error(out, size, exc) from exc
+        raise
+
+
+def restore(out: Path) -> None:
+    """Removes what killed runs for this target left, and puts a folder back that one of them had set aside."""
+    pattern = re.compile(re.escape(f".{out.name}.") + r"(\d{1,9})-[0-9a-f]{8}\.(part|old)")
+    with suppress(OSError):
+        for path in sorted(out.parent.iterdir()):
+            match = pattern.fullmatch(path.name)
+            if match is None or not target.is_stale(path, int(match[1])):
+                continue
+            if match[2] == "old" and not os.path.lexists(out):
+                path.rename(out)
+            else:
+                _remove(path)
+
+
+def _place(part: Path, out: Path) -> None:
+    """Renaming onto nothing or onto an empty folder is atomic, and fails if another run has put something there."""
+    if not os.path.lexists(out) or _is_empty(out):
+        part.rename(out)
+        return
+    old = _hidden(out, "old")
+    out.rename(old)
+    try:
+        part.rename(out)
+    except BaseException:
+        with suppress(OSError):
+            old.rename(out)
+        raise
+    _remove(old)
+
+
+def _is_empty(out: Path) -> bool:
+    return out.is_dir() and not out.is_symlink() and not any(out.iterdir())
+
+
+def _hidden(out: Path, kind: str) -> Path:
+    return out.with_name(f".{out.name}.{os.getpid()}-{secrets.token_hex(4)}.{kind}")
+
+
+def _remove(path: Path) -> None:
+    if path.is_symlink():
+        path.unlink()
+    else:
+        shutil.rmtree(path, ignore_errors=True)

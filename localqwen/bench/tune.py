@@ -1,0 +1,161 @@
+"""Which settings of llama.cpp are fastest for a model on this machine: `localqwen tune`.
+
+Measured is a turn: a prompt is read, an answer decoded. One setting is changed at a time, candidates take turns, and a
+change is kept only where it is faster by more than the noise of a measurement. Keys and values stay in 16 bit: fewer
+would change the answers, which is the user's decision.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from localqwen.engines import Sampling
+from localqwen.engines.llama_cpp import LlamaCppEngine
+from localqwen.engines.llama_library import ModelFile
+from localqwen.engines.settings import Settings
+
+#: Tokens read and decoded per measurement, and measurements per candidate.
+PROMPT, ANSWER, ROUNDS = 256, 24, 3
+#: A turn of a person: what the two speeds are weighed by, in tokens.
+TURN_PROMPT, TURN_ANSWER = 512, 256
+#: Less than this is noise.
+WORTH_IT = 1.03
+BATCHES = (128, 256, 512)
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Tokens per second."""
+
+    prefill: float
+    decode: float
+
+    @property
+    def turn_seconds(self) -> float:
+        return TURN_PROMPT / self.prefill + TURN_ANSWER / self.decode
+
+
+@dataclass(frozen=True)
+class Trial:
+    """`change` says in words what was tried."""
+
+    change: str
+    settings: Settings
+    speed: Speed
+
+
+Tell = Callable[[Trial], None]
+
+
+def tune(path: Path, start: Settings, cores: int, tell: Tell) -> tuple[Settings, list[Trial]]:
+    """The best settings and everything that was tried, the given ones first. Raises what opening an engine raises."""
+    trials: list[Trial] = []
+
+    def tried(candidates: Sequence[tuple[str, Settings]]) -> list[Trial]:
+        found = [
+            Trial(*candidate, speed) for candidate, speed in zip(candidates, _measure(path, candidates), strict=True)
+        ]
+        for trial in found:
+            tell(trial)
+        trials.extend(found)
+        return found
+
+    best = _threads(tried, replace(start, adapt_threads=False), cores)
+    choices: dict[str, tuple[Any, ...]] = {
+        "flash_attention": (True, False),
+        "use_extra_bufts": (False,),
+        "batch": BATCHES,
+    }
+    for name, values in choices.items():
+        others = [value for value in values if value != getattr(best.settings, name)]
+        if not others:
+            continue
+        now, *changed = tried(
+            [
+                ("as it is", best.settings),
+                *((f"{name.replace('_', ' ')} {value}", replace(best.settings, **{name: value})) for value in others),
+            ]
+        )
+        fastest = min(changed, key=lambda trial: trial.speed.turn_seconds)
+        if fastest.speed.turn_seconds * WORTH_IT < now.speed.turn_seconds:
+            best = fastest
+    return replace(best.settings, adapt_threads=True, tuned=True), trials
+
+
+def _threads(tried: Callable[[Sequence[tuple[str, Settings]]], list[Trial]], start: Settings, cores: int) -> Trial:
+    """Prompts and answers apart: decoding waits for memory, and often needs fewer."""
+    counts = thread_counts(cores)
+    found = tried(
+        [
+            (f"{count} thread{'s' * (count > 1)}", replace(start, threads=count, prefill_threads=count))
+            for count in counts
+        ]
+    )
+    decoding = max(found, key=lambda trial: trial.speed.decode)
+    reading = max(found, key=lambda trial: trial.speed.prefill)
+    settings = replace(start, threads=decoding.settings.threads, prefill_threads=reading.settings.threads)
+    return Trial("threads", settings, Speed(reading.speed.prefill, decoding.speed.decode))
+
+
+def thread_counts(cores: int) -> list[int]:
+    """All up to eight, then in steps of an eighth of the machine, the whole one last."""
+    step = max(1, cores // 8)
+    return sorted({*range(step, cores + 1, step), cores})
+
+
+def _measure(path: Path, candidates: Sequence[tuple[str, Settings]]) -> list[Speed]:
+    """Medians; the candidates take turns, so that a machine that drifts drifts for all of them."""
+    with contextlib.ExitStack() as stack:
+        models = {}
+        for repacked in {settings.use_extra_bufts for _, settings in candidates}:
+            models[repacked] = stack.enter_context(contextlib.closing(ModelFile(path, use_extra_bufts=repacked)))
+        engines = [
+            stack.enter_context(contextlib.closing(_engine(models[settings.use_extra_bufts], settings)))
+            for _, settings in candidates
+        ]
+        prompts = _prompts(len(engines[0].vocabulary()))
+        rounds = [[_turn(engine, next(prompts)) for engine in engines] for _ in range(ROUNDS + 1)][1:]  # warm-up apart
+    return [
+        Speed(statistics.median(each.prefill for each in column), statistics.median(each.decode for each in column))
+        for column in zip(*rounds, strict=True)
+    ]
+
+
+def _engine(model: ModelFile, settings: Settings) -> LlamaCppEngine:
+    return LlamaCppEngine(model, settings, context_length=PROMPT + 2 * ANSWER)
+
+
+def _prompts(vocabulary: int) -> Iterator[list[int]]:
+    """No two begin alike, so nothing is found in a cache; control tokens stand at the vocabulary's end."""
+    for number in itertools.count():
+        yield [(number * 7919 + position * 31) % (vocabulary // 2) for position in range(PROMPT)]
+
+
+def _turn(engine: LlamaCppEngine, prompt: list[int]) -> Speed:
+    began = time.perf_counter()
+    read = engine.start(prompt, Sampling(temperature=0), max_tokens=0)
+    while not read.finished:
+        engine.step()
+    prefill = (len(prompt) - read.cached_tokens) / (time.perf_counter() - began)
+    return Speed(prefill, ANSWER / sum(_steps(engine, prompt)))
+
+
+def _steps(engine: LlamaCppEngine, prompt: list[int]) -> list[float]:
+    """Seconds of `ANSWER` decoding steps; the first step of a run reads the prompt's end and does not count."""
+    seconds: list[float] = []
+    while len(seconds) < ANSWER:
+        run = engine.start(prompt, Sampling(temperature=1, seed=len(seconds)), max_tokens=ANSWER + 1)
+        engine.step()
+        while not run.finished and len(seconds) < ANSWER:
+            began = time.perf_counter()
+            engine.step()
+            seconds.append(time.perf_counter() - began)
+        engine.cancel(run)
+    return seconds

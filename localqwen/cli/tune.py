@@ -1,0 +1,87 @@
+"""`localqwen tune`: measures which settings are fastest for a model on this machine, and keeps them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from localqwen.cli.config import ConfiguredCommand
+from localqwen.cli.options import json_option
+from localqwen.cli.sizes import aligned
+from localqwen.errors import StorageError
+
+if TYPE_CHECKING:
+    from localqwen.bench.tune import Trial
+    from localqwen.engines.settings import Settings
+
+
+@click.command("tune", cls=ConfiguredCommand)
+@click.argument("model")
+@click.option("--forget", is_flag=True, help="Go back to the defaults for this model.")
+@json_option
+def command(model: str, forget: bool, as_json: bool) -> None:
+    """Find the fastest settings of llama.cpp for MODEL here: threads, flash attention, weight repacking, batch size.
+
+    `run`, `chat` and `serve` use them from then on. Leave the machine alone meanwhile: what else runs is measured too.
+    """
+    from localqwen.engines import settings
+    from localqwen.models import provide
+
+    path = provide.provide(model)
+    if forget:
+        there = settings.forget(path)
+        sys.stdout.write(f"{model} runs with the defaults{' again' if there else ', it was never tuned'}\n")
+        return
+    best, trials = _tuned(path)
+    try:
+        settings.keep(path, best)
+    except OSError as exc:
+        raise StorageError(f"the result cannot be kept: {exc}", "check the cache folder: localqwen doctor") from exc
+    if as_json:
+        sys.stdout.write(json.dumps({"model": model, "settings": asdict(best), "trials": _rows(trials)}) + "\n")
+        return
+    sys.stdout.write(page(best, trials) + "\n")
+
+
+def _tuned(path: Path) -> tuple[Settings, list[Trial]]:
+    from localqwen.bench import tune
+    from localqwen.engines.probe import probe
+    from localqwen.engines.settings import Settings
+    from localqwen.machine import this_machine
+
+    cores = this_machine().cores
+    start = Settings(cores, use_extra_bufts=probe().use_extra_bufts)
+
+    def tell(trial: Trial) -> None:
+        if sys.stderr.isatty():
+            sys.stderr.write(f"{trial.change}: {_speeds(trial)}\n")
+
+    return tune.tune(path, start, cores, tell)
+
+
+def _speeds(trial: Trial) -> str:
+    return f"{trial.speed.prefill:,.1f} tokens/s reading, {trial.speed.decode:,.1f} answering"
+
+
+def _rows(trials: list[Trial]) -> list[dict[str, Any]]:
+    return [{"change": trial.change, **asdict(trial.speed)} for trial in trials]
+
+
+def page(best: Settings, trials: list[Trial]) -> str:
+    head = ("TRIED", "READING t/s", "ANSWERING t/s")
+    rows = [(trial.change, f"{trial.speed.prefill:,.1f}", f"{trial.speed.decode:,.1f}") for trial in trials]
+    return aligned([head, *rows]) + f"\n\nkept: {described(best)}"
+
+
+def described(best: Settings) -> str:
+    flash = {None: "the default", True: "on", False: "off"}[best.flash_attention]
+    repacked = "on" if best.use_extra_bufts else "off"
+    return (
+        f"{best.threads} threads for answers, {best.threads_for_prompts} for prompts, flash attention {flash}, "
+        f"weight repacking {repacked}, {best.batch} tokens per pass"
+    )
