@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Any
 
 from localqwen.bench.history import Benchmark
 from localqwen.bench.samples import Row, rows
+from localqwen.bench.tables import gigabytes
 from localqwen.errors import EngineUnavailable
 
 #: Of Okabe and Ito ("Color Universal Design", 2008): told apart also by who does not see all colours.
@@ -34,9 +36,23 @@ class Line:
     name: str
     rows: Sequence[Row]
     bytes: int
+    colour: str
 
     def of(self, kind: str) -> list[Row]:
         return [row for row in self.rows if row.test.kind == kind]
+
+
+@dataclass(frozen=True)
+class Series:
+    """Rows that belong together in one chart: the colour says which model, the style which variation of the test."""
+
+    label: str
+    rows: Sequence[Row]
+    colour: str
+    style: str
+
+
+_STYLES = ("-", "--", ":", "-.")
 
 
 def draw(runs: Sequence[Benchmark]) -> list[Chart]:
@@ -47,11 +63,13 @@ def draw(runs: Sequence[Benchmark]) -> list[Chart]:
 
 
 def _lines(runs: Sequence[Benchmark]) -> Iterator[Line]:
+    colours = cycle(COLOURS)
     for run in runs:
         found = rows(run.samples)
         for subject in run.subjects:
             name = subject.label if len(runs) == 1 else f"{subject.label} ({run.id})"
-            yield Line(name, [row for row in found if row.subject == subject.label], subject.bytes)
+            mine = [row for row in found if row.subject == subject.label]
+            yield Line(name, mine, subject.bytes, next(colours))
 
 
 def _pyplot() -> Any:
@@ -77,10 +95,6 @@ def _chart(name: str, title: str, caption: str, paint: Callable[[Any], None]) ->
     return Chart(name, title, caption, target.getvalue())
 
 
-def _colour(index: int) -> str:
-    return COLOURS[index % len(COLOURS)]
-
-
 def _quality(lines: Sequence[Line]) -> Chart | None:
     """Quality against speed, the size of a dot is that of the file."""
     found = [(line, row) for line in lines for row in line.of("quality")]
@@ -89,29 +103,32 @@ def _quality(lines: Sequence[Line]) -> Chart | None:
 
     def paint(axes: Any) -> None:
         largest = max(line.bytes for line, _ in found) or 1
-        for index, (line, row) in enumerate(found):
+        for line, row in found:
             decodes = [each for each in line.of("decode") if not each.test.depth and each.test.batch == 1]
             speed = decodes[0].metrics["tokens_per_second"].median if decodes else 0.0
+            text = f"{line.name}: {gigabytes(line.bytes)}, top-1 {row.metrics['top1'].median:.1%}"
             area = 40 + 360 * line.bytes / largest
-            axes.scatter(speed, row.metrics["kl_mean"].median, s=area, color=_colour(index), alpha=0.8)
-            text = f"{line.name}, {line.bytes / 1e9:.2f} GB, top-1 {row.metrics['top1'].median:.1%}"
-            axes.annotate(text, (speed, row.metrics["kl_mean"].median), textcoords="offset points", xytext=(8, 8))
+            axes.scatter(speed, row.metrics["kl_mean"].median, s=area, color=line.colour, alpha=0.8)
+            axes.scatter([], [], s=40, color=line.colour, label=text)  # the legend's dot, of one size
         axes.margins(0.25)
         axes.set(xlabel="decode, tokens/s", ylabel="KL divergence, nats (0: as the reference)")
+        axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, 1.2), ncols=2, fontsize="small")
 
     caption = "Further right is faster, further down is closer to the reference; the dot's area is the file's size."
     return _chart("quality", "Quality against speed and size", caption, paint)
 
 
-def _grouped(found: Sequence[Row], key: Callable[[Row], int]) -> list[tuple[int, list[Row]]]:
-    return [(value, [row for row in found if key(row) == value]) for value in sorted({key(row) for row in found})]
+def _grouped(found: Sequence[Row], key: Callable[[Row], int]) -> Iterator[tuple[int, tuple[int, list[Row]]]]:
+    """Numbered from 0, in the order of the key."""
+    values = sorted({key(row) for row in found})
+    return enumerate((value, [row for row in found if key(row) == value]) for value in values)
 
 
 def _speed_by_depth(lines: Sequence[Line]) -> Chart | None:
     series = [
-        (line.name + (f", {batch} at once" if batch > 1 else ""), found)
+        Series(line.name + (f", {batch} at once" if batch > 1 else ""), found, line.colour, _STYLES[number % 4])
         for line in lines
-        for batch, found in _grouped(line.of("decode"), lambda row: row.test.batch)
+        for number, (batch, found) in _grouped(line.of("decode"), lambda row: row.test.batch)
     ]
     caption = "Median tokens per second of all answers together; bars are one standard deviation over the repeats."
     return _speeds(series, "depth", "Decode", caption, "tokens that lie in the context", lambda row: row.test.depth)
@@ -119,34 +136,30 @@ def _speed_by_depth(lines: Sequence[Line]) -> Chart | None:
 
 def _prefill(lines: Sequence[Line]) -> Chart | None:
     series = [
-        (line.name + (f", at {depth:,}" if depth else ""), found)
+        Series(line.name + (f", at {depth:,}" if depth else ""), found, line.colour, _STYLES[number % 4])
         for line in lines
-        for depth, found in _grouped(line.of("prefill"), lambda row: row.test.depth)
+        for number, (depth, found) in _grouped(line.of("prefill"), lambda row: row.test.depth)
     ]
     caption = "Median tokens per second at which a prompt is read; bars are one standard deviation over the repeats."
     return _speeds(series, "prefill", "Prefill", caption, "tokens of the prompt", lambda row: row.test.prompt)
 
 
 def _speeds(
-    series: Sequence[tuple[str, Sequence[Row]]],
-    name: str,
-    title: str,
-    caption: str,
-    along: str,
-    place: Callable[[Row], int],
+    series: Sequence[Series], name: str, title: str, caption: str, along: str, place: Callable[[Row], int]
 ) -> Chart | None:
     """Lines where there are several places, bars where there is one."""
     if not series:
         return None
-    places = sorted({place(row) for _, found in series for row in found})
+    places = sorted({place(row) for each in series for row in each.rows})
 
     def lines(axes: Any) -> None:
-        for index, (label, found) in enumerate(series):
-            ordered = sorted(found, key=place)
+        for each in series:
+            ordered = sorted(each.rows, key=place)
             speeds = [row.metrics["tokens_per_second"] for row in ordered]
             axes.errorbar(
                 [place(row) for row in ordered], [speed.median for speed in speeds],
-                yerr=[speed.deviation for speed in speeds], marker="o", capsize=3, label=label, color=_colour(index),
+                yerr=[speed.deviation for speed in speeds], marker="o", capsize=3,
+                label=each.label, color=each.colour, linestyle=each.style,
             )  # fmt: skip
         axes.set(xlabel=along, ylabel="tokens/s")
         axes.set_ylim(bottom=0)
@@ -154,29 +167,34 @@ def _speeds(
         axes.legend(frameon=False)
 
     def bars(axes: Any) -> None:
-        for index, (_, (row, *_)) in enumerate(series):
-            speed = row.metrics["tokens_per_second"]
-            axes.barh(index, speed.median, xerr=speed.deviation, capsize=3, color=_colour(index))
-        axes.set_yticks(range(len(series)), [label for label, _ in series])
+        for index, each in enumerate(series):
+            speed = each.rows[0].metrics["tokens_per_second"]
+            axes.barh(index, speed.median, xerr=speed.deviation, capsize=3, color=each.colour)
+        axes.set_yticks(range(len(series)), [each.label for each in series])
         axes.invert_yaxis()
-        axes.set(xlabel=f"tokens/s, {places[0]:,} {along}")
+        axes.set(xlabel=f"tokens/s; {places[0]:,} {along}")
 
     return _chart(name, title, caption, lines if len(places) > 1 else bars)
 
 
 def _latency(lines: Sequence[Line]) -> Chart | None:
-    found = [(line, row) for line in lines for row in line.of("decode") if row.latency and row.test.batch == 1]
+    found = [
+        (line, row, _STYLES[number % 4])
+        for line in lines
+        for number, row in enumerate(row for row in line.of("decode") if row.latency and row.test.batch == 1)
+    ]
     if not found:
         return None
 
     def paint(axes: Any) -> None:
-        for index, (line, row) in enumerate(found):
+        for line, row, style in found:
             times = sorted(1000 * latency for sample in row.samples for latency in sample.latencies)
             shares = [100 * (place + 1) / len(times) for place in range(len(times))]
-            axes.step(times, shares, where="post", label=f"{line.name}, {row.test.label}", color=_colour(index))
+            label = f"{line.name}, {row.test.label}"
+            axes.step(times, shares, where="post", label=label, color=line.colour, linestyle=style)
         axes.set(xlabel="milliseconds between two tokens", ylabel="% of tokens that came as soon", ylim=(0, 100))
         axes.set_xlim(left=0)
-        axes.legend(frameon=False, fontsize="small")
+        axes.legend(frameon=False, fontsize="small", loc="center right")
 
     caption = "How evenly tokens come: the steeper, the steadier; a long tail to the right is felt as stutter."
     return _chart("latency", "Time between two tokens", caption, paint)
@@ -198,7 +216,7 @@ def _waiting(lines: Sequence[Line]) -> Chart | None:
                 if metric in row.metrics:
                     until = row.metrics[metric].median / 1000
                     width = max(until - before, 0)
-                    axes.barh(index, width, left=before, color=_colour(shade), label="" if index else label)
+                    axes.barh(index, width, left=before, color=COLOURS[shade], label="" if index else label)
                     before += width
         names = [f"{line.name}: {row.test.label}" if len(lines) > 1 else row.test.label for line, row in found]
         axes.set_yticks(range(len(found)), names)
@@ -218,8 +236,8 @@ def _thinking(lines: Sequence[Line]) -> Chart | None:
     def paint(axes: Any) -> None:
         for index, (_, row) in enumerate(found):
             share = 100 * row.metrics["thinking_share"].median
-            axes.barh(index, share, color=_colour(0), label="" if index else "thinking")
-            axes.barh(index, 100 - share, left=share, color=_colour(4), label="" if index else "answer")
+            axes.barh(index, share, color=COLOURS[0], label="" if index else "thinking")
+            axes.barh(index, 100 - share, left=share, color=COLOURS[4], label="" if index else "answer")
         names = [f"{line.name}: {row.test.label}" if len(lines) > 1 else row.test.label for line, row in found]
         axes.set_yticks(range(len(found)), names)
         axes.invert_yaxis()
@@ -235,10 +253,10 @@ def _over_time(lines: Sequence[Line]) -> Chart | None:
         return None
 
     def paint(axes: Any) -> None:
-        for index, (line, sample) in enumerate(found):
+        for line, sample in found:
             times = [point["seconds"] for point in sample.series]
             speeds = [point["tokens_per_second"] for point in sample.series]
-            axes.plot(times, speeds, color=_colour(index), label=line.name)
+            axes.plot(times, speeds, color=line.colour, label=line.name)
         axes.set(xlabel="seconds", ylabel="tokens/s")
         axes.set_ylim(bottom=0)
         axes.legend(frameon=False, loc="lower left")

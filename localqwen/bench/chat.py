@@ -125,8 +125,8 @@ def measure(
     clock: Callable[[], float] = time.perf_counter,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Iterator[Sample]:
-    """One conversation of a workload: a sample per turn. `lane` tells conversations apart that run at once, `salt` runs on
-    a server that remembers.
+    """One conversation of a workload: a sample per turn. `lane` tells conversations apart that run at once, `salt` the
+    runs against a server that remembers.
 
     Sampling is the makers' with a seed, because greedy sampling while thinking may never end.
     """
@@ -138,7 +138,7 @@ def measure(
             sleep(workload.pause)
         messages += added
         request = Request(
-            messages,
+            tuple(messages),
             workload.offered,
             think=workload.think,
             budget=workload.budget,

@@ -5,10 +5,12 @@ Not for people: `worker.py` starts it.
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, is_dataclass
 from functools import cached_property
 from typing import Any, TextIO
 
@@ -24,6 +26,8 @@ from localqwen.errors import LocalqwenError
 from localqwen.models import names
 
 Answer = Mapping[str, Any]
+_NO_MEMORY = "the process may not take more memory: the model does not fit the limit that it is held to"
+_LESS = "use a smaller model, quantisation or context, or leave out --hold"
 
 
 def serve(requests: TextIO, answers: Callable[[Answer], None]) -> None:
@@ -46,6 +50,10 @@ def serve(requests: TextIO, answers: Callable[[Answer], None]) -> None:
         except LocalqwenError as error:
             told = {"class": type(error).__name__, "message": error.message, "hint": error.hint}
             answers({"error": told})
+        except (MemoryError, OSError) as error:
+            if isinstance(error, OSError) and error.errno != errno.ENOMEM:
+                raise
+            answers({"error": {"class": "NotEnoughMemory", "message": _NO_MEMORY, "hint": _LESS}})
     if bench is not None:
         bench.close()
 
@@ -83,6 +91,7 @@ class Bench:
             "threads": getattr(self.engine, "threads", 0),
             "context_length": self.engine.context_length,
             "load_ms": self._load_ms,
+            "settings": _settings(self.engine),
         }
 
     def measure(self, test: Test, repeat: int, options: Mapping[str, Any]) -> Iterator[Sample]:
@@ -123,6 +132,12 @@ class Bench:
         if self._sensors is not None:
             self._sensors.close()
         self.engine.close()
+
+
+def _settings(engine: Engine) -> Answer:
+    """How the engine computes, where it tells."""
+    told = getattr(engine, "settings", None)
+    return asdict(told) if is_dataclass(told) and not isinstance(told, type) else {}
 
 
 def _hold(wanted: Mapping[str, Any]) -> None:

@@ -82,6 +82,7 @@ class Log:
         self.failure: StorageError | None = None
         self.path = where / f"{benchmark.id}.jsonl" if where else None
         self._file: TextIO | None = None
+        self.samples = 0
         if self.path is not None:
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -95,6 +96,7 @@ class Log:
 
     def sample(self, sample: Sample) -> None:
         self._write(sample.to_json())
+        self.samples += 1
 
     def note(self, text: str) -> None:
         self._write({"note": text})
@@ -122,8 +124,11 @@ class Log:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._file is not None:
-            self._file.close()
+        if self._file is None or self.path is None:
+            return
+        self._file.close()
+        if not self.samples:  # nothing was measured: nothing to keep
+            self.path.unlink()
 
 
 def read(path: Path) -> Benchmark:

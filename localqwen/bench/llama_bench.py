@@ -55,9 +55,10 @@ def _build(run: Benchmark, subject: Subject) -> dict[str, Any]:
 
 def _settings(subject: Subject) -> dict[str, Any]:
     """Our engine's own, where llama-bench has flags (benchmarks/README.md says why they differ from its defaults)."""
+    batch = subject.settings.get("batch", BATCH)
     return {
-        "n_batch": BATCH,
-        "n_ubatch": BATCH,
+        "n_batch": batch,
+        "n_ubatch": batch,
         "n_threads": subject.threads,
         "cpu_mask": "0x0",
         "cpu_strict": False,
@@ -69,7 +70,7 @@ def _settings(subject: Subject) -> dict[str, Any]:
         "split_mode": "layer",
         "main_gpu": 0,
         "no_kv_offload": False,
-        "flash_attn": 0,
+        "flash_attn": int(bool(subject.settings.get("flash_attention"))),
         "devices": "auto",
         "tensor_split": "0.00",
         "tensor_buft_overrides": "none",
@@ -78,7 +79,7 @@ def _settings(subject: Subject) -> dict[str, Any]:
         "embeddings": False,
         "no_op_offload": 0,
         "no_host": False,
-        "repack": True,
+        "repack": bool(subject.settings.get("use_extra_bufts", True)),
         "fit_target": 0,
         "fit_min_ctx": 0,
     }

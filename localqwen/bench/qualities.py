@@ -17,14 +17,17 @@ _CONTEXT = quality.WINDOW
 Tell = Callable[[str, int, int], None]
 
 
-def reference_of(paths: Sequence[str], subjects: Sequence[Subject]) -> str:
-    """The largest of the models: it has lost the least. Raises UsageError where there is only one."""
-    if len(set(paths)) < 2:
+def check(models: Sequence[str], reference: str | None) -> None:
+    """Before anything is measured: raises UsageError where there is nothing to compare with."""
+    if reference is None and len(set(models)) < 2:
         raise UsageError(
             "quality is measured beside a reference", "name it: --reference FILE, best in 16 bit; or give two models"
         )
-    largest = max(subjects, key=lambda subject: subject.bytes)
-    return paths[[subject.label for subject in subjects].index(largest.label)]
+
+
+def reference_of(paths: Sequence[str], subjects: Sequence[Subject]) -> str:
+    """The largest of the models: it has lost the least."""
+    return max(zip(subjects, paths, strict=True), key=lambda pair: pair[0].bytes)[1]
 
 
 def measure(

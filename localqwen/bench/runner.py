@@ -16,7 +16,7 @@ from localqwen.bench.limits import NO_LIMITS, Limits
 from localqwen.bench.samples import Sample, Subject, Test
 from localqwen.bench.speed import context_needed
 from localqwen.bench.worker import Opening, Worker, interleaved
-from localqwen.errors import UsageError
+from localqwen.errors import Unsupported, UsageError
 from localqwen.machine import Machine, this_machine
 from localqwen.models import fit, gguf_header, provide
 
@@ -41,6 +41,10 @@ class Plan:
     force: bool = False
     limits: Limits = NO_LIMITS
     options: Mapping[str, Any] | None = None  # for chat, workloads and endurance: what the child needs to know
+
+    def __post_init__(self) -> None:
+        if not self.tests:
+            raise UsageError("there is nothing to measure", "give a --prompt or a --generate above 0")
 
     @property
     def context(self) -> int:
@@ -96,8 +100,6 @@ class Runner:
 
     def __init__(self, plan: Plan, run: Benchmark, log: Log, tell: Tell) -> None:
         plan.limits.check()
-        if plan.repeats < 1 or not plan.tests:
-            raise UsageError("there is nothing to measure", "give a --prompt or a --generate above 0")
         self.plan, self.run = plan, run
         self._log, self._tell = log, tell
         self._openings: list[Opening] = []
@@ -127,8 +129,7 @@ class Runner:
             self._tell(f"reading {opening.label}", 0, 0)
             engine = engines.choose(this_machine(), engines.installed(), opening.engine).engine
             subject = subjects.describe(opening.name, engine, label=opening.label)
-            if not self.plan.force:
-                self._check(opening.name)
+            self._check(opening.name)
             self._openings.append(opening)
             self.run = replace(self.run, subjects=(*self.run.subjects, subject))
         threads = max(filter(None, self.plan.threads), default=0) or this_machine().cores
@@ -138,8 +139,17 @@ class Runner:
 
     def _check(self, name: str) -> None:
         path = provide.provide(name)
-        if path.is_file():
-            fit.check(gguf_header.read(path), self.plan.context * self.plan.max_runs, this_machine())
+        if not path.is_file():
+            return
+        header = gguf_header.read(path)
+        if self.plan.context > header.context_length:
+            raise Unsupported(
+                f"the tests need a context of {self.plan.context:,} tokens, {path.name} was made for "
+                f"{header.context_length:,}",
+                "take away from --depth, --prompt, --generate or --workload",
+            )
+        if not self.plan.force:
+            fit.check(header, self.plan.context * self.plan.max_runs, this_machine())
 
     def _fit_together(self) -> bool:
         if len(self._openings) == 1:
@@ -161,7 +171,7 @@ class Runner:
     def _opened(self, label: str, facts: Mapping[str, Any]) -> None:
         """The engine says what it took: its subject is complete with that, and written down once."""
         known = self.run.subject(label)
-        told = {name: facts[name] for name in ("engine", "threads", "context_length")}
+        told = {name: facts[name] for name in ("engine", "threads", "context_length", "settings")}
         subject = replace(known, **told)
         if not known.context_length:
             self._log.subject(subject)

@@ -88,7 +88,8 @@ class Sample:
 @dataclass(frozen=True)
 class Subject:
     """What is measured: a model file on an engine, or a server. `bytes` are the weights on disk, `active_bytes` those
-    that one token passes through, `kv_bytes` what each token of context adds; 0 where a server does not tell."""
+    that one token passes through, `kv_bytes` what each token of context adds; 0 where a server does not tell.
+    `settings` are the engine's own."""
 
     label: str
     engine: str
@@ -103,6 +104,7 @@ class Subject:
     context_length: int = 0
     bandwidth: float = 0
     url: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     def bytes_per_token(self, depth: float) -> float:
         """What decoding one token reads from memory: weights, keys and values."""

@@ -164,7 +164,9 @@ def _wait_row(row: Row) -> Cells:
 
 
 def seconds(milliseconds: float) -> str:
-    return f"{milliseconds:.1f} ms" if milliseconds < 100 else f"{milliseconds / 1000:.2f} s"
+    if milliseconds >= 1000:
+        return f"{milliseconds / 1000:.2f} s"
+    return f"{milliseconds:.0f} ms" if milliseconds >= 10 else f"{milliseconds:.1f} ms"
 
 
 def suites(run: Benchmark) -> list[Cells]:

@@ -103,8 +103,8 @@ def named(names: Sequence[str]) -> list[Workload]:
 
 
 class Script:
-    """The user's side of a workload as messages. `session` stands before everything: another one for every conversation,
-    so that no cache, ours or a server's, knows a first turn already."""
+    """The user's side of a workload as messages. `session` stands before everything and is another one for every
+    conversation, so that no cache, ours or a server's, knows a first turn already."""
 
     def __init__(self, workload: Workload, count: Count, session: str) -> None:
         self._work, self._session = workload, session

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from localqwen.cli import INTERRUPTED
 from localqwen.cli.progress import counting_bar
 from localqwen.cli.sizes import aligned
-from localqwen.errors import UsageError
+from localqwen.errors import LocalqwenError, UsageError
 
 if TYPE_CHECKING:
     from localqwen.bench.history import Benchmark, Log
@@ -109,9 +109,11 @@ def _tests(asked: Asked, workloads: dict[str, Workload]) -> list[Test]:
 
 
 def _measure_models(asked: Asked, workloads: dict[str, Workload], profile: Profile | None) -> int:
-    from localqwen.bench import history, runner
+    from localqwen.bench import history, qualities, runner
     from localqwen.cli import getting
 
+    if asked.quality:
+        qualities.check(asked.models, asked.reference)
     plan = _plan(asked, workloads, profile)
     plan.limits.check()
     for name in dict.fromkeys((*plan.models, *([asked.reference] if asked.reference else []))):
@@ -125,7 +127,7 @@ def _measure_models(asked: Asked, workloads: dict[str, Workload], profile: Profi
             if asked.quality:
                 running.add_quality(asked.reference, _text(asked.text))
 
-        stopped = _until_stopped(steps)
+        stopped = _until_stopped(steps, log)
         done = _ended(running.run, log, profile, stopped=stopped)
     return _report(asked, done, log, stopped=stopped)
 
@@ -190,18 +192,22 @@ def _measure_server(asked: Asked, workloads: dict[str, Workload], profile: Profi
     begun = runner.begin(settings, profile=profile.name if profile else "")
     with history.Log(begun, history.folder() if asked.save else None) as log, counting_bar() as tell:
         running = RemoteRunner(model, tests, workloads, asked.repeats, begun, log, tell)
-        stopped = _until_stopped(running.measure)
+        stopped = _until_stopped(running.measure, log)
         done = _ended(running.run, log, profile, stopped=stopped)
     model.close()
     return _report(asked, done, log, stopped=stopped)
 
 
-def _until_stopped(measure: Callable[[], None]) -> bool:
-    """Whether a person stopped it."""
+def _until_stopped(measure: Callable[[], None], log: Log) -> bool:
+    """Whether a person stopped it. What was measured before an error is told, and the error goes on."""
     try:
         measure()
     except KeyboardInterrupt:
         return True
+    except LocalqwenError:
+        if log.path is not None and log.samples:
+            sys.stderr.write(f"what was measured is kept: localqwen bench show {log.path.stem}\n")
+        raise
     return False
 
 
@@ -219,7 +225,7 @@ def _report(asked: Asked, done: Benchmark, log: Log, *, stopped: bool) -> int:
     show(done, asked.form, llama_bench=asked.llama_bench)
     if log.failure is not None:
         sys.stderr.write(f"warning: the run is not saved: {log.failure.message}\n")
-    elif asked.save:
+    elif asked.save and log.samples:
         sys.stderr.write(f"saved: localqwen bench show {done.id}\n")
     if asked.plot:
         from localqwen.bench import report
