@@ -1,14 +1,16 @@
 """Names, files, sizes: the registry, the store, the header reader, what fits."""
 
+import json
 import struct
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from checkpoints import make_checkpoint, write_json
 
 from localqwen.errors import ModelNotFound, NotEnoughMemory, Unsupported
 from localqwen.machine import Machine
-from localqwen.models import fit, gguf_header, inventory, names, provide, store
+from localqwen.models import checkpoint_header, describe, fit, gguf_header, inventory, names, provide, store
 from localqwen.models.gguf_header import GgufHeader
 
 MACHINE = Machine("Linux", "x86_64", "a chip", 4, 16 << 30, 8 << 30)
@@ -116,6 +118,23 @@ def test_the_largest_that_fits_passes_over_files_that_do_not_or_are_damaged(tmp_
     for memory, expected in [(small + (8 << 20), "large"), (small, "small"), (small - 1, None)]:
         found = fit.largest_that_fits(files, replace(MACHINE, available_memory=memory))
         assert (found.name if found else None) == expected
+
+
+def test_the_largest_that_fits_may_be_a_folder_for_mlx(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "folder")
+    file = store.LocalFile("folder", folder, 1 << 20, "4bit", 0.0, "mlx")
+    needed = fit.needed_bytes(checkpoint_header.read(folder), fit.SMALLEST_DEFAULT_CONTEXT)
+    assert fit.largest_that_fits([file], replace(MACHINE, available_memory=needed)) == file
+    assert fit.largest_that_fits([file], replace(MACHINE, available_memory=needed - 1)) is None
+
+
+def test_a_folder_quantised_for_mlx_is_described_without_a_conversion(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "packed")
+    config = json.loads((folder / "config.json").read_text())
+    write_json(folder / "config.json", config | {"quantization": {"group_size": 64, "bits": 4}})
+    facts = describe.describe(str(folder))
+    assert (facts["path"], facts["layers"], facts["architecture"]) == (str(folder), 2, "qwen3")
+    assert facts["bytes"] == (folder / "model.safetensors").stat().st_size
 
 
 def test_an_unknown_name_gets_did_you_mean() -> None:

@@ -472,6 +472,20 @@ def test_files_for_mlx_are_a_folder(machine: Machine) -> None:
     assert (entry["name"], entry["engine"], entry["quant"]) == ("qwen3:4b-4bit", "mlx", "4bit")
 
 
+def test_a_repository_for_mlx_is_taken_as_it_is(machine: Machine) -> None:
+    """Its weights are quantised already: nothing is converted, and the folder is what MLX opens."""
+    (result,) = json.loads(machine.good("pull", "hf:Qwen/Qwen3-4B-MLX-4bit", "--engine", "mlx", "--json"))
+    assert (result["converted"], result["quant"]) == (False, "")
+    assert {path.name for path in Path(result["path"]).iterdir()} >= {"config.json", "model.safetensors"}
+    assert "--engine mlx" in machine.fails("run", "hf:somebody/Else", "hi", "--engine", "mlx")[1]
+
+
+def test_a_model_without_files_for_mlx_says_so(machine: Machine) -> None:
+    message, hint = machine.fails("pull", "qwen3:4b-base", "--engine", "mlx")
+    assert "no official files for MLX" in message
+    assert "--engine gguf" in hint
+
+
 def test_any_repository_can_be_named(machine: Machine) -> None:
     machine.good("pull", "hf:somebody/Tiny:q8_0")
     (entry,) = json.loads(machine.good("list", "--json"))

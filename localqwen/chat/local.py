@@ -100,13 +100,16 @@ def load(
     context_length: int | None = None,
     threads: int | None = None,
     force: bool = False,
+    kv_quant: int | None = None,
 ) -> LocalChatModel:
     """Open a model by name or path and make it answer. See `localqwen.engines.open` for the parameters and errors."""
     from localqwen import engines
     from localqwen.models import names
 
     begin = time.perf_counter()
-    opened = engines.open(name, engine=engine, context_length=context_length, threads=threads, force=force)
+    opened = engines.open(
+        name, engine=engine, context_length=context_length, threads=threads, force=force, kv_quant=kv_quant
+    )
     model = names.model_of(name)
     return LocalChatModel(
         opened,

@@ -88,10 +88,14 @@ def available(model: str) -> bool:
 
 
 def _largest() -> str | None:
+    """Of what an engine on this machine can open."""
+    from localqwen import engines
     from localqwen.machine import this_machine
     from localqwen.models import fit
 
-    found = fit.largest_that_fits(inventory.on_disk(), this_machine())
+    installed = engines.installed()
+    files = [file for file in inventory.on_disk() if installed.get(file.engine)]
+    found = fit.largest_that_fits(files, this_machine())
     return inventory.command_name(found) if found else None
 
 

@@ -71,6 +71,9 @@ def _probe(name: str) -> dict[str, Any]:
     from localqwen.engines import probe
 
     try:
+        if name == "mlx":
+            probe.check_mlx()
+            return {"ok": True, "detail": "runs", "hint": ""}
         result = probe.probe()
     except LocalqwenError as error:
         return {"ok": False, "detail": error.message, "hint": error.hint}
@@ -115,7 +118,7 @@ def _engine_line(engine: Mapping[str, Any]) -> str:
         return "not installed"
     probe = engine["probe"]
     line = f"{engine['version'] or 'version unknown'}, probe: {'passed' if probe['ok'] else 'failed'}"
-    if probe["ok"] and probe["use_extra_bufts"]:
+    if probe["ok"] and probe.get("use_extra_bufts", True):
         return line
     if probe["ok"]:
         line += ": the CPU announces instructions (AMX) that do not work here, so weights are not repacked"

@@ -23,25 +23,27 @@ LINE_SECONDS = 15.0
 _WORDS = {"load": "loading", "wait": "waiting for another pull of", "check": "checking", "convert": "converting"}
 
 
-def ensure(name: str, *, yes: bool, force: bool = False) -> None:
+def ensure(name: str, *, engine: str | None = None, yes: bool, force: bool = False) -> None:
     """Raises NotPulled where nobody is there to be asked, NotEnoughMemory before loading what cannot run here."""
+    from localqwen import engines
     from localqwen.models import names, provide
 
     reference = names.parse(name)
+    chosen = engines.choose_for(name, engine).engine
     if isinstance(reference, Named) and reference.why:
         sys.stderr.write(f"{name} is {reference.text}: {reference.why}\n")
-    if provide.is_here(name):
+    if provide.is_here(name, chosen):
         with conversion_bar(f"converting {name}") as progress:
-            provide.provide(name, progress=progress)
+            provide.provide(name, engine=chosen, progress=progress)
     elif not isinstance(reference, LocalPath):
-        _pull_asking(name, yes=yes, force=force)
+        _pull_asking(name, chosen, yes=yes, force=force)
 
 
-def _pull_asking(name: str, *, yes: bool, force: bool) -> None:
+def _pull_asking(name: str, engine: str, *, yes: bool, force: bool) -> None:
     from localqwen.machine import this_machine
     from localqwen.models import fit, provide, pull
 
-    reference = pull.resolve(name)
+    reference = pull.resolve(name, engine=engine)
     asks = not yes and sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()
     if not yes and not asks:
         raise provide.not_pulled(reference)

@@ -62,6 +62,7 @@ class Loading:
     ctx: int | None = None
     threads: int | None = None
     engine: str | None = None
+    kv_quant: int | None = None
     yes: bool = False
     force: bool = False
 
@@ -70,9 +71,10 @@ class Loading:
         import localqwen
         from localqwen.cli import getting
 
-        getting.ensure(name, yes=self.yes, force=self.force)
-        forced = {"force": True} if self.force else {}
-        return localqwen.load(name, engine=self.engine, context_length=self.ctx, threads=self.threads, **forced)
+        getting.ensure(name, engine=self.engine, yes=self.yes, force=self.force)
+        given = {"force": self.force or None, "kv_quant": self.kv_quant}
+        options: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+        return localqwen.load(name, engine=self.engine, context_length=self.ctx, threads=self.threads, **options)
 
 
 _SETTINGS = (
@@ -95,8 +97,9 @@ _SETTINGS = (
 )
 _LOADING = (
     click.option("--ctx", type=click.IntRange(min=1), metavar="N", help="Context in tokens, prompt and answer."),
-    click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads."),
-    click.option("--engine", metavar="NAME", help="Engine instead of the one for this machine (localqwen doctor)."),
+    click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads (llama.cpp)."),
+    click.option("--engine", metavar="mlx|gguf", help="Engine instead of the one for this machine (localqwen doctor)."),
+    click.option("--kv-quant", type=click.Choice([8, 4]), help="Keep keys and values in 8 or 4 bits: longer contexts."),
     click.option("--yes", "-y", is_flag=True, help="Pull a model that is not here without asking."),
     click.option("--force", is_flag=True, help="Load it even if it does not fit the memory."),
 )

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @click.command("pull", cls=ConfiguredCommand)
 @click.argument("names", nargs=-1, required=True, metavar="NAME…", shell_complete=complete_names)
-@click.option("--engine", metavar="[gguf|mlx]", help="Files for llama.cpp (gguf) or for MLX.")
+@click.option("--engine", metavar="[gguf|mlx]", help="Files for llama.cpp (gguf) or MLX; else for this machine.")
 @click.option("--quant", metavar="Q", help="Quantisation: q4_k_m, q8_0, … (localqwen show NAME).")
 @click.option("--source", type=click.Choice(["hf", "modelscope"]), help="Hub to load from.")
 @click.option("--revision", metavar="R", help="Branch, tag or commit of the repository.")
@@ -39,12 +39,20 @@ def command(
 
     Every file is proved by its sha256 before it gets its name. A pull that was stopped goes on where it was.
     """
-    from localqwen.models import pull
-
-    wanted = [pull.resolve(name, engine=engine, quant=quant) for name in names]  # all names before the first byte
+    wanted = [_resolved(name, engine, quant) for name in names]  # all names before the first byte
     results = [_pull(reference, source, revision) for reference in wanted]
     if as_json:
         sys.stdout.write(json.dumps(results, ensure_ascii=False) + "\n")
+
+
+def _resolved(name: str, engine: str | None, quant: str | None) -> Reference:
+    """A name that says nothing of a quantisation means the files of the engine that this machine would run."""
+    from localqwen import engines
+    from localqwen.models import forms, names, pull
+
+    if engine is None and quant is None and engines.best_installed() == "mlx":
+        return forms.for_engine(names.parse(name), "mlx", bare=forms.is_bare(name))
+    return pull.resolve(name, engine=engine, quant=quant)
 
 
 def _pull(reference: Reference, source: Any, revision: str | None) -> dict[str, Any]:

@@ -118,13 +118,22 @@ class ModelFile:
         """The bytes a token stands for; b"" for control tokens."""
         known = self._pieces.get(token)
         if known is None:
+            shown = self._is_taken_for_control(token)
             buffer = ctypes.create_string_buffer(256)
-            length = self._lib.llama_token_to_piece(self.vocab, token, buffer, len(buffer), 0, False)
+            length = self._lib.llama_token_to_piece(self.vocab, token, buffer, len(buffer), 0, shown)
             if length < 0:
                 buffer = ctypes.create_string_buffer(-length)
-                length = self._lib.llama_token_to_piece(self.vocab, token, buffer, len(buffer), 0, False)
+                length = self._lib.llama_token_to_piece(self.vocab, token, buffer, len(buffer), 0, shown)
             known = self._pieces[token] = buffer.raw[:length]
         return known
+
+    def _is_taken_for_control(self, token: int) -> bool:
+        """llama.cpp makes control tokens of all that other models end with, whatever the file says: `</s>` is ordinary
+        text to Qwen3, whose own control tokens are all written `<|…|>`."""
+        if not self._lib.llama_vocab_is_control(self.vocab, token):
+            return False
+        text: bytes = self._lib.llama_vocab_get_text(self.vocab, token)
+        return not (text.startswith(b"<|") and text.endswith(b"|>"))
 
     def close(self) -> None:
         if self.handle:

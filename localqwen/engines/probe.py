@@ -1,9 +1,9 @@
-"""Does this build of llama.cpp run on this CPU? Asked once, in a child process, so that a crash is an answer.
+"""Does this build of an engine run on this machine? Asked in a child process, so that a crash is an answer.
 
 A llama.cpp built with the compiler's native flags dies of an illegal instruction where the CPU announces AMX and does
 not have it (virtual machines do that). Weights in ordinary buffers (`use_extra_bufts` false) avoid that path. The child
 loads the built-in model and computes a few tokens with each setting until one works; the answer is remembered per build
-and CPU.
+and CPU. MLX has no such settings: `doctor` alone asks whether it computes.
 """
 
 from __future__ import annotations
@@ -73,8 +73,22 @@ def _why(code: int, words: str) -> str:
     return f"exit code {code}" + (f" ({words})" if words else "")
 
 
+def check_mlx() -> None:
+    """Raises EngineUnavailable where MLX cannot load the built-in model and compute a few tokens."""
+    code, words = _child("localqwen.engines.mlx_probe", str(provide.demo_checkpoint()))
+    if code:
+        raise EngineUnavailable(
+            f"MLX does not run on this machine: the probe ended by {_why(code, words)}",
+            "pip install --force-reinstall mlx mlx-lm",
+        )
+
+
 def _run_child(model: Path, use_extra_bufts: bool) -> tuple[int, str]:
-    command = [sys.executable, "-m", "localqwen.engines.probe_child", str(model), str(int(use_extra_bufts))]
+    return _child("localqwen.engines.probe_child", str(model), str(int(use_extra_bufts)))
+
+
+def _child(module: str, *arguments: str) -> tuple[int, str]:
+    command = [sys.executable, "-m", module, *arguments]
     # The parent may have found this package through a path of its own; the child must find the same one.
     environment = dict(os.environ, PYTHONPATH=os.pathsep.join(path for path in sys.path if path))
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from localqwen.models import digests, fit, gguf_header, inventory, names, provide
+from localqwen.models import checkpoint_header, digests, fit, forms, gguf_header, inventory, names, provide
 from localqwen.models.gguf_header import GgufHeader
 from localqwen.models.names import Named
 from localqwen.models.registry import Model
@@ -15,11 +15,12 @@ _CONTEXTS = (4096, 16384, 32768)
 
 
 def describe(name: str) -> dict[str, Any]:
-    """Sizes in bytes, lengths in tokens. A checkpoint folder is converted first, as running it would do."""
+    """Sizes in bytes, lengths in tokens. A plain checkpoint folder is converted first, as llama.cpp would run it."""
     reference = names.parse(name)
     if isinstance(reference, Named) and (reference.model.weights or reference.model.gguf):
         return _of_entry(reference)
-    path = provide.provide(name)
+    form = forms.readable(name)
+    path = provide.provide(name, engine=form.engine if form and form.alone else forms.LLAMA_CPP)
     model = reference.model if isinstance(reference, Named) else None
     return _of_file(names.display(name), path, model)
 
@@ -78,7 +79,7 @@ def _template(found: LocalFile | None) -> str | None:
 
 
 def _of_file(name: str, path: Path, model: Model | None) -> dict[str, Any]:
-    header = gguf_header.read(path)
+    header = checkpoint_header.read(path) if path.is_dir() else gguf_header.read(path)
     return {
         "name": name,
         "description": model.description if model else header.name,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from localqwen.errors import LocalqwenError, NotEnoughMemory, Unsupported, UsageError
 from localqwen.machine import Machine
-from localqwen.models import gguf_header, registry
+from localqwen.models import checkpoint_header, gguf_header, registry
 from localqwen.models.gguf_header import GgufHeader
 from localqwen.models.registry import Model
 from localqwen.models.store import LocalFile
@@ -166,7 +166,8 @@ def largest_that_fits(files: Sequence[LocalFile], machine: Machine) -> LocalFile
     """The largest model that runs here with a small context; files that are not readable models are passed over."""
     for file in sorted(files, key=lambda file: -file.bytes):
         try:
-            needed = needed_bytes(gguf_header.read(file.path), SMALLEST_DEFAULT_CONTEXT)
+            header = checkpoint_header.read(file.path) if file.engine == "mlx" else gguf_header.read(file.path)
+            needed = needed_bytes(header, SMALLEST_DEFAULT_CONTEXT)
         except LocalqwenError:
             continue
         if needed <= machine.available_memory:

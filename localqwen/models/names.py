@@ -47,11 +47,13 @@ class Named:
 
 @dataclass(frozen=True)
 class Repository:
-    """A repository `owner/name` of a hub; `quant` is upper case, "" where the user did not say one."""
+    """A repository `owner/name` of a hub; `quant` is upper case, "" where the user did not say one. `mlx` means its
+    safetensors as they are, where it has any."""
 
     source: Source
     repo: str
     quant: str = ""
+    mlx: bool = False
 
     @property
     def text(self) -> str:

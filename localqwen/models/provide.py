@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from localqwen.errors import EngineUnavailable, ModelNotFound, NotPulled, UsageError
-from localqwen.models import inventory, names, store
+from localqwen.models import forms, inventory, names, store
 from localqwen.models.names import LocalPath, Named, Reference, Repository
 
 if TYPE_CHECKING:
@@ -23,9 +23,16 @@ if TYPE_CHECKING:
 DEFAULT_QUANT = "q8_0"
 
 
-def provide(name_or_path: str, *, progress: Callable[[Progress], None] | None = None) -> Path:
-    """Raises ModelNotFound for an unknown name or an empty path, NotPulled for a model whose files are not here,
-    ConversionError where a folder cannot be converted."""
+def provide(
+    name_or_path: str, *, engine: str = forms.LLAMA_CPP, progress: Callable[[Progress], None] | None = None
+) -> Path:
+    """What that engine opens: a GGUF file for llama.cpp, a checkpoint folder for MLX.
+
+    Raises ModelNotFound for an unknown name or an empty path, NotPulled for a model whose files are not here,
+    ConversionError where a folder cannot be converted.
+    """
+    if engine == forms.MLX:
+        return _folder(name_or_path)
     reference = names.parse(name_or_path)
     match reference:
         case LocalPath(path):
@@ -36,14 +43,42 @@ def provide(name_or_path: str, *, progress: Callable[[Progress], None] | None = 
     return found.path if found else _made_of_whole_weights(reference, progress)
 
 
+def _folder(said: str) -> Path:
+    """A checkpoint folder as it is: quantised for MLX where there is one, else the official weights."""
+    reference = forms.for_engine(names.parse(said), forms.MLX)
+    match reference:
+        case LocalPath(path):
+            if path.is_dir():
+                return path
+            raise _nothing_at(said)
+        case Named(model) if model.weights is None and not model.gguf:
+            return demo_checkpoint()
+        case Named():
+            found = inventory.find(reference)
+            folder = found.path if found else _weights_of(reference)
+        case Repository(repo=repo):
+            folder = inventory.whole_weights(repo)
+    if folder is None:
+        raise not_pulled(reference)
+    return folder
+
+
+def _weights_of(named: Named) -> Path | None:
+    return inventory.whole_weights(named.model.weights.repo) if named.model.weights else None
+
+
 def _at(path: Path, said: str, progress: Callable[[Progress], None] | None) -> Path:
     if path.is_dir():
         return converted(path.resolve(), name=path.resolve().name, progress=progress)
     if path.is_file():
         return path
+    raise _nothing_at(said)
+
+
+def _nothing_at(said: str) -> ModelNotFound:
     repository = said.count("/") == 1 and not said.startswith((".", "~", "/"))
     hint = f"check the path; a repository of a hub is written hf:{said}" if repository else "check the path"
-    raise ModelNotFound(f"there is no file or folder {said}", hint)
+    return ModelNotFound(f"there is no file or folder {said}", hint)
 
 
 def _made_of_whole_weights(reference: Reference, progress: Callable[[Progress], None] | None) -> Path:
@@ -72,11 +107,22 @@ def refuse_built_in(reference: Reference, what: str) -> None:
 def not_pulled(reference: Reference) -> NotPulled:
     others = [file for file in inventory.pulled() if isinstance(reference, Named) and file.name == reference.model.name]
     here = f"; {inventory.command_name(others[0])} is here" if others else ""
-    return NotPulled(f"{reference.text} is not on this machine{here}", f"localqwen pull {reference.text}")
+    engine = " --engine mlx" if isinstance(reference, Repository) and reference.mlx else ""
+    return NotPulled(f"{reference.text} is not on this machine{here}", f"localqwen pull {reference.text}{engine}")
 
 
-def is_here(name: str) -> bool:
-    """Whether `provide` would find it without a download. Raises ModelNotFound for an unknown name."""
+def is_here(name: str, engine: str | None = None) -> bool:
+    """Whether `provide` would find it for that engine, or for either, without a download.
+
+    Raises ModelNotFound for an unknown name.
+    """
+    if engine is None:
+        return is_here(name, forms.LLAMA_CPP) or is_here(name, forms.MLX)
+    if engine == forms.MLX:
+        try:
+            return bool(_folder(name))
+        except ModelNotFound:
+            return False
     reference = names.parse(name)
     match reference:
         case LocalPath(path):

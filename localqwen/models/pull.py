@@ -113,14 +113,17 @@ def _plan_repository(wanted: Repository, revision: str | None) -> Plan:
     """Its GGUF file of the wanted quantisation, else its checkpoint, to be converted."""
     hub = sources.hub(wanted.source)
     listed = hub.listing(wanted.repo, revision)
-    ggufs = [file for file in listed.files if inventory.is_of_quant(file.path, "")]
+    whole = wanted.mlx and any(file.path.endswith(".safetensors") for file in listed.files)
+    ggufs = [] if whole else [file for file in listed.files if inventory.is_of_quant(file.path, "")]
     chosen = _chosen(wanted, ggufs) if ggufs else tuple(f for f in listed.files if _is_checkpoint_file(f.path))
     if not ggufs and not any(file.path.endswith(".safetensors") for file in chosen):
         raise ModelNotFound(f"{wanted.repo} holds neither GGUF files nor safetensors", "name another repository")
     quant = cached.quant_of(Path(chosen[0].path)) if ggufs else wanted.quant or inventory.CHECKPOINT_QUANT
     missing = sum(file.bytes - hub.state(listed, file) for file in chosen)
-    made = 0 if ggufs else sum(file.bytes for file in chosen)
-    return Plan(wanted, wanted.source, listed, chosen, quant, not ggufs, hub.cached(wanted.repo).folder, missing, made)
+    convert = not ggufs and not whole
+    made = sum(file.bytes for file in chosen) if convert else 0
+    quant = "" if whole else quant
+    return Plan(wanted, wanted.source, listed, chosen, quant, convert, hub.cached(wanted.repo).folder, missing, made)
 
 
 def _chosen(wanted: Repository, ggufs: list[RemoteFile]) -> tuple[RemoteFile, ...]:
@@ -174,8 +177,7 @@ def run(planned: Plan, progress: Progress | None = None) -> Path:
     hub.remember(planned.listing)
     if planned.convert:
         return _convert(planned, paths[0].parent, tell)
-    mlx = isinstance(planned.reference, Named) and planned.reference.mlx
-    return paths[0].parent if mlx else min(paths)
+    return min(paths) if paths[0].suffix == ".gguf" else paths[0].parent
 
 
 def _convert(planned: Plan, folder: Path, tell: Progress) -> Path:
@@ -212,7 +214,7 @@ def resolve(name: str, *, engine: str | None = None, quant: str | None = None) -
             named = names.with_quant(reference, quant) if quant else reference
             return _for_engine(named, engine, bool(quant))
         case Repository(source, repo, said):
-            return Repository(source, repo, (quant or said).upper())
+            return Repository(source, repo, (quant or said).upper(), mlx=engine == "mlx" and not quant and not said)
         case LocalPath():
             return reference
 
@@ -225,6 +227,11 @@ def _for_engine(named: Named, engine: str | None, quant_given: bool) -> Named:
     if engine != "mlx":
         hint = f"leave out --engine, or name one of {', '.join(named.model.quants)}"
         raise UsageError(f"{named.quant} of {named.model.name} is for MLX", hint)
-    if quant_given or not named.model.mlx:
+    if not named.model.mlx:
+        raise ModelNotFound(
+            f"{named.model.name} has no official files for MLX",
+            f"localqwen pull {named.model.name} --engine gguf, which llama.cpp runs on a Mac too",
+        )
+    if quant_given:
         raise names.no_quant(named.model, named.quant)
     return Named(named.model, next(iter(named.model.mlx)), named.why)

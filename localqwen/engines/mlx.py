@@ -1,0 +1,279 @@
+"""The MLX engine: several runs on one checkpoint folder, stepped together, in one thread.
+
+A step is one pass over the weights, shared by a token of every answering run and slices of the prompts that are being
+read (mlx_model.py). Nothing is computed ahead: what a run's caches hold is what was shown of it.
+"""
+
+from __future__ import annotations
+
+import codecs
+import functools
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from localqwen.engines import Constraint, FinishReason, Piece, Run, Sampling, mlx_model
+from localqwen.engines.mlx_cache import Slot, Slots
+from localqwen.engines.mlx_model import Weights
+from localqwen.engines.mlx_sampling import Sampler, logprobs
+from localqwen.engines.mlx_tokenizer import FolderTokenizer
+from localqwen.errors import ContextTooLong, EngineError, NotEnoughMemory, UsageError
+from localqwen.machine import this_machine
+from localqwen.models import checkpoint_header, fit
+
+#: Seconds that a pass over a prompt may take: a cancel waits for it.
+LONGEST_PASS = 1.0
+#: Ids of prompts per pass: on a machine not yet known, and at the most.
+SMALLEST_SLICE, LARGEST_SLICE = 32, 512
+#: Positions per block of `evaluate`: the logits of 128 take 78 MB with Qwen3's vocabulary.
+EVALUATED = 128
+#: Bits of the keys and values that mlx_lm quantises to, and what `fit` calls the same density.
+KV_QUANTS = {None: "f16", 8: "q8_0", 4: "q4_0"}
+
+
+@dataclass(eq=False)
+class _Decoding:
+    """What a live run has in the engine: its slot, its sampler, and the ids that are not yet in the caches."""
+
+    slot: Slot
+    sampler: Sampler
+    todo: list[int]
+    text: codecs.IncrementalDecoder
+
+    @property
+    def whole(self) -> bool:
+        return not self.text.getstate()[0]
+
+
+class MlxEngine:
+    """See `localqwen.engines.Engine`. `memory_limit` is what weights, keys and values may take, in bytes; None: all."""
+
+    name = "mlx"
+
+    def __init__(
+        self,
+        weights: Weights,
+        tokenizer: FolderTokenizer,
+        *,
+        context_length: int,
+        max_runs: int = 1,
+        kv_quant: int | None = None,
+        kv_bytes_per_token: int = 0,
+        memory_limit: int | None = None,
+    ) -> None:
+        self._weights, self._tokenizer = weights, tokenizer
+        self.context_length = context_length
+        self.max_runs = max_runs
+        self.chat_template = tokenizer.chat_template
+        self.special_tokens = tokenizer.special_tokens
+        self.stop_tokens = tokenizer.stop_tokens
+        self._kv_bytes = kv_bytes_per_token
+        self._limit = memory_limit
+        self._new_caches: Callable[[], mlx_model.Caches] = functools.partial(weights.new_caches, kv_quant)
+        self._slots = Slots(max_runs, self._new_caches)
+        self._slice = SMALLEST_SLICE
+        self._closed = False
+
+    def tokenize(self, text: str, *, special: bool) -> list[int]:
+        return self._tokenizer.encode(text, special=special)
+
+    def vocabulary(self) -> list[bytes]:
+        return list(self._tokenizer.bytes_by_id)
+
+    def start(
+        self,
+        prompt: Sequence[int],
+        sampling: Sampling,
+        *,
+        max_tokens: int,
+        generated: int = 0,
+        constraint: Constraint | None = None,
+        logprobs: int | None = None,
+    ) -> Run:
+        if not prompt or max_tokens < 0:
+            raise UsageError(f"a run needs a prompt and room for a token, not {len(prompt)} and {max_tokens}")
+        if len(prompt) >= self.context_length:
+            raise ContextTooLong(len(prompt), self.context_length)
+        self._slots.check_free()
+        room = self._admit(len(prompt))
+        run = Run(tuple(prompt), sampling, min(max_tokens, self.context_length - len(prompt), room))
+        run.constraint, run.logprobs = constraint, logprobs
+        slot = self._slots.take(run)
+        run.cached_tokens = run.prefilled = len(slot.tokens)
+        sampler = Sampler(sampling, run.prompt[len(run.prompt) - generated :], constraint)
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        run.state = _Decoding(slot, sampler, list(run.prompt[run.prefilled :]), decoder)
+        return run
+
+    def _room(self) -> int | None:
+        """Positions that the memory has room for, of all runs together."""
+        if self._limit is None or not self._kv_bytes:
+            return None
+        return max(0, self._limit - self._weights.bytes) // self._kv_bytes
+
+    def _admit(self, prompt_tokens: int) -> int:
+        """How many tokens may follow. Raises NotEnoughMemory before any work: Metal ends a process that asks for more
+        than there is."""
+        room = self._room()
+        if room is None:
+            return self.context_length
+        taken = sum(run.prompt_tokens + run.generated for run in self._live())
+        left = room - taken - prompt_tokens
+        if left < 1:
+            needed, free = prompt_tokens * self._kv_bytes, max(0, room - taken) * self._kv_bytes
+            raise NotEnoughMemory(
+                f"the keys and values of {prompt_tokens:,} tokens take {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB of "
+                f"the {(self._limit or 0) / 1e9:.2f} GB that MLX may use here are left",
+                "shorten the prompt, or halve what a token takes with --kv-quant 8",
+            )
+        return left
+
+    def _is_full(self) -> bool:
+        """Whether the living runs, which grow together, leave no memory for another step of theirs."""
+        room, live = self._room(), self._live()
+        return room is not None and sum(run.prompt_tokens + run.generated for run in live) + len(live) > room
+
+    def _live(self) -> list[Run]:
+        return [slot.run for slot in self._slots.live() if slot.run is not None]
+
+    def step(self) -> list[tuple[Run, Piece]]:
+        shares = self._shares()
+        if not shares:
+            return []
+        room = self._room()
+        if room is not None:
+            self._slots.forget(room - sum(count for _, count in shares))
+        wanted, outputs = self._wanted(shares)
+        rows = [(_state(run).todo[:count], _state(run).slot.caches) for run, count in shares]
+        began = time.perf_counter()
+        for run, _ in shares:
+            _state(run).slot.settle()
+        logits = self._weights.forward(rows, wanted)
+        if any(count > 1 for _, count in shares):
+            self._adapt_slice(sum(count for _, count in shares), time.perf_counter() - began)
+        for run, count in shares:
+            self._computed(run, count)
+        return [(run, self._speak(run, logits[row])) for row, run in enumerate(outputs)]
+
+    def _shares(self) -> list[tuple[Run, int]]:
+        """How many ids of each live run this pass takes: answers one each, then prompts up to a slice."""
+        live = self._live()
+        shares = [(run, 1) for run in live if len(_state(run).todo) == 1]
+        room = self._slice
+        for run in live:
+            count = min(room, len(_state(run).todo))
+            if count > 0 and len(_state(run).todo) > 1:
+                shares.append((run, count))
+                room -= count
+        return shares
+
+    def _wanted(self, shares: list[tuple[Run, int]]) -> tuple[list[int], list[Run]]:
+        """The places in the pass whose logits are needed, and the runs that they belong to."""
+        wanted, runs, end = [], [], 0
+        for run, count in shares:
+            end += count
+            if count == len(_state(run).todo) and run.max_tokens:
+                wanted.append(end - 1)
+                runs.append(run)
+        return wanted, runs
+
+    def _adapt_slice(self, count: int, seconds: float) -> None:
+        if count >= self._slice and 2 * seconds <= LONGEST_PASS:
+            self._slice = min(LARGEST_SLICE, self._slice * 2)
+        elif seconds > 2 * LONGEST_PASS:
+            self._slice = max(SMALLEST_SLICE, self._slice // 2)
+
+    def _computed(self, run: Run, count: int) -> None:
+        state = _state(run)
+        state.slot.tokens += state.todo[:count]
+        del state.todo[:count]
+        run.prefilled = min(run.prompt_tokens, len(state.slot.tokens))
+        if not run.max_tokens and not state.todo:
+            self.cancel(run)
+
+    def _speak(self, run: Run, logits: mlx_model.Logits) -> Piece:
+        """Draw the next token from raw logits of shape (vocabulary,)."""
+        state = _state(run)
+        token = state.sampler.draw(logits)
+        run.generated += 1
+        finish: FinishReason | None = "length" if run.generated >= run.max_tokens or self._is_full() else None
+        text = ""
+        if token in self.stop_tokens:
+            finish = "stop"
+        else:
+            text = state.text.decode(self._tokenizer.bytes_by_id[token])
+            state.todo.append(token)
+        probabilities = None if run.logprobs is None else logprobs(logits, token, run.logprobs)
+        if finish:
+            self.cancel(run)
+        return Piece((token,), text, state.whole, finish, probabilities)
+
+    def cancel(self, run: Run) -> None:
+        if not run.finished:
+            run.finished, _state(run).slot.run = True, None
+
+    def evaluate(self, tokens: Sequence[int]) -> Iterator[NDArray[np.float32]]:
+        if len(tokens) > self.context_length:
+            raise ContextTooLong(len(tokens), self.context_length)
+        if self._live():
+            raise EngineError("the engine cannot evaluate a text while a run is live", "cancel the runs first")
+        self._slots.clear()
+        return self._blocks(tokens, self._new_caches())
+
+    def _blocks(self, tokens: Sequence[int], caches: mlx_model.Caches) -> Iterator[NDArray[np.float32]]:
+        for begin in range(0, len(tokens), EVALUATED):
+            block = tokens[begin : begin + EVALUATED]
+            yield np.array(self._weights.forward([(block, caches)], range(len(block))))
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        for run in self._live():
+            self.cancel(run)
+        del self._slots, self._weights
+        mlx_model.give_back()
+
+
+def _state(run: Run) -> _Decoding:
+    assert isinstance(run.state, _Decoding)
+    return run.state
+
+
+def open(  # noqa: A001  (the name every engine module offers)
+    path: Path,
+    *,
+    context_length: int | None,
+    threads: int | None,  # MLX decides on its own: a GPU has none, its CPU build takes what it likes
+    max_runs: int,
+    force: bool = False,
+    kv_quant: int | None = None,
+) -> MlxEngine:
+    """Open a checkpoint folder, official or quantised for MLX, with the context that the memory allows."""
+    header = checkpoint_header.read(path)
+    if kv_quant not in KV_QUANTS:
+        raise UsageError(f"keys and values cannot be quantised to {kv_quant} bits", "--kv-quant 8 or 4, or without")
+    if context_length is not None and not 1 <= context_length <= header.context_length:
+        raise UsageError(
+            f"a context of {context_length:,} tokens was asked for, {path.name} was made for {header.context_length:,}",
+            f"use --ctx {header.context_length} or less",
+        )
+    machine = this_machine()
+    context = context_length or fit.default_context(header, machine, max_runs)
+    if not force and fit.header_need(header, context * max_runs, KV_QUANTS[kv_quant]).total > machine.memory:
+        fit.check(header, context * max_runs, machine)
+    limit = mlx_model.use_memory(int(machine.memory * fit.USABLE_SHARE))
+    weights = Weights(path)
+    return MlxEngine(
+        weights,
+        FolderTokenizer(path, weights.rows),
+        context_length=context,
+        max_runs=max_runs,
+        kv_quant=kv_quant,
+        kv_bytes_per_token=int(header.kv_elements_per_token * fit.KV_BYTES[KV_QUANTS[kv_quant]]),
+        memory_limit=None if force else limit,
+    )

@@ -1,0 +1,149 @@
+"""A Qwen3 checkpoint in MLX: loading its weights, and one pass over them for many runs at once.
+
+The weights, their quantised forms and the mixture of experts are mlx_lm's; the pass is ours. mlx_lm's own batch pads
+all runs to one length and copies their keys and values whenever one comes or goes, computes a token ahead of the one
+it gives, and has no batch of quantised caches. Here the ids of all runs, slices of prompts and single tokens alike,
+stand in one row: every matrix product is shared, and only attention goes run by run, each over its own cache, with
+the operations that it would have alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from localqwen.errors import EngineError, EngineUnavailable
+
+try:
+    import mlx.core as mx
+    from mlx import nn
+    from mlx.utils import tree_flatten, tree_map
+    from mlx_lm.models.base import scaled_dot_product_attention
+    from mlx_lm.models.cache import KVCache, QuantizedKVCache
+    from mlx_lm.utils import load_model
+except (ImportError, OSError) as exc:
+    raise EngineUnavailable(f"MLX does not load: {exc}", "pip install --force-reinstall mlx-lm") from exc
+
+#: Elements of a head that share a scale in a quantised cache; a head of Qwen3 has 128.
+KV_GROUP = 64
+
+#: One run's keys and values: a cache per layer.
+Caches = list[Any]
+Logits = mx.array
+
+
+class Weights:
+    """The model of a checkpoint folder, bf16 or quantised for MLX. Raises EngineError if it cannot be loaded."""
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            self.model: Any = load_model(folder)[0]
+        except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, OSError) as exc:
+            raise EngineError(f"MLX cannot load {folder}: {exc}", "download or convert it again") from exc
+        self.bytes: int = sum(array.nbytes for _, array in tree_flatten(self.model.parameters()))
+        self.rows: int = self.model.args.vocab_size
+
+    def quantize(self, *, bits: int, group_size: int) -> None:
+        """In memory, by the rule of MLX's own folders: what divides by the group is quantised, a router stays at 8."""
+        chosen = getattr(self.model, "quant_predicate", lambda _path, _module: True)
+
+        def predicate(path: str, module: Any) -> Any:
+            return (
+                hasattr(module, "to_quantized") and module.weight.shape[-1] % group_size == 0 and chosen(path, module)
+            )
+
+        nn.quantize(self.model, group_size=group_size, bits=bits, class_predicate=predicate)
+
+    def new_caches(self, kv_quant: int | None = None) -> Caches:
+        """Empty caches in the type of the activations, or quantised to 8 or 4 bits."""
+        if kv_quant is None:
+            return [KVCache() for _ in self.model.layers]
+        group = min(KV_GROUP, self.model.args.head_dim)
+        return [QuantizedKVCache(group_size=group, bits=kv_quant) for _ in self.model.layers]
+
+    def forward(self, rows: Sequence[tuple[Sequence[int], Caches]], wanted: Sequence[int]) -> mx.array:
+        """Run the ids of every row behind what its caches hold, and append to these.
+
+        `wanted` are positions among all ids, the rows one after another. Gives their logits, float32, shape
+        (wanted, vocabulary), computed; so are the caches.
+        """
+        ids = [token for tokens, _ in rows for token in tokens]
+        hidden = self.model.model.embed_tokens(mx.array([ids]))
+        for number, layer in enumerate(self.model.layers):
+            parts = [(len(tokens), caches[number]) for tokens, caches in rows]
+            hidden = hidden + _attention(layer.self_attn, layer.input_layernorm(hidden), parts)
+            hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
+        logits = self._head(hidden[0, mx.array(list(wanted))]) if wanted else mx.zeros((0, self.rows))
+        try:
+            mx.eval(logits, [(cache.keys, cache.values) for _, caches in rows for cache in caches])
+        except (RuntimeError, MemoryError) as exc:
+            raise EngineError(
+                f"MLX failed on a pass of {len(ids)} tokens: {exc}", "a smaller context or model"
+            ) from exc
+        return logits
+
+    def _head(self, hidden: mx.array) -> mx.array:
+        normed = self.model.model.norm(hidden)
+        tied = self.model.args.tie_word_embeddings
+        logits: mx.array = self.model.model.embed_tokens.as_linear(normed) if tied else self.model.lm_head(normed)
+        return logits.astype(mx.float32)
+
+
+def _attention(attention: Any, hidden: mx.array, parts: Sequence[tuple[int, Any]]) -> mx.array:
+    """Attention of the runs whose `parts`, a length and a cache each, make up `hidden` (1, ids, width)."""
+    queries = _heads(attention.q_norm, attention.q_proj(hidden), attention.n_heads)
+    keys = _heads(attention.k_norm, attention.k_proj(hidden), attention.n_kv_heads)
+    values = _heads(None, attention.v_proj(hidden), attention.n_kv_heads)
+    results, begin = [], 0
+    for length, cache in parts:
+        own = slice(begin, begin + length)
+        begin += length
+        mask = cache.make_mask(length, return_array=False, window_size=None)
+        turned = attention.rope(queries[:, :, own], offset=cache.offset)
+        known = cache.update_and_fetch(attention.rope(keys[:, :, own], offset=cache.offset), values[:, :, own])
+        results.append(scaled_dot_product_attention(turned, *known, cache=cache, scale=attention.scale, mask=mask))
+    joined = mx.concatenate(results, axis=2) if len(results) > 1 else results[0]
+    mixed: mx.array = attention.o_proj(joined.transpose(0, 2, 1, 3).reshape(1, hidden.shape[1], -1))
+    return mixed
+
+
+def _heads(norm: Any, projected: mx.array, heads: int) -> mx.array:
+    """(1, ids, heads * length) -> (1, heads, ids, length), normalised per head where Qwen3 does so."""
+    split = projected.reshape(1, projected.shape[1], heads, -1)
+    return (norm(split) if norm else split).transpose(0, 2, 1, 3)
+
+
+def trim(caches: Caches, length: int) -> int:
+    """Forget what stands behind `length`; gives how many positions are left."""
+    for cache in caches:
+        cache.trim(max(0, cache.offset - length))
+    return int(caches[0].offset)
+
+
+def copy(caches: Caches, empty: Caches, length: int) -> Caches:
+    """The first `length` positions of one run's caches in new ones; both may grow on their own."""
+    for source, target in zip(caches, empty, strict=True):
+        target.keys, target.values = tree_map(
+            lambda array: mx.contiguous(array[..., :length, :]), (source.keys, source.values)
+        )
+        target.offset = length
+    mx.eval([(cache.keys, cache.values) for cache in empty])
+    return empty
+
+
+def use_memory(limit: int) -> int:
+    """Bytes that weights, keys and values may take: what Metal recommends, `limit` where there is no Metal.
+
+    On Metal so much is also kept resident: memory that macOS has compressed or swapped is slow to read.
+    """
+    if not mx.metal.is_available():
+        return limit
+    recommended = int(mx.device_info()["max_recommended_working_set_size"])
+    mx.set_wired_limit(recommended)
+    return recommended
+
+
+def give_back() -> None:
+    """Hand the buffers that MLX keeps for reuse to the system."""
+    mx.clear_cache()

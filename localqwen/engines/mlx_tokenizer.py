@@ -1,0 +1,129 @@
+"""The tokenizer of a checkpoint folder: the same ids and bytes that its GGUF file has in llama.cpp.
+
+Uses the `tokenizers` library itself. transformers, and mlx_lm's wrapper around it, bring settings of their own.
+"""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, Tokenizer
+
+from localqwen.errors import EngineError
+
+_HINT = "take the folder whole: tokenizer.json, tokenizer_config.json and config.json of one checkpoint"
+
+
+class FolderTokenizer:
+    """Raises EngineError where the folder's files are missing or do not agree."""
+
+    def __init__(self, folder: Path, rows: int) -> None:
+        self._folder = folder
+        self._rows = rows
+        self._settings = self._json("tokenizer_config.json")
+        try:
+            self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        except Exception as exc:  # the library raises nothing narrower
+            raise EngineError(f"{folder / 'tokenizer.json'} cannot be read: {exc}", _HINT) from exc
+        self._added = self._add_declared()
+        control = [token for token in self._added.values() if _is_control(token)]
+        # Qwen3's fim and repo tokens are not marked special; llama.cpp's files make them control tokens all the same.
+        self._tokenizer.add_special_tokens([_as_special(token) for token in control])
+        self._control = {number for number, token in self._added.items() if _is_control(token)}
+
+    def _add_declared(self) -> dict[int, AddedToken]:
+        """Tokens that stand in tokenizer_config.json alone belong to the vocabulary too, as in transformers."""
+        for number, token in sorted((self._settings.get("added_tokens_decoder") or {}).items(), key=_number):
+            if self._tokenizer.token_to_id(token["content"]) is None:
+                self._tokenizer.add_tokens([AddedToken(token["content"], normalized=False, special=False)])
+            if self._tokenizer.token_to_id(token["content"]) != int(number):
+                raise EngineError(f"tokenizer.json has {token['content']!r} not at {number}", _HINT)
+        added: dict[int, AddedToken] = self._tokenizer.get_added_tokens_decoder()
+        if max(self._tokenizer.get_vocab().values()) >= self._rows:
+            raise EngineError(f"tokenizer.json has more tokens than the embedding's {self._rows:,} rows", _HINT)
+        return added
+
+    def encode(self, text: str, *, special: bool) -> list[int]:
+        """Ids of the NFC form; half a surrogate pair, which no UTF-8 can hold, is a question mark."""
+        whole = unicodedata.normalize("NFC", text).encode("utf-8", errors="replace").decode()
+        self._tokenizer.encode_special_tokens = not special
+        ids: list[int] = self._tokenizer.encode(whole, add_special_tokens=False).ids
+        return ids
+
+    @cached_property
+    def bytes_by_id(self) -> list[bytes]:
+        """What every row of the embedding stands for; b"" for control tokens and unused rows."""
+        result = [b""] * self._rows
+        for text, number in self._tokenizer.get_vocab(with_added_tokens=False).items():
+            result[number] = bytes(_BYTES[character] for character in text)
+        for number, token in self._added.items():
+            result[number] = b"" if number in self._control else token.content.encode()
+        return result
+
+    @property
+    def special_tokens(self) -> dict[str, str]:
+        """Names that chat templates use. Qwen3 has no bos_token: its prompts begin without one."""
+        found = {name: self._special(name) for name in ("eos_token", "pad_token")}
+        return {name: text for name, text in found.items() if text is not None}
+
+    def _special(self, name: str) -> str | None:
+        token = self._settings.get(name)
+        text = token.get("content") if isinstance(token, dict) else token
+        if isinstance(text, str):
+            return text
+        for file in ("config.json", "generation_config.json"):
+            number = self._json(file).get(f"{name}_id")
+            number = number[0] if isinstance(number, list) and number else number  # the most usual stands first
+            if isinstance(number, int) and number in self._added:
+                return str(self._added[number].content)
+        return None
+
+    @property
+    def stop_tokens(self) -> frozenset[int]:
+        """Qwen3 ends a turn with `<|im_end|>`, a text with `<|endoftext|>` (generation_config.json: eos_token_id)."""
+        texts = ("<|im_end|>", "<|endoftext|>", self.special_tokens.get("eos_token", ""))
+        ids = (self._tokenizer.token_to_id(text) for text in texts)
+        return frozenset(number for number in ids if number in self._added)
+
+    @property
+    def chat_template(self) -> str:
+        """A file of its own wins over tokenizer_config.json, as in transformers; "" where there is none."""
+        file = self._folder / "chat_template.jinja"
+        template = file.read_text(encoding="utf-8") if file.is_file() else self._settings.get("chat_template")
+        if isinstance(template, list):  # several, by name
+            template = next((each.get("template") for each in template if each.get("name") == "default"), None)
+        return template if isinstance(template, str) else ""
+
+    def _json(self, name: str) -> dict[str, Any]:
+        file = self._folder / name
+        try:
+            content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        except ValueError as exc:
+            raise EngineError(f"{file} is not JSON: {exc}", _HINT) from exc
+        return content if isinstance(content, dict) else {}
+
+
+def _number(item: tuple[str, Any]) -> int:
+    return int(item[0])
+
+
+def _is_control(token: AddedToken) -> bool:
+    return token.special or (token.content.startswith("<|") and token.content.endswith("|>"))
+
+
+def _as_special(token: AddedToken) -> AddedToken:
+    return AddedToken(token.content, normalized=False, special=True)
+
+
+def _byte_characters() -> dict[str, int]:
+    """Byte-level BPE writes printable bytes as they are, the others as characters from U+0100 (GPT-2, encoder.py)."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + place): byte for place, byte in enumerate(others)}
+
+
+_BYTES = _byte_characters()
