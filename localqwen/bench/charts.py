@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import cycle
@@ -17,6 +18,8 @@ from localqwen.errors import EngineUnavailable
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 _SIZE = (7.2, 3.8)
 _DPI = 144
+_BAR_HEIGHT = 0.28
+_LONG = 44  # characters of a legend's entry that leave room for one beside it
 
 
 @dataclass(frozen=True)
@@ -64,10 +67,11 @@ def draw(runs: Sequence[Benchmark]) -> list[Chart]:
 
 def _lines(runs: Sequence[Benchmark]) -> Iterator[Line]:
     colours = cycle(COLOURS)
+    labels = Counter(subject.label for run in runs for subject in run.subjects)
     for run in runs:
         found = rows(run.samples)
         for subject in run.subjects:
-            name = subject.label if len(runs) == 1 else f"{subject.label} ({run.id})"
+            name = f"{subject.label} ({run.id})" if labels[subject.label] > 1 else subject.label
             mine = [row for row in found if row.subject == subject.label]
             yield Line(name, mine, subject.bytes, next(colours))
 
@@ -83,12 +87,18 @@ def _pyplot() -> Any:
     return pyplot
 
 
-def _chart(name: str, title: str, caption: str, paint: Callable[[Any], None]) -> Chart:
+def _chart(name: str, title: str, caption: str, paint: Callable[[Any], None], bars: int = 0) -> Chart:
+    """`bars` that lie below each other make it higher. The legend, if there is one, stands above."""
     pyplot = _pyplot()
-    figure, axes = pyplot.subplots(figsize=_SIZE, dpi=_DPI, layout="constrained")
+    size = (_SIZE[0], max(_SIZE[1], 1.4 + _BAR_HEIGHT * bars))
+    figure, axes = pyplot.subplots(figsize=size, dpi=_DPI, layout="constrained")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
     paint(axes)
+    handles, labels = axes.get_legend_handles_labels()
+    if len(labels) > 1 or (labels and not bars):
+        columns = 1 if max(map(len, labels)) > _LONG else 2
+        figure.legend(handles, labels, loc="outside upper left", ncols=columns, frameon=False, fontsize="small")
     target = io.BytesIO()
     figure.savefig(target, format="png")
     pyplot.close(figure)
@@ -112,7 +122,6 @@ def _quality(lines: Sequence[Line]) -> Chart | None:
             axes.scatter([], [], s=40, color=line.colour, label=text)  # the legend's dot, of one size
         axes.margins(0.25)
         axes.set(xlabel="decode, tokens/s", ylabel="KL divergence, nats (0: as the reference)")
-        axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, 1.2), ncols=2, fontsize="small")
 
     caption = "Further right is faster, further down is closer to the reference; the dot's area is the file's size."
     return _chart("quality", "Quality against speed and size", caption, paint)
@@ -164,7 +173,6 @@ def _speeds(
         axes.set(xlabel=along, ylabel="tokens/s")
         axes.set_ylim(bottom=0)
         axes.set_xticks(places, [f"{each:,}" for each in places])
-        axes.legend(frameon=False)
 
     def bars(axes: Any) -> None:
         for index, each in enumerate(series):
@@ -174,7 +182,7 @@ def _speeds(
         axes.invert_yaxis()
         axes.set(xlabel=f"tokens/s; {places[0]:,} {along}")
 
-    return _chart(name, title, caption, lines if len(places) > 1 else bars)
+    return _chart(name, title, caption, lines if len(places) > 1 else bars, 0 if len(places) > 1 else len(series))
 
 
 def _latency(lines: Sequence[Line]) -> Chart | None:
@@ -194,7 +202,6 @@ def _latency(lines: Sequence[Line]) -> Chart | None:
             axes.step(times, shares, where="post", label=label, color=line.colour, linestyle=style)
         axes.set(xlabel="milliseconds between two tokens", ylabel="% of tokens that came as soon", ylim=(0, 100))
         axes.set_xlim(left=0)
-        axes.legend(frameon=False, fontsize="small", loc="center right")
 
     caption = "How evenly tokens come: the steeper, the steadier; a long tail to the right is felt as stutter."
     return _chart("latency", "Time between two tokens", caption, paint)
@@ -222,10 +229,9 @@ def _waiting(lines: Sequence[Line]) -> Chart | None:
         axes.set_yticks(range(len(found)), names)
         axes.invert_yaxis()
         axes.set(xlabel="seconds")
-        axes.legend(frameon=False)
 
     caption = "Seconds from the request; what lies between the two is thinking."
-    return _chart("waiting", "What a person waits for", caption, paint)
+    return _chart("waiting", "What a person waits for", caption, paint, len(found))
 
 
 def _thinking(lines: Sequence[Line]) -> Chart | None:
@@ -242,9 +248,10 @@ def _thinking(lines: Sequence[Line]) -> Chart | None:
         axes.set_yticks(range(len(found)), names)
         axes.invert_yaxis()
         axes.set(xlabel="% of the tokens", xlim=(0, 100))
-        axes.legend(frameon=False, loc="lower right")
 
-    return _chart("thinking", "Thinking and answer", "Which share of the tokens was thinking, median.", paint)
+    return _chart(
+        "thinking", "Thinking and answer", "Which share of the tokens was thinking, median.", paint, len(found)
+    )
 
 
 def _over_time(lines: Sequence[Line]) -> Chart | None:
@@ -259,7 +266,6 @@ def _over_time(lines: Sequence[Line]) -> Chart | None:
             axes.plot(times, speeds, color=line.colour, label=line.name)
         axes.set(xlabel="seconds", ylabel="tokens/s")
         axes.set_ylim(bottom=0)
-        axes.legend(frameon=False, loc="lower left")
         _temperature(axes, [sample.series for _, sample in found])
 
     caption = "Decoding without a pause. A line that falls is heat, or another program."

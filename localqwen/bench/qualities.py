@@ -17,25 +17,28 @@ _CONTEXT = quality.WINDOW
 Tell = Callable[[str, int, int], None]
 
 
-def check(models: Sequence[str], reference: str | None) -> None:
+def check(models: int, reference: str | None) -> None:
     """Before anything is measured: raises UsageError where there is nothing to compare with."""
-    if reference is None and len(set(models)) < 2:
+    if reference is None and models < 2:
         raise UsageError(
             "quality is measured beside a reference", "name it: --reference FILE, best in 16 bit; or give two models"
         )
 
 
-def reference_of(paths: Sequence[str], subjects: Sequence[Subject]) -> str:
-    """The largest of the models: it has lost the least."""
-    return max(zip(subjects, paths, strict=True), key=lambda pair: pair[0].bytes)[1]
-
-
 def measure(
-    reference: str, models: Sequence[tuple[str, Subject]], text: str, tell: Tell, *, threads: int | None, force: bool
+    reference: str | None,
+    models: Sequence[tuple[str, Subject]],
+    text: str,
+    tell: Tell,
+    *,
+    threads: int | None,
+    force: bool,
 ) -> Iterator[Sample]:
-    """A sample for each model, the reference's predictions being made once. Raises what `quality` raises."""
-    name = names.display(reference)
-    opened = _open(reference, None, threads, force)
+    """A sample for each model, the reference's predictions being made once. Without a reference it is the largest of
+    the models: it has lost the least. Raises what `quality` raises."""
+    path, largest = max(models, key=lambda pair: pair[1].bytes)
+    name = names.display(reference) if reference else largest.label
+    opened = _open(reference or path, None if reference else largest.engine, threads, force)
     try:
         made = Reference(opened, text, lambda done, total: tell(f"{name}: predictions of the reference", done, total))
     finally:

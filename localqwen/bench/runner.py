@@ -115,21 +115,19 @@ class Runner:
 
     def add_quality(self, reference: str | None, text: str) -> None:
         """Beside the reference, or the largest of the models; after the speed, so that nothing else is in memory."""
-        names = [opening.name for opening in self._openings]
-        chosen = reference or qualities.reference_of(names, self.run.subjects)
-        once = {name: subject for name, subject in reversed([*zip(names, self.run.subjects, strict=True)])}
-        models = list(reversed(once.items()))
-        threads = self.plan.threads[0]
-        for sample in qualities.measure(chosen, models, text, self._tell, threads=threads, force=self.plan.force):
+        pairs = zip((opening.name for opening in self._openings), self.run.subjects, strict=True)
+        once = {(name, subject.engine): (name, subject) for name, subject in reversed([*pairs])}
+        models, threads = [*reversed(once.values())], self.plan.threads[0]
+        for sample in qualities.measure(reference, models, text, self._tell, threads=threads, force=self.plan.force):
             self._keep(sample)
 
     def _describe(self) -> None:
         """Before anything is loaded: what does not exist or does not fit is told in the first second."""
         for opening in _openings(self.plan):
             self._tell(f"reading {opening.label}", 0, 0)
-            engine = engines.choose(this_machine(), engines.installed(), opening.engine).engine
+            engine = engines.choose_for(opening.name, opening.engine).engine
             subject = subjects.describe(opening.name, engine, label=opening.label)
-            self._check(opening.name)
+            self._check(opening.name, engine)
             self._openings.append(opening)
             self.run = replace(self.run, subjects=(*self.run.subjects, subject))
         threads = max(filter(None, self.plan.threads), default=0) or this_machine().cores
@@ -137,8 +135,8 @@ class Runner:
         measured = bandwidth.measured(min(threads, self.plan.limits.cpus or threads))
         self.run = replace(self.run, subjects=tuple(replace(each, bandwidth=measured) for each in self.run.subjects))
 
-    def _check(self, name: str) -> None:
-        path = provide.provide(name)
+    def _check(self, name: str, engine: str) -> None:
+        path = provide.provide(name, engine=engine)
         if not path.is_file():
             return
         header = gguf_header.read(path)

@@ -16,8 +16,8 @@ Progress = Callable[[str, int], None]
 
 
 def describe(name: str, engine: str, *, label: str = "", progress: Progress | None = None) -> Subject:
-    """Raises ModelNotFound, NotPulled, and OSError's kin of the store where a file cannot be read."""
-    path = provide.provide(name)
+    """Raises ModelNotFound and NotPulled."""
+    path = provide.provide(name, engine=engine)
     shown = label or names.display(name)
     if path.is_dir():
         return _folder(path, shown, engine, progress)

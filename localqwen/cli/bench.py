@@ -43,7 +43,7 @@ class BenchCommand(ConfiguredCommand):
 class Numbers(click.ParamType[list[int]]):
     """`128,512,2048`: whole numbers from `least` on, in the order in which they are given, none twice."""
 
-    name = "text"
+    name = "integer"  # what config.toml may hold: the key may be another command's too, and is a number there
 
     def __init__(self, least: int = 0) -> None:
         self.least = least
@@ -83,7 +83,7 @@ def _several(flag: str, default: str, help: str, *, least: int = 0) -> Callable[
 @_several("--batch", "1", "Answers at once.", least=1)
 @click.option("--chat", is_flag=True, help="What a person waits for: a conversation with and without thinking.")
 @_several("--budget", "128,512", "Thinking budgets of --chat.", least=1)
-@click.option("--workload", metavar="NAME,…", help="Tasks by name or suite: mlperf-client, voice-assistant, …")
+@click.option("--workload", metavar="NAME,…", help="Tasks by name or suite: mlperf-client, tool-loop, …")
 @click.option("--sustain", type=Duration(), metavar="TIME", help="Endurance: decode for 10m and watch the heat.")
 @click.option("--quality", is_flag=True, help="KL, top-1 and perplexity beside a reference.")
 @click.option("--reference", metavar="MODEL", help="Of --quality; default: the largest of MODELS.")

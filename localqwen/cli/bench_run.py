@@ -112,12 +112,15 @@ def _measure_models(asked: Asked, workloads: dict[str, Workload], profile: Profi
     from localqwen.bench import history, qualities, runner
     from localqwen.cli import getting
 
-    if asked.quality:
-        qualities.check(asked.models, asked.reference)
     plan = _plan(asked, workloads, profile)
+    if asked.quality:
+        qualities.check(len(set(plan.models)) * len(plan.engines), asked.reference)
     plan.limits.check()
-    for name in dict.fromkeys((*plan.models, *([asked.reference] if asked.reference else []))):
-        getting.ensure(name, yes=asked.yes, force=asked.force)
+    for engine in plan.engines:
+        for name in dict.fromkeys(plan.models):
+            getting.ensure(name, engine=engine, yes=asked.yes, force=asked.force)
+    if asked.quality and asked.reference:
+        getting.ensure(asked.reference, yes=asked.yes, force=asked.force)
     begun = runner.begin(runner.settings_of(plan), held=plan.limits.text, profile=profile.name if profile else "")
     with history.Log(begun, history.folder() if asked.save else None) as log, counting_bar() as tell:
         running = runner.Runner(plan, begun, log, tell)
