@@ -97,7 +97,7 @@ def test_two_models_take_turns_and_are_compared_with_themselves(bench: Run) -> N
 
 
 def test_a_person_waits_and_a_profile_judges(bench: Run) -> None:
-    code, out, err = bench("demo", "--chat", "--budget", "8", "--repeats", "1", "--threads", "1")
+    code, out, err = bench("demo", "--chat", "--budgets", "8", "--repeats", "1", "--threads", "1")
     assert code == 0, err
     for name in ("not thinking", "thinking", "budget 8"):
         assert f"chat {name}, turn 2" in out
@@ -227,7 +227,7 @@ def server() -> Iterator[str]:
 
 
 def test_a_server_is_measured_in_the_same_schema_and_several_at_once(bench: Run, server: str) -> None:
-    arguments = ("--url", server, "--chat", "--budget", "64", "--concurrency", "1,3", "--repeats", "1")
+    arguments = ("--url", server, "--chat", "--budgets", "64", "--concurrency", "1,3", "--repeats", "1")
     code, out, err = bench(*arguments, "--json")
     assert code == 0, err
     found = json.loads(out)

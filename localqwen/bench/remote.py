@@ -91,7 +91,7 @@ class RemoteModel:
         return body
 
     def end_thinking(self) -> None:
-        raise Unsupported("a server's thinking cannot be ended from here", "limit it with --budget")
+        raise Unsupported("a server's thinking cannot be ended from here", "limit it with --budgets")
 
     def preset(self, request: Request) -> Mapping[str, float | int]:
         return request.sampling.set_values()

@@ -82,7 +82,7 @@ def _several(flag: str, default: str, help: str, *, least: int = 0) -> Callable[
 @_several("--depth", "0", "Tokens that lie before those.")
 @_several("--batch", "1", "Answers at once.", least=1)
 @click.option("--chat", is_flag=True, help="What a person waits for: a conversation with and without thinking.")
-@_several("--budget", "128,512", "Thinking budgets of --chat.", least=1)
+@_several("--budgets", "128,512", "Thinking budgets of --chat.", least=1)
 @click.option("--workload", metavar="NAME,…", help="Tasks by name or suite: mlperf-client, tool-loop, …")
 @click.option("--sustain", type=Duration(), metavar="TIME", help="Endurance: decode for 10m and watch the heat.")
 @click.option("--quality", is_flag=True, help="KL, top-1 and perplexity beside a reference.")
@@ -110,7 +110,7 @@ def command(context: click.Context, /, **flags: Any) -> int:
     \b
     localqwen bench demo                                   raw speed: prefill and decode
     localqwen bench a.gguf b.gguf --depth 0,4096           two files, taking turns
-    localqwen bench qwen3:4b --chat --budget 256,1024      what a person waits for
+    localqwen bench qwen3:4b --chat --budgets 256,1024     what a person waits for
     localqwen bench qwen3:4b --profile phone --hold        would it do on a phone?
 
     Raw speed is measured where nothing else is asked for, or one of its flags is given.

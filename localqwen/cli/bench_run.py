@@ -38,7 +38,7 @@ class Asked:
     batch: list[int]
     speed_asked: bool
     chat: bool
-    budget: list[int]
+    budgets: list[int]
     workload: str | None
     sustain: float | None
     quality: bool
@@ -105,7 +105,7 @@ def _tests(asked: Asked, workloads: dict[str, Workload]) -> list[Test]:
     from localqwen.bench import chat
 
     wanted = [workload for name, workload in workloads.items() if not (asked.chat and name == "conversation")]
-    return [*(workload.test for workload in wanted), *(chat.tests(asked.budget) if asked.chat else ())]
+    return [*(workload.test for workload in wanted), *(chat.tests(asked.budgets) if asked.chat else ())]
 
 
 def _measure_models(asked: Asked, workloads: dict[str, Workload], profile: Profile | None) -> int:
