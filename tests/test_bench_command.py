@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from localqwen import engines
 from localqwen.bench import history, report
 from localqwen.bench.samples import Sample, Subject, Test
 from localqwen.cli import main
@@ -94,6 +95,29 @@ def test_two_models_take_turns_and_are_compared_with_themselves(bench: Run) -> N
     assert code == 0, err
     assert "no difference" in out
     assert " better" not in out
+
+
+def test_both_engines_are_measured_side_by_side_and_agree_on_what_they_say(bench: Run, tmp_path: Path) -> None:
+    """The same tokens of the same conversation, and nearly the same predictions of 8 and 16 bit."""
+    if not engines.installed().get("mlx"):
+        pytest.skip("mlx is not installed")
+    text = tmp_path / "text.txt"
+    text.write_text("What is 17 + 25? The answer is 42. How many e's are in cheese? There are 3.\n" * 3)
+    asked = ("--workload", "content-generation", "--prompt", "8", "--generate", "2", "--repeats", "1", "--threads", "1")
+    code, out, err = bench("demo", "--engine", "llama.cpp,mlx", *asked, "--quality", "--text", str(text), "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    assert [(subject["label"], subject["engine"]) for subject in found["subjects"]] == [
+        ("demo llama.cpp", "llama.cpp"), ("demo mlx", "mlx"),
+    ]  # fmt: skip
+    rows = {(row["subject"], row["test"]["kind"], row["test"]["name"]): row["metrics"] for row in found["rows"]}
+    prompts = {
+        rows[f"demo {engine}", "workload", "content-generation"]["prompt_tokens"]["median"]
+        for engine in ("llama.cpp", "mlx")
+    }
+    assert len(prompts) == 1
+    assert rows["demo llama.cpp", "quality", "demo mlx"]["top1"]["median"] > 0.9
+    assert rows["demo mlx", "quality", "demo mlx"]["kl_mean"]["median"] < 1e-6
 
 
 def test_a_person_waits_and_a_profile_judges(bench: Run) -> None:

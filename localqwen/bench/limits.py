@@ -28,7 +28,7 @@ class Limits:
         """Raises Unsupported for a limit that cannot be held here."""
         if not self:
             return
-        if not sys.platform.startswith("linux"):
+        if sys.platform not in ("linux", "android"):
             raise Unsupported(
                 f"a process cannot be held to a device's limits on {sys.platform}",
                 "run it on Linux, or without --hold: the limits are then only compared",
