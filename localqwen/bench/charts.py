@@ -94,6 +94,7 @@ def _chart(name: str, title: str, caption: str, paint: Callable[[Any], None], ba
     figure, axes = pyplot.subplots(figsize=size, dpi=_DPI, layout="constrained")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
+    axes.set_axisbelow(True)
     paint(axes)
     handles, labels = axes.get_legend_handles_labels()
     if len(labels) > 1 or (labels and not bars):

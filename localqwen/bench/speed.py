@@ -18,7 +18,7 @@ from localqwen.errors import EngineError, UsageError
 
 GREEDY = Sampling(temperature=0)
 #: Tokens of the warm-up: enough that an engine that feels its way to a pass's best size has found it.
-WARM_UP_PROMPT = 1024
+WARM_UP_PROMPT = 512
 WARM_UP_TOKENS = 8
 Clock = Callable[[], float]
 
