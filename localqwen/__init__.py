@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from localqwen.chat.local import load as load
     from localqwen.chat.messages import Event as Event
     from localqwen.chat.messages import Finished as Finished
+    from localqwen.chat.messages import JsonFormat as JsonFormat
     from localqwen.chat.messages import Message as Message
     from localqwen.chat.messages import Overrides as Overrides
     from localqwen.chat.messages import Request as Request
@@ -36,8 +37,8 @@ if TYPE_CHECKING:
     from localqwen.errors import LocalqwenError as LocalqwenError
 
 _MESSAGES = (
-    "Event", "Finished", "Message", "Overrides", "Request", "Started", "Text", "Thinking", "Tool", "ToolCall",
-    "Working",
+    "Event", "Finished", "JsonFormat", "Message", "Overrides", "Request", "Started", "Text", "Thinking", "Tool",
+    "ToolCall", "Working",
 )  # fmt: skip
 _PUBLIC = {
     **dict.fromkeys(_MESSAGES, "localqwen.chat.messages"),

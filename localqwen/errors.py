@@ -2,7 +2,8 @@
 
     LocalqwenError
     ├── UsageError              the command or request is malformed                 exit 2, HTTP 400
-    │   └── ConfigError         the config file or an environment variable is wrong
+    │   ├── ConfigError         the config file or an environment variable is wrong
+    │   └── BadField            a field of a request's body is missing or wrong
     ├── ModelNotFound           no model of that name, no file at that path         exit 1, HTTP 404
     │   └── NotPulled           a model that we know, but its files are not here
     ├── HubError                a hub refused, failed or could not be reached       exit 1, HTTP 502
@@ -15,6 +16,12 @@
     ├── TemplateError           the model's chat template failed on these messages  exit 1, HTTP 400
     ├── SessionError            a saved conversation is missing or unreadable       exit 1, HTTP 400
     ├── EngineUnavailable       no engine is installed, or none runs on this CPU    exit 1, HTTP 503
+    ├── Refused                 the server does not take this request               exit 1, HTTP 400
+    │   ├── WrongKey            without the server's API key                        exit 1, HTTP 401
+    │   ├── WrongHost           from a page, or under a name, that is not ours      exit 1, HTTP 403
+    │   ├── TooSlow             a body that did not come                            exit 1, HTTP 408
+    │   ├── TooLarge            a body beyond the limit                             exit 1, HTTP 413
+    │   └── Busy                all runs are taken and the queue is full            exit 1, HTTP 503
     ├── EngineError             an engine failed while loading or decoding          exit 1, HTTP 500
     └── ConversionError         a conversion could not finish                       exit 1, HTTP 500
         ├── CheckpointError     the source is not a checkpoint that we can read
@@ -45,6 +52,14 @@ class UsageError(LocalqwenError):
 
 class ConfigError(UsageError):
     pass
+
+
+class BadField(UsageError):
+    """`field` is its path in the body, as in `messages[0].role`; "" is the body itself."""
+
+    def __init__(self, field: str, what: str, hint: str = "") -> None:
+        super().__init__(f'field "{field}" {what}' if field else f"the body {what}", hint)
+        self.field = field
 
 
 class ModelNotFound(LocalqwenError):
@@ -101,6 +116,36 @@ class SessionError(LocalqwenError):
 
 class EngineUnavailable(LocalqwenError):
     http_status = 503
+
+
+class Refused(LocalqwenError):
+    http_status = 400
+
+
+class WrongKey(Refused):
+    http_status = 401
+
+
+class WrongHost(Refused):
+    http_status = 403
+
+
+class TooSlow(Refused):
+    http_status = 408
+
+
+class TooLarge(Refused):
+    http_status = 413
+
+
+class Busy(Refused):
+    """`retry_after` is seconds."""
+
+    http_status = 503
+
+    def __init__(self, message: str, hint: str = "", *, retry_after: int = 1) -> None:
+        super().__init__(message, hint)
+        self.retry_after = retry_after
 
 
 class EngineError(LocalqwenError):

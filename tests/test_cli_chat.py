@@ -30,7 +30,7 @@ class Shell:
         self.loaded: list[str] = []
         monkeypatch.setenv("LOCALQWEN_HOME", str(home))
         monkeypatch.setattr(localqwen, "load", self._load, raising=False)
-        monkeypatch.setattr(chat, "_largest", lambda: None)
+        monkeypatch.setattr(chat, "largest", lambda: None)
 
     def _load(self, name: str, **options: Any) -> LocalChatModel:
         self.loaded.append(name)

@@ -19,6 +19,8 @@ HOMES = {
     "prompt_toolkit": ["localqwen/cli/"],
     "rich": ["localqwen/cli/"],
     "starlette": ["localqwen/serve/"],
+    "uvicorn": ["localqwen/serve/"],
+    "llguidance": ["localqwen/chat/grammar.py"],
     "mlx": ["localqwen/engines/mlx", "convert/mlx.py"],
     "mlx_lm": ["localqwen/engines/mlx", "convert/mlx.py"],
     "tokenizers": ["localqwen/engines/mlx"],

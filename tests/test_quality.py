@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,8 +14,9 @@ import convert
 from localqwen import engines
 from localqwen.bench import quality
 from localqwen.bench.quality import Reference, compare
+from localqwen.cli import main
 from localqwen.errors import UsageError
-from localqwen.models import provide
+from localqwen.models import provide, store
 
 TEXT = "What is 17 + 25? <think>\n17 + 25 = 42\n</think>\n\nThe answer is 42, naïvely. " * 30
 
@@ -104,3 +106,35 @@ def test_models_of_different_vocabularies_and_texts_of_nothing_are_refused(
     with pytest.raises(UsageError, match="less than two tokens"):
         Reference(engine, "a")
     engine.close()
+
+
+def test_a_conversion_is_measured_across_engines_and_its_manifest_keeps_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    demo, text = provide.demo_checkpoint(), tmp_path / "text"
+    text.write_text(TEXT)
+    file, folder = tmp_path / "demo.gguf", tmp_path / "demo-mlx"
+    assert not main(["convert", str(demo), "--quant", "q4_k_m", "--out", str(file), "--verify", "--json"])
+    report = json.loads(capsys.readouterr().out)
+    kept = json.loads(Path(f"{file}.json").read_text())["quality"]
+    assert kept == report["quality"]
+    assert 0 < kept["kl_mean"] < 1
+    assert not main(["convert", str(demo), "--to", "mlx", "--bits", "8", "--out", str(folder)])
+    capsys.readouterr()
+    assert not main(["quality", str(demo), str(file), str(folder), "--text", str(text), "--json"])
+    gguf, mlx = json.loads(capsys.readouterr().out)["models"]
+    assert (gguf["engine"], mlx["engine"]) == ("llama.cpp", "mlx")
+    assert mlx["kl_mean"] < gguf["kl_mean"]  # 8 bits on the other engine, against 4 on the same
+    assert mlx["top1"] > gguf["top1"]
+    assert not list((store.cache_dir() / "quality").iterdir())
+
+
+def test_a_text_that_is_none_and_a_model_that_is_none_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "bytes").write_bytes(b"\xff\xfe\x00")
+    assert main(["quality", "demo", "demo", "--text", str(tmp_path / "bytes")]) == 2
+    assert "hint: give a UTF-8 text file" in capsys.readouterr().err
+    assert main(["quality", "demo", "demmo"]) == 1
+    assert "did you mean demo" in capsys.readouterr().err
+    assert main(["quality", "demo"]) == 2

@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+import localqwen
+from localqwen import Message, Overrides, Request
 from localqwen.errors import (
     ConfigError,
     HubError,
@@ -307,12 +309,15 @@ def code_lines(file: Path) -> list[str]:
 
 def test_the_prediction_knows_what_the_engine_does_with_attention_scores() -> None:
     """The engine takes the size of a pass and the limit from the prediction: there is one of each."""
-    from localqwen.engines import llama_cpp
+    from localqwen.engines import llama_context
+    from localqwen.engines.settings import Settings
 
-    assert (fit.BATCH, fit.SCORES_BYTES) == (llama_cpp.BATCH, llama_cpp.fit.SCORES_BYTES)
+    assert (Settings().batch, llama_context.fit.SCORES_BYTES) == (fit.BATCH, fit.SCORES_BYTES)
     model = registry.models()["qwen3:0.6b"]
     scores = fit.model_need(model, "Q8_0", 4096).compute - fit.model_need(model, "Q8_0", 0).compute
     assert scores == 4096 * 256 * 16 * 4
+    quantised = fit.model_need(model, "Q8_0", 4096, "q8_0").compute  # has no scores: it needs flash attention
+    assert quantised == fit.model_need(model, "Q8_0", 0).compute
     assert fit.model_need(model, "Q8_0", 131_072).compute == fit.model_need(model, "Q8_0", 0).compute
 
 
@@ -340,3 +345,22 @@ def test_a_hub_cannot_name_a_file_outside_its_folder(path: str) -> None:
         RemoteFile(path, 1, "0" * 64)
     with pytest.raises(HubError, match="cannot be"):
         RemoteFile("x", 1, "../" + "0" * 61)
+
+
+def test_an_entrys_own_sampling_goes_under_what_a_request_says(overlay: Callable[[str], None]) -> None:
+    overlay('["demo"]\nthinking = "switch"\nlicence = "x"\ndescription = "y"\n'
+            "sampling = { thinking = { temperature = 0.9, top_k = 7 } }")  # fmt: skip
+    model = localqwen.load("demo", context_length=256, threads=1)
+    try:
+        question = [Message("user", "hi")]
+        assert model.preset(Request(question)) == {"temperature": 0.9, "top_p": 0.95, "top_k": 7, "min_p": 0.0}
+        assert model.preset(Request(question, think=False))["temperature"] == 0.7
+        assert model.preset(Request(question, sampling=Overrides(temperature=0.1)))["temperature"] == 0.1
+    finally:
+        model.close()
+
+
+def test_a_sampling_with_an_unknown_name_is_told(overlay: Callable[[str], None]) -> None:
+    overlay('["demo"]\nthinking = "switch"\nlicence = "x"\nsampling = { thinking = { heat = 1 } }\ndescription = "y"')
+    with pytest.raises(ConfigError, match="heat"):
+        localqwen.load("demo", context_length=256, threads=1)

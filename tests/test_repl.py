@@ -2,11 +2,14 @@
 
 import io
 import signal
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from prompt_toolkit.input import PipeInput, create_pipe_input
+from prompt_toolkit.output import DummyOutput
 
 from localqwen.chat import ChatModel
 from localqwen.chat import session as sessions
@@ -30,7 +33,8 @@ from localqwen.cli import saved
 from localqwen.cli.console import Channel, Printer
 from localqwen.cli.keys import NoKeys
 from localqwen.cli.options import Settings
-from localqwen.cli.reader import LineReader
+from localqwen.cli.prompt import TerminalReader
+from localqwen.cli.reader import NOTHING, LineReader
 from localqwen.cli.repl import Repl
 from localqwen.engines.scripted import ScriptedEngine
 from localqwen.errors import EngineError
@@ -44,8 +48,10 @@ class Typist:
     def __init__(self, lines: Iterable[str | type[BaseException]], transcript: io.StringIO) -> None:
         self._lines = iter(lines)
         self._transcript = transcript
+        self.read_ahead: list[int] = []
 
-    def read(self, typed: str = "") -> str:
+    def read(self, typed: str = "", meanwhile: Iterator[None] = NOTHING) -> str:
+        self.read_ahead = [*self.read_ahead, len(list(meanwhile))]
         line = next(self._lines, EOFError)
         if not isinstance(line, str):
             raise line
@@ -63,6 +69,7 @@ class FakeModel:
     engine_name = "none"
     context_length = 100
     load_ms = 12.0
+    setup = ""
 
     def __init__(self, *answers: Sequence[Played], thinking_mode: ThinkingMode = "switch") -> None:
         self.answers = iter(answers)
@@ -86,6 +93,9 @@ class FakeModel:
 
     def end_thinking(self) -> None:
         self.thinking_ended = True
+
+    def read_ahead(self, request: Request, answer: Message) -> Iterator[None]:
+        return iter(())
 
     def preset(self, request: Request) -> Mapping[str, float]:
         return {"temperature": 0.6, "top_k": 20, **request.sampling.set_values()}
@@ -198,7 +208,7 @@ def test_a_conversation(tmp_path: Path) -> None:
         ">>> /bye\n"
     )
     assert chat.code == 0
-    assert len(chat.engine.runs) == 4
+    assert len([run for run in chat.engine.runs if run.max_tokens]) == 4
 
 
 def test_history_goes_to_the_model_with_its_thinking_beside_it(tmp_path: Path) -> None:
@@ -445,6 +455,22 @@ def test_a_key_ends_the_thinking_and_what_was_typed_ahead_begins_the_next_line(t
     assert shown.endswith("\nSo: 4.\n>>> And then? /no_think\n5.\n")
 
 
+def test_while_the_user_types_the_answer_is_read_as_the_next_turn_will_show_it(tmp_path: Path) -> None:
+    thought = "<think>\n" + "and so on " * 20 + "\n</think>\n\nSo: 4."
+    chat = Chat(tmp_path, [thought, "5."], ["2+2?", "sure?"])
+    chat.play()
+    _, *ahead, second = chat.engine.runs[: 1 + [run.max_tokens > 0 for run in chat.engine.runs].index(True, 1)]
+    assert {run.max_tokens for run in ahead} == {0}
+    rest = chat.engine.tokenize("sure?<|im_end|>\n<|im_start|>assistant\n", special=True)
+    assert second.prompt_tokens - second.cached_tokens <= len(rest) + 1
+    assert isinstance(chat.repl.reader, Typist)
+    assert chat.repl.reader.read_ahead[0] == 0 < chat.repl.reader.read_ahead[1]
+    quiet = Chat(tmp_path, [thought, "5."], ["2+2?", "sure?"])
+    quiet.repl.prepare = False
+    quiet.play()
+    assert len(quiet.engine.runs) == 2
+
+
 def test_a_log_that_cannot_be_written_is_said_once(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     chat = Chat(tmp_path / "file" / "conversations", ["a", "b"], ["1 /no_think", "2"])
@@ -460,3 +486,25 @@ def test_a_pipe_is_read_line_by_line_and_blocks_as_a_whole(tmp_path: Path) -> No
     ]  # fmt: skip
     with pytest.raises(EOFError):
         reader.read()
+
+
+def test_the_terminal_goes_on_with_other_work_until_a_key_comes() -> None:
+    """prompt_toolkit's own event loop on a pipe; a line typed in the middle ends the work at its next step."""
+    steps: list[int] = []
+
+    def work(keyboard: PipeInput) -> Iterator[None]:
+        for step in range(100):
+            steps.append(step)
+            if step == 5:
+                keyboard.send_text("hello\r")
+            time.sleep(0.02)  # as a step of an engine: another thread watches the keyboard
+            yield
+
+    with create_pipe_input() as keyboard:
+        reader = TerminalReader([], None, input=keyboard, output=DummyOutput())
+        rest = work(keyboard)
+        assert reader.read(meanwhile=rest) == "hello"
+        assert 5 in steps
+        assert len(steps) < 100
+        keyboard.send_text("bye\r")
+        assert reader.read(meanwhile=rest) == "bye"

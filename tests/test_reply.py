@@ -160,19 +160,22 @@ def test_no_room_for_the_answer_after_a_forced_end_is_a_finish_by_length() -> No
 
 
 @pytest.mark.parametrize(
-    ("stops", "shown"),
+    ("stops", "shown", "hit"),
     [
-        (("two",), "one "),
-        (("o t", "x"), "one tw"),
-        (("ree",), "one two th"),
-        (("nowhere",), "one two three"),
-        (("one",), ""),
+        (("two",), "one ", "two"),
+        (("o t", "x"), "one tw", "o t"),
+        (("three", "two"), "one ", "two"),
+        (("ree",), "one two th", "ree"),
+        (("nowhere",), "one two three", None),
+        (("one",), "", "one"),
     ],
 )
-def test_a_stop_string_ends_the_answer_and_is_not_shown(stops: tuple[str, ...], shown: str) -> None:
+def test_a_stop_string_ends_the_answer_is_not_shown_and_is_told(
+    stops: tuple[str, ...], shown: str, hit: str | None
+) -> None:
     events = list(model("<think>two ree one</think>one two three").stream(ask(stop=stops)))
     assert join(events)[:2] == ("two ree one", shown)
-    assert finished(events).finish_reason == "stop"
+    assert (finished(events).finish_reason, finished(events).stop) == ("stop", hit)
 
 
 def test_a_stop_string_cancels_the_run() -> None:
@@ -181,6 +184,16 @@ def test_a_stop_string_cancels_the_run() -> None:
     (run,) = chat.engine.runs  # type: ignore[attr-defined]
     assert run.finished
     assert run.generated == finished(events).usage.completion_tokens == 3
+
+
+def test_calls_that_are_not_read_stay_text_to_the_letter() -> None:
+    """For clients that describe tools in a prompt of their own, as Qwen-Agent does, and read the answer themselves."""
+    call = '<tool_call>\n{"name": "f",  "arguments": {}}\n</tool_call>'
+    events = list(model(f"<think>use it {call}</think>\n\nOk.\n{call}").stream(ask(read_calls=False)))
+    assert join(events)[:2] == (f"use it {call}", f"Ok.\n{call}")
+    assert finished(events).finish_reason == "stop"
+    unclosed = list(model(f"<think>hm {call}").stream(ask(read_calls=False)))
+    assert join(unclosed)[:2] == (f"hm {call}", "")
 
 
 def test_a_tool_call_is_an_event_and_the_reason_to_finish() -> None:

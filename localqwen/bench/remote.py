@@ -1,7 +1,8 @@
 """Any OpenAI-compatible server as a ChatModel, so that it is measured by the code that measures our own engines.
 
 What a server does not tell is taken from what streams: without `usage` a chunk counts as a token, and `approximate`
-says so. The clock runs here, so the network between is in every figure.
+says so. The clock runs here, so the network between is in every figure; every request opens a
+connection of its own.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from localqwen.errors import EngineError, EngineUnavailable, ModelNotFound, Unsu
 #: Where servers put thinking: llama-server, SGLang and LM Studio; vLLM and mlx_lm.server.
 _THINKING_FIELDS = ("reasoning_content", "reasoning")
 _PATIENCE = httpx2.Timeout(10, read=600)
+#: Servers close a connection after some number of requests, at worst while the next one is on its way.
+_FRESH = httpx2.Limits(max_keepalive_connections=0)
 
 
 class RemoteModel:
@@ -35,7 +38,7 @@ class RemoteModel:
             raise UsageError(f"--url {url} is no address of a server", "write it like http://127.0.0.1:8080/v1")
         self.url = url.rstrip("/")
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self._client = httpx2.Client(timeout=_PATIENCE, headers=headers)
+        self._client = httpx2.Client(timeout=_PATIENCE, headers=headers, limits=_FRESH)
         self.thinking_mode: ThinkingMode = thinking
         self.context_length = 0
         self.approximate = False

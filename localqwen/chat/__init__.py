@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from typing import Protocol
 
-from localqwen.chat.messages import Event, Request, ThinkingMode
+from localqwen.chat.messages import Event, Message, Request, ThinkingMode
 
 
 class ChatModel(Protocol):
@@ -17,8 +17,17 @@ class ChatModel(Protocol):
     context_length: int
     load_ms: float
 
+    @property
+    def setup(self) -> str:
+        """What computes at the moment, in a few words; "" where that is not known."""
+        ...
+
     def stream(self, request: Request) -> Generator[Event, None, None]:
         """Started; Thinking, Text and ToolCall as they come, Working between them; Finished."""
+        ...
+
+    def read_ahead(self, request: Request, answer: Message) -> Iterator[None]:
+        """Compute what a turn after this one will begin with, a short step per `next`; for while nobody waits."""
         ...
 
     def end_thinking(self) -> None:

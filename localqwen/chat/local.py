@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections import deque
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 
-from localqwen.chat import sampling as presets
-from localqwen.chat.messages import Event, Request, ThinkingMode, Working
+from localqwen.chat import sampling
+from localqwen.chat.grammar import Grammars
+from localqwen.chat.messages import Event, Message, Request, ThinkingMode, Working
+from localqwen.chat.prepare import ReadingAhead, next_turn
 from localqwen.chat.reply import ModelFacts, Reply
+from localqwen.chat.sampling import MAKERS, Presets
 from localqwen.chat.template import ChatTemplate
 from localqwen.chat.thinking import resolve_thinking
 from localqwen.engines import Engine, Piece, Run
@@ -28,26 +32,60 @@ def thinking_mode_of(template: ChatTemplate) -> ThinkingMode:
     return "always" if asked.rstrip().endswith("<think>") else "never"
 
 
+def facts_of(
+    engine: Engine,
+    name: str,
+    *,
+    thinking_mode: ThinkingMode | None = None,
+    load_ms: float = 0,
+    presets: Presets = MAKERS,
+) -> ModelFacts:
+    """What an answer needs to know of an engine's model. `thinking_mode` None asks the template.
+
+    Raises EngineError where there is no template.
+    """
+    if not engine.chat_template:
+        raise EngineError(
+            f"{name} has no chat template", "use a model that was converted with its tokenizer_config.json"
+        )
+    template = ChatTemplate(engine.chat_template, engine.special_tokens)
+    mode = thinking_mode or thinking_mode_of(template)
+    words = functools.cache(engine.vocabulary)
+    return ModelFacts(
+        name,
+        template,
+        engine.tokenize,
+        mode,
+        engine.context_length,
+        load_ms,
+        presets,
+        grammars=Grammars(lambda text: engine.tokenize(text, special=False), words, lambda: engine.stop_tokens),
+        token_bytes=words,
+    )
+
+
 class LocalChatModel:
     """Owns its engine; several `stream`s may run at once where the engine has the room, all in the engine's thread."""
 
     def __init__(
-        self, engine: Engine, name: str, *, thinking_mode: ThinkingMode | None = None, load_ms: float = 0
+        self,
+        engine: Engine,
+        name: str,
+        *,
+        thinking_mode: ThinkingMode | None = None,
+        load_ms: float = 0,
+        presets: Presets = MAKERS,
     ) -> None:
-        if not engine.chat_template:
-            raise EngineError(
-                f"{name} has no chat template", "use a model that was converted with its tokenizer_config.json"
-            )
-        template = ChatTemplate(engine.chat_template, engine.special_tokens)
+        self._facts = facts_of(engine, name, thinking_mode=thinking_mode, load_ms=load_ms, presets=presets)
         self.name = name
         self.engine_name = engine.name
-        self.thinking_mode: ThinkingMode = thinking_mode or thinking_mode_of(template)
+        self.thinking_mode: ThinkingMode = self._facts.thinking_mode
         self.context_length = engine.context_length
         self.load_ms = load_ms
         self.engine = engine
-        self._facts = ModelFacts(name, template, engine.tokenize, self.thinking_mode, engine.context_length, load_ms)
         self._inbox: dict[Run, deque[Piece]] = {}
         self._reply: Reply | None = None
+        self._reading = ReadingAhead(engine)
 
     def stream(self, request: Request) -> Generator[Event, None, None]:
         reply = self._reply = Reply(request, self._facts)
@@ -62,6 +100,20 @@ class LocalChatModel:
         finally:
             self._stop(run)
 
+    @property
+    def setup(self) -> str:
+        return self.engine.setup
+
+    def read_ahead(self, request: Request, answer: Message) -> Iterator[None]:
+        thinking = resolve_thinking(request, self.thinking_mode, self.name)
+        ids = next_turn(request, answer, self._facts, thinking=thinking)
+        if not 0 < len(ids) < self.context_length:
+            return
+        ahead = self._reading.begin(ids)
+        while not ahead.done:
+            self._reading.read(ahead)
+            yield
+
     def end_thinking(self) -> None:
         if self._reply is not None:
             self._reply.end_thinking()
@@ -69,14 +121,13 @@ class LocalChatModel:
     def preset(self, request: Request) -> Mapping[str, float | int]:
         thinking = resolve_thinking(request, self.thinking_mode, self.name)
         phase = request.thinking_sampling if thinking else request.text_sampling
-        return presets.chosen(request, thinking=thinking, phase=phase)
+        return sampling.chosen(request, self._facts.presets, thinking=thinking, phase=phase)
 
     def close(self) -> None:
         self.engine.close()
 
     def _start(self, reply: Reply) -> Run:
-        spec = reply.run
-        run = self.engine.start(spec.prompt, spec.sampling, max_tokens=spec.max_tokens, generated=spec.generated)
+        run = reply.run.start(self.engine)
         self._inbox[run] = deque()
         return run
 
@@ -116,4 +167,5 @@ def load(
         names.display(name),
         thinking_mode=model.thinking if model else None,
         load_ms=(time.perf_counter() - begin) * 1000,
+        presets=Presets.of(model.sampling if model else {}),
     )

@@ -96,12 +96,25 @@ class Overrides:
 
 
 @dataclass(frozen=True)
+class JsonFormat:
+    """The text of the answer is JSON: of this schema, or any object where it is None."""
+
+    schema: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
 class Request:
     """One answer asked for.
 
     `think` None lets the last soft switch in the messages decide, else the model's default. `budget` is the number of
     tokens that may be spent inside the thinking (0 = thinking off, None = no limit). `max_tokens` None = up to the end
     of the context. `sampling` holds for the whole answer, `thinking_sampling` and `text_sampling` for one phase of it.
+
+    `format` constrains the text, never the thinking. `must_call` names the tools of which the answer has to call one
+    (() leaves it to the model); `parallel_calls` False ends the answer after its first call. `logprobs` N gives every
+    token of the text its own logprob and the N likeliest. `read_calls` False leaves calls in the text, for clients that
+    describe tools in a prompt of their own and read the answer themselves. `prompt` takes the place of the messages:
+    text that is continued as it stands, without a template, without thinking and tool calls.
     """
 
     messages: Sequence[Message]
@@ -113,6 +126,12 @@ class Request:
     sampling: Overrides = Overrides()
     thinking_sampling: Overrides = Overrides()
     text_sampling: Overrides = Overrides()
+    format: JsonFormat | None = None
+    must_call: tuple[str, ...] = ()
+    parallel_calls: bool = True
+    read_calls: bool = True
+    logprobs: int | None = None
+    prompt: str | None = None
 
 
 @dataclass(frozen=True)
@@ -130,7 +149,8 @@ class Usage:
 class Timing:
     """Milliseconds from the request (`load_ms`: of opening the model) and tokens per second; None where it never came.
 
-    `prompt_per_second` counts the prompt tokens that were computed, not those found in the cache.
+    `prompt_per_second` counts the prompt tokens that were computed, not those found in the cache. `prompt_ms` is the
+    time of computing them, `predicted_ms` that between generated tokens, `total_ms` all until the end.
     """
 
     load_ms: float | None = None
@@ -138,6 +158,9 @@ class Timing:
     first_answer_ms: float | None = None
     prompt_per_second: float | None = None
     predicted_per_second: float | None = None
+    prompt_ms: float | None = None
+    predicted_ms: float | None = None
+    total_ms: float | None = None
 
 
 @dataclass(frozen=True)
@@ -165,18 +188,37 @@ class Thinking:
 
 
 @dataclass(frozen=True)
+class TokenLogprob:
+    """One token of the text and the natural logarithm of its probability; `top` are the likeliest ones at its place,
+    best first. `text` holds a replacement character where the token is a part of a character."""
+
+    token: bytes
+    logprob: float
+    top: tuple[TokenLogprob, ...] = ()
+
+    @property
+    def text(self) -> str:
+        return self.token.decode(errors="replace")
+
+
+@dataclass(frozen=True)
 class Text:
+    """`logprobs` are those of the tokens that came since the last Text, where they were asked for."""
+
     text: str
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True)
 class Finished:
-    """The last event. `thinking_end` says who closed the thinking; None where there was none, or it never closed."""
+    """The last event. `thinking_end` says who closed the thinking; None where there was none, or it never closed.
+    `stop` is the stop string that ended the answer."""
 
     finish_reason: Literal["stop", "length", "tool_calls"]
     usage: Usage
     timing: Timing
     thinking_end: ThinkingEnd | None = None
+    stop: str | None = None
 
     @property
     def budget_forced(self) -> bool:

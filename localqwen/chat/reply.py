@@ -3,7 +3,7 @@
 The driver (a loop in `local.py`, the server's worker) starts the run that `run` describes, calls `begin`, feeds every
 piece, and looks at two things after each: `run` again (another object means: cancel, start that one, go on) and
 `finished` (cancel and stop). An answer is restarted when text is forced into it (thinking budget, early end) or when
-its text phase has another sampling; the engine still holds the prefix, so a restart costs one token's work.
+its text phase has another sampling or a grammar; the engine still holds the prefix, so a restart costs one token.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
-from localqwen.chat import sampling as presets
+from localqwen.chat import sampling as samplings
+from localqwen.chat.grammar import Grammars
 from localqwen.chat.messages import (
     Event,
     Finished,
+    Message,
     Overrides,
     Request,
     Started,
@@ -25,14 +27,16 @@ from localqwen.chat.messages import (
     ThinkingEnd,
     ThinkingMode,
     Timing,
+    TokenLogprob,
     ToolCall,
     Usage,
 )
+from localqwen.chat.sampling import MAKERS, Presets
 from localqwen.chat.stop import StopStrings
 from localqwen.chat.template import ChatTemplate, encode_chat
-from localqwen.chat.thinking import ThinkingParser, prompt_start, resolve_thinking
-from localqwen.engines import Piece, Run, Sampling
-from localqwen.errors import ContextTooLong, UsageError
+from localqwen.chat.thinking import OPEN, PlainParser, ThinkingParser, prompt_start, resolve_thinking
+from localqwen.engines import Constraint, Engine, Piece, Run, Sampling
+from localqwen.errors import ContextTooLong, Unsupported, UsageError
 
 #: How thinking is ended early; the makers' text (Qwen3 documentation, "Thinking Budget").
 EARLY_STOP = (
@@ -47,7 +51,7 @@ class Tokenize(Protocol):
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What an answer needs to know of its model."""
+    """What an answer needs to know of its model. `token_bytes` gives the bytes of every token, for logprobs."""
 
     name: str
     template: ChatTemplate
@@ -55,6 +59,9 @@ class ModelFacts:
     thinking_mode: ThinkingMode
     context_length: int
     load_ms: float | None = None
+    presets: Presets = MAKERS
+    grammars: Grammars | None = None
+    token_bytes: Callable[[], Sequence[bytes]] | None = None
 
 
 @dataclass(frozen=True)
@@ -65,6 +72,40 @@ class RunSpec:
     sampling: Sampling
     max_tokens: int
     generated: int = 0
+    constraint: Constraint | None = None
+    logprobs: int | None = None
+
+    def start(self, engine: Engine) -> Run:
+        """Raises what `Engine.start` does."""
+        return engine.start(
+            self.prompt,
+            self.sampling,
+            max_tokens=self.max_tokens,
+            generated=self.generated,
+            constraint=self.constraint,
+            logprobs=self.logprobs,
+        )
+
+
+#: How Qwen3 begins to think.
+_OPENING = f"{OPEN}\n"
+
+
+def encode_request(
+    request: Request, messages: Sequence[Message], model: ModelFacts, thinking: bool
+) -> tuple[list[int], str]:
+    """Token ids and text of the prompt that these messages make with the tools and the switch of the request."""
+    tools = [tool.to_json() for tool in request.tools] or None
+    # A model that cannot switch never saw the variable; passing it would be a guess about its template.
+    switch = thinking if model.thinking_mode == "switch" else None
+    rendered = [message.to_json() for message in messages]
+    return encode_chat(model.template, rendered, model.tokenize, tools=tools, enable_thinking=switch)
+
+
+def count_prompt(request: Request, model: ModelFacts) -> int:
+    """Tokens of the prompt that `Reply` would make, be it too long for the context or not."""
+    thinking = resolve_thinking(request, model.thinking_mode, model.name)
+    return len(encode_request(request, request.messages, model, thinking)[0])
 
 
 class Reply:
@@ -75,45 +116,74 @@ class Reply:
             raise UsageError(f"max_tokens is {request.max_tokens}", "ask for at least one token")
         self.request = request
         self.model = model
-        self.thinking = resolve_thinking(request, model.thinking_mode, model.name)
+        self.thinking = request.prompt is None and resolve_thinking(request, model.thinking_mode, model.name)
         self.finished = False
-        self.prompt = self._encode()
+        self._constraint = self._grammar()
+        self._parser: ThinkingParser | PlainParser = PlainParser()
+        self._answer: list[int] = []  # ids behind the prompt, generated and forced
+        self.prompt = self._encode_text(request.prompt) if request.prompt is not None else self._encode()
+        if len(self.prompt) + len(self._answer) >= model.context_length:
+            raise ContextTooLong(len(self.prompt), model.context_length)
         self._sampling = {name: self._phase_sampling(phase) for name, phase in self._phases().items()}
         self._limit = request.max_tokens or model.context_length
-        self.run = RunSpec(self.prompt, self._sampling["thinking" if self.thinking else "text"], self._limit)
+        self.run = self._first_run()
         self._stop = StopStrings(request.stop)
-        self._answer: list[int] = []  # ids behind the prompt, generated and forced
         self._generated = 0
         self._thinking_tokens = 0
+        self._logprobs: list[TokenLogprob] = []  # of tokens whose text has not been shown
         self._called = False
+        self._wrote = False
+        self._enough = False  # the one call that was wanted has come
         self._cut: ThinkingEnd | None = None  # asked for, not yet done
         self._thinking_end: ThinkingEnd | None = None
         self._stopwatch = _Stopwatch(clock)
         self._cached_tokens = 0
 
+    def _grammar(self) -> Callable[[], Constraint] | None:
+        if self.request.format is None and not self.request.must_call:
+            return None
+        if self.model.grammars is None:
+            raise Unsupported(f"{self.model.name} cannot be held to a form")
+        return self.model.grammars.constraint(self.request, thinking=self.thinking)
+
+    def _encode_text(self, text: str) -> tuple[int, ...]:
+        if not text:
+            raise UsageError("the prompt is empty", "give at least one character to continue")
+        return tuple(self.model.tokenize(text, special=False))
+
     def _encode(self) -> tuple[int, ...]:
-        messages = [message.to_json() for message in self.request.messages]
-        tools = [tool.to_json() for tool in self.request.tools] or None
-        # A model that cannot switch never saw the variable; passing it would be a guess about its template.
-        switch = self.thinking if self.model.thinking_mode == "switch" else None
-        ids, text = encode_chat(self.model.template, messages, self.model.tokenize, tools=tools, enable_thinking=switch)
-        if len(ids) >= self.model.context_length:
-            raise ContextTooLong(len(ids), self.model.context_length)
-        self._parser = ThinkingParser(prompt_start(text, self.thinking))
+        ids, text = encode_request(self.request, self.request.messages, self.model, self.thinking)
+        start = prompt_start(text, self.thinking)
+        self._parser = ThinkingParser(start, calls=self.request.read_calls)
+        if self._constraint and start == "auto":  # a grammar can begin only where it is known that the thinking has
+            self._parser.feed(_OPENING)
+            self._answer += self.model.tokenize(_OPENING, special=True)
         return tuple(ids)
+
+    def _first_run(self) -> RunSpec:
+        """With what stands already behind the prompt."""
+        answering = self._parser.answering
+        return RunSpec(
+            self.prompt + tuple(self._answer),
+            self._sampling["text" if answering else "thinking"] if self.thinking else self._sampling["text"],
+            self._limit,
+            generated=len(self._answer),
+            constraint=self._constraint() if self._constraint and answering else None,
+            logprobs=self.request.logprobs,
+        )
 
     def _phases(self) -> dict[Literal["thinking", "text"], Overrides]:
         return {"thinking": self.request.thinking_sampling, "text": self.request.text_sampling}
 
     def _phase_sampling(self, phase: Overrides) -> Sampling:
-        return presets.sampling_for(self.request, thinking=self.thinking, phase=phase)
+        return samplings.sampling_for(self.request, self.model.presets, thinking=self.thinking, phase=phase)
 
     def begin(self, run: Run) -> list[Event]:
         """Call once, when the engine has accepted the first run."""
-        self._cached_tokens = run.cached_tokens
+        self._cached_tokens = min(run.cached_tokens, len(self.prompt))  # a run may begin with forced tokens
         self._stopwatch.start_run()
-        warnings = presets.warnings_for(run.sampling, thinking=self.thinking)
-        return [Started(run.prompt_tokens, run.cached_tokens, self.thinking, warnings)]
+        warnings = samplings.warnings_for(run.sampling, thinking=self.thinking)
+        return [Started(len(self.prompt), self._cached_tokens, self.thinking, warnings)]
 
     def end_thinking(self) -> None:
         """End the thinking at the next whole character (or as soon as it begins)."""
@@ -135,18 +205,45 @@ class Reply:
         was_thinking = self._parser.thinking
         self._answer += piece.tokens
         self._generated += len(piece.tokens)
-        events = self._show(self._parser.feed(piece.text))
+        parsed = self._parser.feed(piece.text)
+        if piece.logprobs is not None and not was_thinking and piece.finish_reason != "stop":
+            self._note_logprobs(piece)
+        events = self._show(parsed)
         if was_thinking and self._parser.thinking:
             self._thinking_tokens += len(piece.tokens)
         if self._parser.closed and self._thinking_end is None:
             self._thinking_end = "model"
         return events
 
+    def _note_logprobs(self, piece: Piece) -> None:
+        """Of the answer's tokens; the line breaks that only lead it are not shown and have none."""
+        found = piece.logprobs
+        if (
+            found is None
+            or not self._parser.answering
+            or not (self._wrote or piece.text.strip("\n") or not piece.whole)
+        ):
+            return
+        self._wrote = True
+        words = self._words()
+        top = tuple(TokenLogprob(words(token), value) for token, value in found.top)
+        self._logprobs.append(TokenLogprob(words(piece.tokens[-1]), found.chosen, top))
+
+    def _words(self) -> Callable[[int], bytes]:
+        known = self.model.token_bytes() if self.model.token_bytes is not None else ()
+        return lambda token: known[token] if token < len(known) else b""
+
+    def _text(self, text: str) -> list[Event]:
+        if not text:
+            return []
+        logprobs, self._logprobs = tuple(self._logprobs), []
+        return [Text(text, logprobs)]
+
     def _show(self, output: Sequence[Text | Thinking | ToolCall]) -> list[Event]:
         events: list[Event] = []
         for part in output:
             events += self._show_part(part)
-            if self._stop.hit:
+            if self._stop.hit or self._enough:
                 return events + self._finish("stop")
         return events
 
@@ -155,9 +252,10 @@ class Reply:
             return [part]
         self._stopwatch.answer()
         if isinstance(part, Text):
-            return _text(self._stop.feed(part.text))
+            return self._text(self._stop.feed(part.text))
         self._called = True
-        return [*_text(self._stop.finish()), part]
+        self._enough = not self.request.parallel_calls
+        return [*self._text(self._stop.finish()), part]
 
     def _turn(self) -> list[Event]:
         """Between two tokens: force the end of the thinking, or go on with the sampling of the text."""
@@ -166,7 +264,8 @@ class Reply:
             self._cut = "budget"
         if self._parser.thinking and self._cut is not None:
             return self._cut_thinking(self._cut)
-        if self._parser.answering and self.run.sampling != self._sampling["text"]:
+        free = self._constraint is not None and self.run.constraint is None
+        if self._parser.answering and (free or self.run.sampling != self._sampling["text"]):
             return self._restart()
         return []
 
@@ -184,26 +283,23 @@ class Reply:
         if sampling.seed is not None:  # the same numbers must not be drawn again
             sampling = replace(sampling, seed=sampling.seed + len(self._answer))
         self._sampling["text"] = sampling
-        self.run = RunSpec(prompt, sampling, left, generated=len(self._answer))
+        constraint = self._constraint() if self._constraint and self._parser.answering else None
+        self.run = RunSpec(prompt, sampling, left, len(self._answer), constraint, self.request.logprobs)
         self._stopwatch.start_run()
         return []
 
     def _finish(self, reason: Literal["stop", "length"]) -> list[Event]:
         self.finished = True
         events: list[Event] = []
-        if not self._stop.hit:
+        if not self._stop.hit and not self._enough:
             events = self._show(self._parser.finish())
-            events += _text(self._stop.finish())
+            events += self._text(self._stop.finish())
         if events and isinstance(events[-1], Finished):  # a stop string came with the last held text
             return events
         usage = Usage(len(self.prompt), self._cached_tokens, self._generated, self._thinking_tokens)
         timing = self._stopwatch.timing(self.model.load_ms, len(self.prompt) - self._cached_tokens)
         why: Literal["stop", "length", "tool_calls"] = "tool_calls" if self._called and reason == "stop" else reason
-        return [*events, Finished(why, usage, timing, self._thinking_end)]
-
-
-def _text(text: str) -> list[Event]:
-    return [Text(text)] if text else []
+        return [*events, Finished(why, usage, timing, self._thinking_end, self._stop.hit)]
 
 
 class _Stopwatch:
@@ -243,4 +339,7 @@ class _Stopwatch:
             first_answer_ms=None if self._first_answer is None else (self._first_answer - self._begin) * 1000,
             prompt_per_second=computed_tokens / self._prefill if self._prefill > 0 else None,
             predicted_per_second=self._decoded / self._decoding if self._decoding > 0 else None,
+            prompt_ms=None if self._first is None else self._prefill * 1000,
+            predicted_ms=None if self._first is None else self._decoding * 1000,
+            total_ms=(self._clock() - self._begin) * 1000,
         )

@@ -8,21 +8,22 @@ from localqwen.chat.toolcalls import partial_tag
 
 
 class StopStrings:
-    """Feed it the answer's text; `hit` tells that a stop string came. The stop string itself is not shown."""
+    """Feed it the answer's text; `hit` is the stop string that came. The stop string itself is not shown."""
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = [stop for stop in stops if stop]
         self._held = ""
-        self.hit = False
+        self.hit: str | None = None
 
     def feed(self, text: str) -> str:
         """What may be shown now."""
         if not self._stops:
             return text
         text = self._held + text
-        first = min((at for stop in self._stops if (at := text.find(stop)) >= 0), default=-1)
-        if first >= 0:
-            self.hit, self._held = True, ""
+        found = [(at, stop) for stop in self._stops if (at := text.find(stop)) >= 0]
+        if found:
+            first, self.hit = min(found, key=lambda each: each[0])
+            self._held = ""
             return text[:first]
         keep = max(partial_tag(text, stop) for stop in self._stops)
         shown, self._held = text[: len(text) - keep], text[len(text) - keep :]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from localqwen.chat.messages import Message, Request, Text, Thinking, ThinkingMode, ToolCall
-from localqwen.chat.toolcalls import BLANK, Found, Item, Plain, ToolCallScanner, partial_tag
+from localqwen.chat.toolcalls import BLANK, Found, Item, NoCalls, Plain, ToolCallScanner, partial_tag
 from localqwen.errors import Unsupported, UsageError
 
 OPEN = "<think>"
@@ -44,16 +44,23 @@ def resolve_thinking(request: Request, mode: ThinkingMode, model: str) -> bool:
     asked = False if request.budget == 0 else request.think
     if mode == "never":
         if asked or request.budget:
-            raise Unsupported(f"{model} cannot think", "leave out --think and --budget, or use a thinking model")
+            raise Unsupported(f"{model} cannot think", f"leave out the switch and the budget; {_that_switch()}")
         return False
     if mode == "always":
         if asked is False:
-            raise Unsupported(f"{model} always thinks", "use an instruct model, or limit it with --budget 256")
+            raise Unsupported(f"{model} always thinks", f"limit it with a budget of 256; {_that_switch()}")
         return True
     if asked is not None:
         return asked
     soft = soft_switch(request.messages)
     return True if soft is None else soft
+
+
+def _that_switch() -> str:
+    """Which models have the switch, for those who asked one that does not."""
+    from localqwen.models import registry
+
+    return f"the switch is in {', '.join(m.name for m in registry.models().values() if m.thinking == 'switch')}"
 
 
 def prompt_start(prompt: str, thinking: bool) -> Start:
@@ -65,15 +72,16 @@ def prompt_start(prompt: str, thinking: bool) -> Start:
 
 class ThinkingParser:
     """Feed it the text of an answer; it gives thinking, text and tool calls, without tags and without the line breaks
-    that only separate them. `finish()` gives what was held back at the end."""
+    that only separate them. `finish()` gives what was held back at the end. With `calls` False they stay text."""
 
-    def __init__(self, start: Start = "auto") -> None:
+    def __init__(self, start: Start = "auto", *, calls: bool = True) -> None:
         self._phase: Literal["before", "thinking", "answer"] = "answer" if start == "off" else "before"
         self._open = start == "open"
         self.closed = False  # a closing tag came
         self._buffer = ""
-        self._thought = _ThinkingText()
-        self._answer = _AnswerText()
+        scanner = ToolCallScanner if calls else NoCalls
+        self._thought = _ThinkingText(scanner())
+        self._answer = _AnswerText(scanner())
 
     @property
     def thinking(self) -> bool:
@@ -130,12 +138,26 @@ class ThinkingParser:
         return self._thought.close(text) + self._answer.feed(rest)
 
 
+class PlainParser:
+    """In the place of ThinkingParser for text that is continued as it stands: all of it is text."""
+
+    thinking = False
+    answering = True
+    closed = False
+
+    def feed(self, text: str) -> list[Output]:
+        return [Text(text)] if text else []
+
+    def finish(self) -> list[Output]:
+        return []
+
+
 class _ThinkingText:
     """The inside of a think block: outer line breaks trimmed. A whole tool call in it is held until it is clear whether
     the block is closed (then it was a draft, and thinking) or not (then the call ended the thinking)."""
 
-    def __init__(self) -> None:
-        self._scanner = ToolCallScanner()
+    def __init__(self, scanner: ToolCallScanner | NoCalls) -> None:
+        self._scanner = scanner
         self._held: list[Item] = []
         self._breaks = ""
         self._begun = False
@@ -173,8 +195,8 @@ class _ThinkingText:
 class _AnswerText:
     """The answer: text and calls. Blanks around a call only separate it and are dropped, but between two texts."""
 
-    def __init__(self) -> None:
-        self._scanner = ToolCallScanner()
+    def __init__(self, scanner: ToolCallScanner | NoCalls) -> None:
+        self._scanner = scanner
         self._trim = ""  # characters to drop before the next text
         self._blanks = ""  # held back: a call may follow
         self._begun = False

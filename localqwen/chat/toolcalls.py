@@ -170,3 +170,16 @@ class _JsonObject:
             self._depth -= 1
             if self._depth == 0:
                 self.end = self._at
+
+
+class NoCalls:
+    """In the place of ToolCallScanner where calls are not looked for: all of it is text."""
+
+    def feed(self, text: str) -> list[Item]:
+        return [Plain(text)] if text else []
+
+    def release(self) -> str:
+        return ""
+
+    def finish(self) -> list[Item]:
+        return []

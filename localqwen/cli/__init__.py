@@ -20,6 +20,7 @@ from localqwen.errors import LocalqwenError
 COMMANDS = {
     "chat": ("chat", "Talk with a model."),
     "run": ("run", "Answer one prompt."),
+    "serve": ("serve", "Answer programs over HTTP: the OpenAI API."),
     "pull": ("pull", "Get models."),
     "list": ("list_models", "Show the models on disk, or all that can be named."),
     "show": ("show", "Show what a model is and what it needs."),
@@ -28,6 +29,7 @@ COMMANDS = {
     "recommend": ("recommend", "Say which model, quantisation and context suit a machine."),
     "bench": ("bench", "Measure speed, latency and endurance; keep and compare."),
     "convert": ("convert", "Turn an official checkpoint into a quantised GGUF file."),
+    "quality": ("quality", "Measure how far a conversion is from its source."),
     "tune": ("tune", "Find the fastest settings for a model on this machine."),
     "doctor": ("doctor", "Check this machine and its engines."),
     "completion": ("completion", "Print the shell's completion script."),

@@ -38,9 +38,12 @@ class Choice:
 @click.argument("model", required=False)
 @click.option("--continue", "goes_on", is_flag=True, help="Go on with the last conversation.")
 @click.option("--system", default="", metavar="TEXT", help="System prompt.")
+@click.option("--no-prepare", is_flag=True, help="Do not read the next turn's prompt while you type.")
 @answer_options
 @loading_options
-def command(model: str | None, goes_on: bool, system: str, settings: Settings, loading: Loading) -> int:
+def command(
+    model: str | None, goes_on: bool, system: str, no_prepare: bool, settings: Settings, loading: Loading
+) -> int:
     """Talk with MODEL: `demo`, a .gguf file or a checkpoint folder.
 
     Without MODEL: that of the last conversation, else `model` of the config file, else the largest on disk that fits,
@@ -50,14 +53,15 @@ def command(model: str | None, goes_on: bool, system: str, settings: Settings, l
     last = _last(folder)
     if goes_on and last is None:
         raise SessionError("there is no conversation to go on with", "start one: localqwen chat")
-    choice = choose(model, last, _largest)
+    choice = choose(model, last, largest)
     getting.ensure(choice.model, yes=loading.yes, force=loading.force)  # before a conversation begins
     session = _session(choice, last if goes_on else None, folder, system)
     with session:
         if choice.reason:
             sys.stderr.write(f"{choice.reason}\n")
         session.set_settings(_given())
-        return _talk(choice, session, settings.changed_by(session.conversation.settings), loading)
+        changed = settings.changed_by(session.conversation.settings)
+        return _talk(choice, session, changed, loading, prepare=not no_prepare)
 
 
 def choose(named: str | None, last: Path | None, largest: Callable[[], str | None]) -> Choice:
@@ -87,7 +91,7 @@ def available(model: str) -> bool:
     return names.understood(model) is not None and provide.is_here(model)
 
 
-def _largest() -> str | None:
+def largest() -> str | None:
     """Of what an engine on this machine can open."""
     from localqwen import engines
     from localqwen.machine import this_machine
@@ -140,14 +144,14 @@ def _given() -> dict[str, Any]:
     return {name: context.params[name] for name in names if context.get_parameter_source(name) is line}
 
 
-def _talk(choice: Choice, session: Session, settings: Settings, loading: Loading) -> int:
+def _talk(choice: Choice, session: Session, settings: Settings, loading: Loading, *, prepare: bool) -> int:
     model = loading.open(choice.model)
     try:
         file = sys.stdin.fileno() if _interactive(sys.stdin, (sys.stdout, sys.stderr)) else None
         with terminal_kept(file):
             reader, keys = _keyboard(file) if file is not None else (LineReader(sys.stdin), NoKeys())
             printer = Printer(Channel(sys.stdout), Channel(sys.stderr), thinking_hint=keys.hint)
-            repl = Repl(model, session, reader, printer, settings, keys)
+            repl = Repl(model, session, reader, printer, settings, keys, prepare=prepare)
             if session.conversation.messages:
                 printer.note(repl_commands.resumed_line(session))
             if reader.interactive:

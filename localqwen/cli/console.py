@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TextIO
 
+from localqwen.chat import ChatModel
 from localqwen.chat.messages import Event, Finished, Started, Text, Thinking, ToolCall, Working
 from localqwen.cli.answer import Answer
 
@@ -169,18 +170,19 @@ class Printer:
         self._wrote = True
 
 
-def stats_line(answer: Answer, load_ms: float | None) -> str:
+def stats_line(answer: Answer, model: ChatModel) -> str:
     """Tokens and speeds of one answer; what was not measured is left out."""
     if answer.finished is None:
         return "stopped: no statistics"
     usage, timing = answer.finished.usage, answer.finished.timing
     parts = [
-        _ms("load", load_ms),
+        _ms("load", model.load_ms),
         _ms("first token", timing.first_token_ms),
         _ms("first answer", timing.first_answer_ms),
         f"prompt {usage.prompt_tokens} tokens ({usage.cached_tokens} cached){_speed(timing.prompt_per_second)}",
         f"answer {usage.completion_tokens} tokens ({usage.thinking_tokens} thinking)"
         + _speed(timing.predicted_per_second),
+        model.setup,
     ]
     return " · ".join(part for part in parts if part)
 

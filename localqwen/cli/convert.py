@@ -9,12 +9,13 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
+from localqwen.cli import quality
 from localqwen.cli.config import ConfiguredCommand
 from localqwen.cli.options import json_option
 from localqwen.cli.progress import conversion_bar
@@ -95,6 +96,7 @@ def _completing(
     help="Default, here: <folder>-<QUANT>.gguf, or <folder>-MLX-<N>bit.",
 )
 @click.option("--force", is_flag=True, help="Replace PATH if it exists; a folder only if a conversion made it.")
+@click.option("--verify", is_flag=True, help="Then measure how far the result is from SOURCE (localqwen quality).")
 @json_option
 @click.pass_context
 def command(
@@ -108,6 +110,7 @@ def command(
     recipe: str | None,
     out: Path | None,
     force: bool,
+    verify: bool,
     as_json: bool,
 ) -> None:
     """Turn SOURCE, a folder with an official Qwen3 checkpoint, into a GGUF file or a folder for MLX."""
@@ -117,17 +120,33 @@ def command(
         report = _to_gguf(source, out, quant, force)
     else:
         report = _to_mlx(source, out, bits, group_size, mode, recipe, force)
+    measured = _verified(source, report.path) if verify else None
     if as_json:
         fields = {**asdict(report), "path": str(report.path)}
+        if measured:
+            fields["quality"] = measured
         if kind == "gguf":
             del fields["left_whole"]  # llama.cpp has a type for every row
         sys.stdout.write(json.dumps(fields, ensure_ascii=False) + "\n")
         return
     size, took = readable_bytes(report.bytes), f"{report.seconds:.1f} s"
     sys.stdout.write(f"{report.path}: {report.tensors} tensors, {report.quant}, {size}, in {took}\n")
+    if measured:
+        sys.stdout.write(quality.described(measured) + "\n")
     if left := report.left_whole:
         more = f" and {len(left) - 1} more" if len(left) > 1 else ""
         sys.stderr.write(f"left unquantised, because the groups do not divide the rows: {left[0]}{more}\n")
+
+
+def _verified(source: Path, result: Path) -> dict[str, Any]:
+    """Measured on the bundled text, and kept in the manifest. A result for MLX is compared on MLX."""
+    from localqwen.models import provide
+
+    engine = "mlx" if result.is_dir() else "llama.cpp"
+    (row,) = quality.measure(str(source), (str(result),), text=quality.read_text(None), reference_engine=engine)
+    values = {name: value for name, value in row.items() if name != "model"}
+    provide.converter().manifest.record_quality(result, values)
+    return values
 
 
 def _refuse_mixture(context: click.Context, kind: str) -> None:

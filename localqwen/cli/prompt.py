@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from prompt_toolkit import PromptSession
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion
 from prompt_toolkit.document import Document
+from prompt_toolkit.eventloop.inputhook import InputHookContext
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.input import Input
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.output import Output, create_output
 
 from localqwen.chat.session import private_folder
-from localqwen.cli.reader import block_is_open
+from localqwen.cli.reader import NOTHING, block_is_open
 
 PROMPT = ">>> "
 CONTINUATION = "... "
+_ENDED = object()
 
 
 class CommandCompleter(Completer):
@@ -58,10 +60,14 @@ class TerminalReader:
             output=output or create_output(always_prefer_tty=True),
         )
 
-    def read(self, typed: str = "") -> str:
+    def read(self, typed: str = "", meanwhile: Iterator[None] = NOTHING) -> str:
+        def go_on(context: InputHookContext) -> None:
+            while not context.input_is_ready() and next(meanwhile, _ENDED) is not _ENDED:
+                pass
+
         while True:
             try:
-                return self._session.prompt(default=typed)
+                return self._session.prompt(default=typed, inputhook=go_on)
             except KeyboardInterrupt:
                 if not self._session.default_buffer.text:
                     raise

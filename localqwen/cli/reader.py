@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Protocol, TextIO
 
 from localqwen.errors import UsageError
 
 BLOCK = '"""'
+#: There is nothing to go on with while the user types.
+NOTHING: Iterator[None] = iter(())
 
 
 class Reader(Protocol):
     interactive: bool
 
-    def read(self, typed: str = "") -> str:
-        """The next message or command, a block with its marks. `typed` is what the user typed ahead.
+    def read(self, typed: str = "", meanwhile: Iterator[None] = NOTHING) -> str:
+        """The next message or command, a block with its marks. `typed` is what the user typed ahead; `meanwhile` goes
+        on until there is input.
 
         Raises EOFError at the end, KeyboardInterrupt for Ctrl-C at an empty prompt.
         """
@@ -28,7 +32,7 @@ class LineReader:
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
-    def read(self, typed: str = "") -> str:
+    def read(self, typed: str = "", meanwhile: Iterator[None] = NOTHING) -> str:
         text = self._line()
         if not text:
             raise EOFError

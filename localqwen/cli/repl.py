@@ -5,6 +5,7 @@ It takes the model, the lines and the streams from its caller, so a whole conver
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -33,6 +34,7 @@ class Repl:
     printer: Printer
     settings: Settings = field(default_factory=Settings)
     keys: Keys = field(default_factory=NoKeys)
+    prepare: bool = True
     last: Answer | None = None
     exit_code: int = 0
     _said: LocalqwenError | None = field(default=None, init=False)
@@ -43,7 +45,7 @@ class Repl:
         typed = ""
         while True:
             try:
-                line = self.reader.read(typed)
+                line = self.reader.read(typed, self._read_ahead())
             except EOFError:
                 return self.exit_code
             except KeyboardInterrupt:
@@ -58,6 +60,18 @@ class Repl:
             if self._stopped and not self.reader.interactive:
                 return INTERRUPTED
             typed, self.keys.typed = self.keys.typed, ""
+
+    def _read_ahead(self) -> Iterator[None]:
+        """While the user reads and types: the template drops the last answer's thinking, so its text would have to be
+        read again when the next question is there."""
+        conversation = self.session.conversation
+        *before, answer = conversation.messages or (None,)
+        if not (self.prepare and self.reader.interactive and answer and answer.role == "assistant"):
+            return
+        try:
+            yield from self.model.read_ahead(self.settings.request(before, system=conversation.system), answer)
+        except LocalqwenError:  # the next question meets it again, and says so
+            return
 
     @property
     def _stopped(self) -> bool:
@@ -154,7 +168,7 @@ class Repl:
         if came.cut:
             self.printer.aside.line(f"warning: {LENGTH_WARNING.replace('--max-tokens', '/set max_tokens N')}")
         if self.settings.stats:
-            self.printer.note(stats_line(came, self.model.load_ms))
+            self.printer.note(stats_line(came, self.model))
 
 
 def _is_question(line: str) -> bool:

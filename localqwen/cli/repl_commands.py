@@ -78,7 +78,7 @@ def _stats(repl: Repl, argument: str) -> None:
     elif repl.last is None:
         repl.printer.note("no answer yet")
     else:
-        repl.printer.note(stats_line(repl.last, repl.model.load_ms))
+        repl.printer.note(stats_line(repl.last, repl.model))
 
 
 def _whole_number(name: str, text: str, low: int) -> int:

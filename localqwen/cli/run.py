@@ -61,7 +61,7 @@ def answer(model: ChatModel, request: Request, out: TextIO, aside: TextIO, setti
     finally:
         printer.finish(newline_if_empty=came is not None and not came.tool_calls)
     if settings.stats:
-        printer.note(console.stats_line(came, model.load_ms))
+        printer.note(console.stats_line(came, model))
     return _outcome(came, printer.aside)
 
 

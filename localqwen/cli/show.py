@@ -22,19 +22,20 @@ def command(name: str, as_json: bool) -> None:
     from localqwen.models.describe import describe
 
     facts = describe(name)
-    facts["sampling"] = facts.get("sampling") or presets(facts["thinking"])
+    facts["sampling"] = presets(facts["thinking"], facts.get("sampling") or {})
     if as_json:
         sys.stdout.write(json.dumps(facts, ensure_ascii=False) + "\n")
     else:
         sys.stdout.write(page(facts) + "\n")
 
 
-def presets(thinking: str | None) -> dict[str, dict[str, float | int]]:
-    """The makers' sampling of each mode that a model has; none for a file that says nothing of its modes."""
-    from localqwen.chat import sampling
+def presets(thinking: str | None, own: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float | int]]:
+    """The sampling of each mode that a model has; none for a file that says nothing of its modes."""
+    from localqwen.chat.sampling import Presets
 
+    of_model = Presets.of(own)
     modes = {"thinking": thinking in ("switch", "always"), "not thinking": thinking in ("switch", "never")}
-    return {mode: dict(sampling.preset(mode == "thinking").set_values()) for mode, has in modes.items() if has}
+    return {mode: dict(of_model.of_mode(mode == "thinking").set_values()) for mode, has in modes.items() if has}
 
 
 def page(facts: Mapping[str, Any]) -> str:

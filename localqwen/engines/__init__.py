@@ -134,6 +134,11 @@ class Engine(Protocol):
     special_tokens: Mapping[str, str]
     stop_tokens: frozenset[int]
 
+    @property
+    def setup(self) -> str:
+        """What computes at the moment, in a few words: "2 threads, tuned"."""
+        ...
+
     def tokenize(self, text: str, *, special: bool) -> list[int]:
         """Ids of the NFC form of `text`. `special` False reads `<|im_start|>` and its kind as plain text; tags that
         are ordinary vocabulary (`<think>`, `<tool_call>`) are one id either way."""

@@ -87,6 +87,11 @@ class LlamaCppEngine:
         """Those that decode at the moment."""
         return self._context.threads
 
+    @property
+    def setup(self) -> str:
+        count = "1 thread" if self.threads == 1 else f"{self.threads} threads"
+        return f"{count}, tuned" if self.settings.tuned else count
+
     def tokenize(self, text: str, *, special: bool) -> list[int]:
         return self._model.tokenize(text, special=special)
 

@@ -31,8 +31,6 @@ LONGEST_PASS = 1.0
 SMALLEST_SLICE, LARGEST_SLICE = 32, 512
 #: Positions per block of `evaluate`: the logits of 128 take 78 MB with Qwen3's vocabulary.
 EVALUATED = 128
-#: Bits of the keys and values that mlx_lm quantises to, and what `fit` calls the same density.
-KV_QUANTS = {None: "f16", 8: "q8_0", 4: "q4_0"}
 
 
 @dataclass(eq=False)
@@ -77,6 +75,10 @@ class MlxEngine:
         self._slots = Slots(max_runs, self._new_caches)
         self._slice = SMALLEST_SLICE
         self._closed = False
+
+    @property
+    def setup(self) -> str:
+        return mlx_model.device()
 
     def tokenize(self, text: str, *, special: bool) -> list[int]:
         return self._tokenizer.encode(text, special=special)
@@ -255,17 +257,16 @@ def open(  # noqa: A001  (the name every engine module offers)
 ) -> MlxEngine:
     """Open a checkpoint folder, official or quantised for MLX, with the context that the memory allows."""
     header = checkpoint_header.read(path)
-    if kv_quant not in KV_QUANTS:
-        raise UsageError(f"keys and values cannot be quantised to {kv_quant} bits", "--kv-quant 8 or 4, or without")
+    kv = fit.kv_type(kv_quant)
     if context_length is not None and not 1 <= context_length <= header.context_length:
         raise UsageError(
             f"a context of {context_length:,} tokens was asked for, {path.name} was made for {header.context_length:,}",
             f"use --ctx {header.context_length} or less",
         )
     machine = this_machine()
-    context = context_length or fit.default_context(header, machine, max_runs)
-    if not force and fit.header_need(header, context * max_runs, KV_QUANTS[kv_quant]).total > machine.memory:
-        fit.check(header, context * max_runs, machine)
+    context = context_length or fit.default_context(header, machine, max_runs, kv)
+    if not force:
+        fit.check(header, context * max_runs, machine, kv)
     limit = mlx_model.use_memory(int(machine.memory * fit.USABLE_SHARE))
     weights = Weights(path)
     return MlxEngine(
@@ -274,6 +275,6 @@ def open(  # noqa: A001  (the name every engine module offers)
         context_length=context,
         max_runs=max_runs,
         kv_quant=kv_quant,
-        kv_bytes_per_token=int(header.kv_elements_per_token * fit.KV_BYTES[KV_QUANTS[kv_quant]]),
+        kv_bytes_per_token=int(header.kv_elements_per_token * fit.KV_BYTES[kv]),
         memory_limit=None if force else limit,
     )

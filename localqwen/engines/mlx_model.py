@@ -132,6 +132,11 @@ def copy(caches: Caches, empty: Caches, length: int) -> Caches:
     return empty
 
 
+def device() -> str:
+    """Where MLX computes."""
+    return "GPU" if mx.default_device() == mx.Device(mx.gpu) else "CPU build of MLX"
+
+
 def use_memory(limit: int) -> int:
     """Bytes that weights, keys and values may take: what Metal recommends, `limit` where there is no Metal.
 

@@ -66,6 +66,10 @@ class ScriptedEngine:
             return [self._id(word.encode()) for word in words]
         return [self._id(part.encode()) for word in words for part in (word if word.startswith("<|") else [word])]
 
+    @property
+    def setup(self) -> str:
+        return "a script"
+
     def vocabulary(self) -> list[bytes]:
         """What it has read and said so far."""
         return [b"" if word.startswith(b"<|") and len(word) > 2 else word for word in self._ids]

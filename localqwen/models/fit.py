@@ -30,7 +30,7 @@ SMALLEST_DEFAULT_CONTEXT = 4096
 DEFAULT_KV_SHARE = 8
 #: Bytes per element of keys and values: 32 elements of q8_0 take 34 bytes, of q4_0 18.
 KV_BYTES = {"f16": 2.0, "q8_0": 34 / 32, "q4_0": 18 / 32}
-KV_TYPE_OF_BITS = {None: "f16", 16: "f16", 8: "q8_0", 4: "q4_0"}
+KV_TYPE_OF_BITS = {None: "f16", 8: "q8_0", 4: "q4_0"}
 #: Of the machine's memory that a model may take; the system and other programs need the rest.
 USABLE_SHARE = 0.9
 

@@ -1,0 +1,158 @@
+"""Answers that must have a form: JSON, JSON of a schema, a call of a named tool.
+
+Built on llguidance, which is given the engine's vocabulary as bytes, so that a grammar means the same on every engine.
+
+The constraint holds for the text of an answer; its thinking is free.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from localqwen.chat.messages import Request, Tool
+from localqwen.errors import EngineError, Unsupported, UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+#: What a model writes between its thinking and its answer.
+_LEAD = "/\\n{0,2}/ "
+#: White space inside JSON: a space, or a line break and an indentation; never an answer full of line breaks.
+_JSON_OPTIONS = {"whitespace_pattern": "( |\\n[ \\t]{0,40})?"}
+
+
+class Grammars:
+    """Constraints over one engine's vocabulary. It may be used from any thread: the tokenizer is built once, on first
+    use, which takes about a second for 150,000 tokens."""
+
+    def __init__(
+        self,
+        tokenize: Callable[[str], list[int]],
+        vocabulary: Callable[[], Sequence[bytes]],
+        stop_tokens: Callable[[], frozenset[int]],
+    ) -> None:
+        self._tokenize = tokenize
+        self._vocabulary = vocabulary
+        self._stop_tokens = stop_tokens
+        self._tokenizer: Any = None
+        self._building = threading.Lock()
+
+    def constraint(self, request: Request, *, thinking: bool) -> Callable[[], TokenConstraint] | None:
+        """What makes a fresh constraint for each run of an answer; None where the text is free. `thinking` says whether
+        the text comes behind thinking.
+
+        Raises UsageError that says what of a schema cannot be followed.
+        """
+        source = _source(request, _LEAD if thinking else "")
+        if source is None:
+            return None
+        llguidance = _library()
+        tokenizer = self._built()
+        problem = llguidance.LLMatcher.validate_grammar(source, tokenizer)
+        if problem:
+            raise UsageError(f"the JSON schema cannot be followed: {_said(problem)}", "simplify that schema")
+        return lambda: TokenConstraint(llguidance.LLMatcher(tokenizer, source), tokenizer.vocab_size)
+
+    def _built(self) -> Any:
+        with self._building:
+            if self._tokenizer is None:
+                stops = sorted(self._stop_tokens())
+                words = _Vocabulary(self._tokenize, self._vocabulary(), stops)
+                llguidance = _library()
+                self._tokenizer = llguidance.LLTokenizer(llguidance.TokenizerWrapper(words), eos_token=stops)
+        return self._tokenizer
+
+
+class TokenConstraint:
+    """`localqwen.engines.Constraint` for one run."""
+
+    def __init__(self, matcher: Any, size: int) -> None:
+        self._matcher = matcher
+        self._size = size
+
+    def allowed(self) -> NDArray[np.bool_]:
+        import numpy as np
+
+        bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
+        self._check()
+        return np.unpackbits(bits, bitorder="little")[: self._size].astype(np.bool_)
+
+    def accept(self, token: int) -> None:
+        self._matcher.consume_token(token)
+        self._check()
+
+    def _check(self) -> None:
+        if self._matcher.is_error():
+            raise EngineError(f"the answer's grammar failed: {_said(self._matcher.get_error())}")
+
+
+class _Vocabulary:
+    """What llguidance asks of a tokenizer. Where a grammar leaves one text only, it allows the tokens in which the
+    model itself would write that text: so it must tokenise as the model does."""
+
+    def __init__(self, tokenize: Callable[[str], list[int]], tokens: Sequence[bytes], stops: Sequence[int]) -> None:
+        self.tokens = list(tokens)
+        self.eos_token_id = stops[0]
+        self.bos_token_id = None
+        self.special_token_ids = list(stops)
+        self._tokenize = tokenize
+
+    def __call__(self, text: str) -> list[int]:
+        if not isinstance(text, str):
+            raise TypeError("text is tokenised as str")  # llguidance finds out by trying
+        return self._tokenize(text)
+
+
+def _library() -> Any:
+    try:
+        import llguidance
+    except ImportError as exc:
+        raise Unsupported("answers of a given form need llguidance", "pip install 'localqwen[serve]'") from exc
+    return llguidance
+
+
+def _source(request: Request, lead: str) -> str | None:
+    """A Lark grammar in llguidance's dialect (docs/syntax.md there); None where nothing is demanded."""
+    if request.must_call:
+        chosen = [tool for tool in request.tools if tool.name in request.must_call]
+        return _grammar(lead, ["calls"], _call_rules(chosen, request.parallel_calls))
+    if request.format is None:
+        return None
+    schema = {"type": "object"} if request.format.schema is None else request.format.schema
+    starts, rules = ["json"], [f"json: {_json(schema)}"]
+    if request.tools:  # a model with tools may still call one
+        starts.append("calls")
+        rules += _call_rules(request.tools, request.parallel_calls)
+    return _grammar(lead, starts, rules)
+
+
+def _grammar(lead: str, starts: Sequence[str], rules: Sequence[str]) -> str:
+    return "\n".join([f"start: {lead}({' | '.join(starts)})", *rules])
+
+
+def _call_rules(tools: Sequence[Tool], several: bool) -> list[str]:
+    """Qwen3's form: `<tool_call>`, one line of JSON, `</tool_call>`."""
+    rules = ['calls: call ("\\n" call)*' if several else "calls: call"]
+    rules.append(
+        f'call: "<tool_call>\\n" ({" | ".join(f"tool{index}" for index in range(len(tools)))}) "\\n</tool_call>"'
+    )
+    for index, tool in enumerate(tools):
+        begin = json.dumps(f'{{"name": {json.dumps(tool.name, ensure_ascii=False)}, "arguments": ', ensure_ascii=False)
+        rules.append(f'tool{index}: {begin} arguments{index} "}}"')
+        rules.append(f"arguments{index}: {_json({'type': 'object', **tool.parameters})}")
+    return rules
+
+
+def _json(schema: Any) -> str:
+    with_options = {**schema, "x-guidance": _JSON_OPTIONS} if isinstance(schema, dict) else schema
+    return f"%json {json.dumps(with_options)}"
+
+
+def _said(problem: str) -> str:
+    """The first line of a message, without its place in a grammar that the user never saw."""
+    return re.sub(r"^\d+\(\d+\): |^at \d+\(\d+\): ", "", problem.strip().split("\n", 1)[0])

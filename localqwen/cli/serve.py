@@ -1,0 +1,172 @@
+"""`localqwen serve`: one server for the clients that people have."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import re
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from localqwen.cli import chat, getting
+from localqwen.cli.config import ConfiguredCommand
+from localqwen.cli.options import Loading, loading_options
+from localqwen.errors import EngineUnavailable
+
+if TYPE_CHECKING:
+    from localqwen.serve.app import Settings
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "": 1}
+
+
+class Duration(click.ParamType[float]):
+    """`90s`, `5m`, `1h`, a number of seconds; -1 for ever."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, float):
+            return value
+        text = str(value).strip()
+        if text.startswith("-"):
+            return float("inf")
+        number, unit = (text[:-1], text[-1]) if text and text[-1] in "smh" else (text, "")
+        if not re.fullmatch(r"\d+(\.\d+)?", number):
+            self.fail(f"{value!r} is not a duration: write 90s, 5m, 1h, or -1 for ever", param, ctx)
+        return float(number) * _UNITS[unit]
+
+
+@click.command("serve", cls=ConfiguredCommand)
+@click.argument("models", nargs=-1, metavar="[MODEL]...")
+@click.option("--host", default="127.0.0.1", show_default=True, metavar="ADDRESS", help="Where to listen.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0: any free one.")
+@click.option(
+    "--parallel",
+    type=click.IntRange(1, 64),
+    default=4,
+    show_default=True,
+    metavar="N",
+    help="Answers at once, per model.",
+)
+@click.option("--api-key", metavar="KEY", help="Ask every client for this key (better: LOCALQWEN_API_KEY).")
+@click.option("--cors", multiple=True, metavar="ORIGIN", help="Let pages of this origin call the server; *: all.")
+@click.option("--allow-host", multiple=True, metavar="NAME", help="Another name under which clients reach the server.")
+@click.option(
+    "--keep-alive",
+    type=Duration(),
+    default="5m",
+    show_default=True,
+    metavar="TIME",
+    help="Unload a model idle so long; -1: never.",
+)
+@click.option(
+    "--max-queue",
+    type=click.IntRange(0),
+    default=64,
+    show_default=True,
+    metavar="N",
+    help="Requests that may wait, per model.",
+)
+@click.option(
+    "--reasoning-field",
+    type=click.Choice(["reasoning_content", "reasoning", "both"]),
+    default="both",
+    show_default=True,
+    help="Where OpenAI clients find the thinking.",
+)
+@click.option("--no-prepare", is_flag=True, help="Do not read the next turn's prompt while nobody waits.")
+@loading_options
+def command(models: tuple[str, ...], host: str, port: int, loading: Loading, **flags: Any) -> int:
+    """Answer programs over HTTP: OpenAI's API at http://localhost:8000/v1.
+
+    The first MODEL answers requests that name none; others on disk are loaded when they are asked for. Without MODEL:
+    the configured one, else the largest on disk that fits, else `demo`.
+    """
+    _need_extra()
+    from localqwen.serve import running
+
+    if not models:
+        choice = chat.choose(None, None, chat.largest)
+        sys.stderr.write(f"{choice.reason}\n")
+        models = (choice.model,)
+    for model in models:
+        getting.ensure(model, yes=loading.yes, force=loading.force)
+    listener = running.bind(host, port)  # before seconds are spent on loading
+    try:
+        return _serve(models, listener, loading, host, flags)
+    finally:
+        listener.close()
+
+
+def _serve(models: Sequence[str], listener: Any, loading: Loading, host: str, flags: dict[str, Any]) -> int:
+    from localqwen.serve import running
+    from localqwen.serve.app import Service
+    from localqwen.serve.catalogue import Catalogue, Opening
+
+    _log_to(sys.stderr)
+    _warn_of_strangers(host, flags["api_key"], flags["cors"])
+    opening = Opening(loading.engine, loading.ctx, loading.threads, flags["parallel"], loading.force)
+    catalogue = Catalogue(models, opening)
+    service = Service(catalogue, catalogue.open, _settings(host, flags))
+    server = running.Listening(service, started=lambda: _announce(service, running.url(listener)))
+    try:
+        service.start(catalogue.served)
+        running.run(server, listener)
+    finally:
+        service.stop()
+    return 0
+
+
+def _settings(host: str, flags: dict[str, Any]) -> Settings:
+    from localqwen.serve.app import REASONING_FIELDS, Settings
+    from localqwen.serve.guard import Access, own_names
+    from localqwen.serve.worker import Limits
+
+    field = flags["reasoning_field"]
+    hosts = (*own_names(host), *(name.lower() for name in flags["allow_host"]))
+    return Settings(
+        Limits(flags["max_queue"], flags["keep_alive"], prepare=not flags["no_prepare"]),
+        Access(flags["api_key"] or "", hosts, flags["cors"]),
+        REASONING_FIELDS if field == "both" else (field,),
+    )
+
+
+def _announce(service: Any, url: str) -> None:
+    for model in service.worker.loaded():
+        sys.stderr.write(
+            f"{url}/v1 · {model.name} · {model.engine} · {model.max_runs} answers at once · "
+            f"{model.context_length:,} tokens each\n"
+        )
+    sys.stderr.flush()
+
+
+def _warn_of_strangers(host: str, key: str | None, origins: Sequence[str]) -> None:
+    try:
+        here = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        here = host == "localhost"
+    if not here and not key:
+        sys.stderr.write(f"warning: anyone who can reach {host} may use this server; set LOCALQWEN_API_KEY\n")
+    if "*" in origins and not key:
+        sys.stderr.write("warning: --cors '*' lets every page in your browser use this server; set LOCALQWEN_API_KEY\n")
+
+
+def _log_to(stream: Any) -> None:
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    for name in ("localqwen.serve", "uvicorn.error"):
+        logger = logging.getLogger(name)
+        logger.handlers = [handler]
+        logger.setLevel(logging.INFO if name == "localqwen.serve" else logging.WARNING)
+        logger.propagate = False
+
+
+def _need_extra() -> None:
+    import importlib.util
+
+    missing = [name for name in ("starlette", "uvicorn", "llguidance") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise EngineUnavailable(f"the server needs {', '.join(missing)}", "pip install 'localqwen[serve]'")

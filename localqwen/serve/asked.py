@@ -1,0 +1,109 @@
+"""What the APIs share: what a request asks for, what is known when its answer begins, and an answer as a whole.
+
+An API module offers, without I/O:
+
+    read(body: Mapping[str, Any]) -> Asked                raises BadField and other LocalqwenErrors
+    Stream(asked, head): media_type; feed(event, index) and end() -> bytes, error(error) -> bytes
+    whole(asked, head, answers: Sequence[Answer]) -> Mapping   the body where nothing is streamed
+    error(error: LocalqwenError) -> Mapping               the body of an error; its status is error.http_status
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from localqwen.chat.messages import Event, Finished, Request, Started, Text, Thinking, TokenLogprob, ToolCall
+from localqwen.errors import LocalqwenError
+
+#: Where an answer's thinking goes: into a field of its own, into the text between its tags, or nowhere.
+ShowThinking = Literal["apart", "inline", "hidden"]
+
+#: `reasoning_effort` and Ollama's levels -> tokens of thinking; 0 is thinking off, None no limit. The makers of Qwen3
+#: advise budgets above 1,024 ("Thinking Budget" in their documentation).
+EFFORTS: Mapping[str, int | None] = {
+    "none": 0, "minimal": 512, "low": 2048, "medium": 8192, "high": None, "xhigh": None, "max": None,
+}  # fmt: skip
+
+#: `keep_alive` that never ends.
+FOR_EVER = math.inf
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a request body of any API asks for. `model` is as the client wrote it, "" for the one that is loaded.
+
+    `keep_alive` is seconds that the model stays loaded afterwards (FOR_EVER: always, None: as the server is set).
+    `answers` is OpenAI's `n`. `extra` holds what only the API's own Stream and whole look at.
+    """
+
+    model: str
+    request: Request
+    stream: bool = False
+    include_usage: bool = False
+    answers: int = 1
+    show_thinking: ShowThinking = "apart"
+    keep_alive: float | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Head:
+    """Known before the first event. `id` is 24 random hex digits, `model` the name to answer with, `created` seconds
+    since 1970; `reasoning_fields` are the names under which thinking goes out."""
+
+    id: str
+    model: str
+    created: float
+    reasoning_fields: tuple[str, ...] = ("reasoning_content", "reasoning")
+
+    def call_id(self, index: int, number: int) -> str:
+        """The id of tool call `number` (from 0) of answer `index`."""
+        return f"call_{self.id[:16]}{index:x}{number:03x}"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer as a whole."""
+
+    thinking: str
+    text: str
+    calls: tuple[ToolCall, ...]
+    started: Started
+    finished: Finished
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
+def answer_of(events: Sequence[Event]) -> Answer:
+    """Of all events from Started to Finished."""
+    started = next(event for event in events if isinstance(event, Started))
+    finished = next(event for event in events if isinstance(event, Finished))
+    texts = [event for event in events if isinstance(event, Text)]
+    return Answer(
+        thinking="".join(event.text for event in events if isinstance(event, Thinking)),
+        text="".join(event.text for event in texts),
+        calls=tuple(event for event in events if isinstance(event, ToolCall)),
+        started=started,
+        finished=finished,
+        logprobs=tuple(entry for event in texts for entry in event.logprobs),
+    )
+
+
+class Stream(Protocol):
+    """Events in, bytes out. `index` says which of several answers (`n`) an event belongs to, from 0."""
+
+    media_type: str
+
+    def feed(self, event: Event, index: int = 0) -> bytes:
+        """Empty where the event shows nothing. All answers' events pass through one Stream."""
+        ...
+
+    def end(self) -> bytes:
+        """After the last answer's Finished."""
+        ...
+
+    def error(self, error: LocalqwenError) -> bytes:
+        """Instead of `end`, where the answer failed after it had begun."""
+        ...

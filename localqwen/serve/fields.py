@@ -1,0 +1,109 @@
+"""Reading a request's JSON: every field by name, with its type, and an error that names the field.
+
+null is the same as a missing field. Unknown fields are nobody's business here: what is not asked for is not looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from localqwen.errors import BadField
+
+_KINDS = {dict: "an object", list: "a list", str: "a string", bool: "true or false", int: "a whole number"}
+_KINDS |= {float: "a number", type(None): "null"}
+
+
+class Fields:
+    """One JSON object. `path` is where it stands, e.g. `messages[0]`. Every reader raises BadField."""
+
+    def __init__(self, data: Any, path: str = "") -> None:
+        self.path = path
+        if not isinstance(data, Mapping):
+            raise BadField(path, f"must be an object, not {kind(data)}")
+        self.data: Mapping[str, Any] = data
+
+    def at(self, name: str) -> str:
+        return f"{self.path}.{name}" if self.path else name
+
+    def wrong(self, name: str, what: str, hint: str = "") -> BadField:
+        """An error about one field: `what` goes on after its name (`must be …`)."""
+        return BadField(self.at(name), what, hint)
+
+    def has(self, name: str) -> bool:
+        return self.data.get(name) is not None
+
+    def text(self, name: str) -> str | None:
+        value = self.data.get(name)
+        if value is not None and not isinstance(value, str):
+            raise self.wrong(name, f"must be a string, not {kind(value)}")
+        return value
+
+    def needed_text(self, name: str) -> str:
+        value = self.text(name)
+        if value is None:
+            raise self.wrong(name, "is missing")
+        return value
+
+    def flag(self, name: str) -> bool | None:
+        value = self.data.get(name)
+        if value is not None and not isinstance(value, bool):
+            raise self.wrong(name, f"must be true or false, not {kind(value)}")
+        return value
+
+    def whole(self, name: str, low: int = -(2**63), high: int = 2**63 - 1) -> int | None:
+        value = self.data.get(name)
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)  # JSON has one kind of number; some clients write 20.0
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise self.wrong(name, f"must be a whole number, not {kind(value)}")
+        if not low <= value <= high:
+            raise self.wrong(name, f"is {value:,}, it must be between {low:,} and {high:,}")
+        return value
+
+    def number(self, name: str, low: float = -1e9, high: float = 1e9) -> float | None:
+        value = self.data.get(name)
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise self.wrong(name, f"must be a number, not {kind(value)}")
+        if not low <= value <= high:  # also what is not a number (NaN)
+            raise self.wrong(name, f"is {value}, it must be between {low:g} and {high:g}")
+        return float(value)
+
+    def one_of(self, name: str, allowed: Sequence[str]) -> str | None:
+        value = self.text(name)
+        if value is not None and value not in allowed:
+            raise self.wrong(name, f"is {value!r}, it must be one of {', '.join(allowed)}")
+        return value
+
+    def object(self, name: str) -> Fields | None:
+        return Fields(self.data[name], self.at(name)) if self.has(name) else None
+
+    def list(self, name: str) -> Sequence[Any] | None:
+        value = self.data.get(name)
+        if value is not None and not isinstance(value, list):
+            raise self.wrong(name, f"must be a list, not {kind(value)}")
+        return value
+
+    def objects(self, name: str) -> Iterator[Fields]:
+        """The objects of a list; none where it is missing."""
+        for index, item in enumerate(self.list(name) or ()):
+            yield Fields(item, f"{self.at(name)}[{index}]")
+
+    def texts(self, name: str) -> tuple[str, ...]:
+        """A string or a list of strings."""
+        value = self.data.get(name)
+        if value is None:
+            return ()
+        listed = [value] if isinstance(value, str) else value
+        if not isinstance(listed, list) or not all(isinstance(item, str) for item in listed):
+            raise self.wrong(name, "must be a string or a list of strings")
+        return tuple(listed)
+
+
+def kind(value: Any) -> str:
+    """A JSON value's type in words."""
+    return _KINDS.get(type(value), type(value).__name__)

@@ -1,0 +1,169 @@
+"""OpenAI's `/v1/chat/completions`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from localqwen import __version__
+from localqwen.chat.messages import Event, Finished, Request, Started, Text, Thinking, ToolCall
+from localqwen.errors import LocalqwenError
+from localqwen.serve import openai_common, openai_fields, wire
+from localqwen.serve.asked import Answer, Asked, Head
+from localqwen.serve.fields import Fields
+
+error = openai_common.error
+_FINGERPRINT = f"localqwen-{__version__}"
+MOST_LOGPROBS = 20
+
+
+def read(body: Mapping[str, Any]) -> Asked:
+    fields = Fields(body)
+    think, budget = openai_fields.thinking(fields)
+    tools, must_call = openai_fields.tool_choice(fields, openai_fields.tools(fields))
+    options = fields.object("stream_options")
+    request = Request(
+        messages=openai_fields.messages(fields),
+        tools=tools,
+        think=think,
+        budget=budget,
+        max_tokens=openai_fields.limit(fields, "max_completion_tokens", "max_tokens"),
+        stop=fields.texts("stop"),
+        sampling=openai_fields.sampling(fields),
+        format=openai_fields.response_format(fields),
+        must_call=must_call,
+        read_calls=bool(tools),
+        parallel_calls=fields.flag("parallel_tool_calls") is not False,
+        logprobs=_logprobs(fields),
+    )
+    return Asked(
+        fields.text("model") or "",
+        request,
+        stream=fields.flag("stream") or False,
+        include_usage=bool(options and options.flag("include_usage")),
+        answers=fields.whole("n", 1, openai_fields.MOST_ANSWERS) or 1,
+        show_thinking=openai_fields.show_thinking(fields),
+    )
+
+
+def _logprobs(fields: Fields) -> int | None:
+    top = fields.whole("top_logprobs", 0, MOST_LOGPROBS)
+    if fields.flag("logprobs"):
+        return top or 0
+    if top:
+        raise fields.wrong("top_logprobs", 'needs "logprobs": true')
+    return None
+
+
+class Stream:
+    """Chunks of `chat.completion.chunk`, then `[DONE]`."""
+
+    media_type = wire.SSE
+
+    def __init__(self, asked: Asked, head: Head) -> None:
+        self._asked = asked
+        self._head = head
+        self._calls: dict[int, int] = {}
+        self._inside: set[int] = set()  # answers whose thinking stands open in the text
+        self._finished: list[Finished] = []
+
+    def feed(self, event: Event, index: int = 0) -> bytes:
+        match event:
+            case Started():
+                return self._chunk(index, {"role": "assistant", "content": ""})
+            case Thinking(text):
+                return self._thinking(index, text)
+            case Text(text, logprobs):
+                return self._close_tag(index) + self._chunk(index, {"content": text}, logprobs=logprobs)
+            case ToolCall():
+                return self._close_tag(index) + self._chunk(index, {"tool_calls": [self._call(index, event)]})
+            case Finished():
+                self._finished.append(event)
+                return self._close_tag(index) + self._chunk(index, {}, finished=event)
+        return b""
+
+    def end(self) -> bytes:
+        if not self._asked.include_usage:
+            return wire.DONE
+        counted = {**self._base(), "choices": [], "usage": openai_common.usage(self._finished)}
+        return wire.sse(counted) + wire.DONE
+
+    def error(self, error: LocalqwenError) -> bytes:
+        return wire.sse(openai_common.error(error)) + wire.DONE
+
+    def _thinking(self, index: int, text: str) -> bytes:
+        if self._asked.show_thinking == "hidden":
+            return b""
+        if self._asked.show_thinking == "apart":
+            return self._chunk(index, dict.fromkeys(self._head.reasoning_fields, text))
+        opened = "" if index in self._inside else "<think>\n"
+        self._inside.add(index)
+        return self._chunk(index, {"content": opened + text})
+
+    def _close_tag(self, index: int) -> bytes:
+        if index not in self._inside:
+            return b""
+        self._inside.discard(index)
+        return self._chunk(index, {"content": "\n</think>\n\n"})
+
+    def _call(self, index: int, found: ToolCall) -> dict[str, Any]:
+        number = self._calls.get(index, 0)
+        self._calls[index] = number + 1
+        return {"index": number, **openai_common.call(found, self._head.call_id(index, number))}
+
+    def _base(self) -> dict[str, Any]:
+        return _base(self._head, "chat.completion.chunk")
+
+    def _chunk(
+        self, index: int, delta: Mapping[str, Any], *, logprobs: Sequence[Any] = (), finished: Finished | None = None
+    ) -> bytes:
+        choice: dict[str, Any] = {
+            "index": index,
+            "delta": delta,
+            "logprobs": openai_common.logprobs(logprobs) if logprobs else None,
+            "finish_reason": finished.finish_reason if finished else None,
+        }
+        chunk = {**self._base(), "choices": [choice]}
+        if self._asked.include_usage:
+            chunk["usage"] = None
+        if finished:
+            chunk["timings"] = openai_common.timings(finished)
+        return wire.sse(chunk)
+
+
+def whole(asked: Asked, head: Head, answers: Sequence[Answer]) -> Mapping[str, Any]:
+    finished = [answer.finished for answer in answers]
+    return {
+        **_base(head, "chat.completion"),
+        "choices": [_choice(asked, head, index, answer) for index, answer in enumerate(answers)],
+        "usage": openai_common.usage(finished),
+        "timings": openai_common.timings(finished[0]),
+    }
+
+
+def _base(head: Head, kind: str) -> dict[str, Any]:
+    return {
+        "id": f"chatcmpl-{head.id}",
+        "object": kind,
+        "created": int(head.created),
+        "model": head.model,
+        "system_fingerprint": _FINGERPRINT,
+    }
+
+
+def _choice(asked: Asked, head: Head, index: int, answer: Answer) -> dict[str, Any]:
+    text = answer.text
+    if asked.show_thinking == "inline" and answer.thinking:
+        text = f"<think>\n{answer.thinking}\n</think>\n\n{text}"
+    message: dict[str, Any] = {"role": "assistant", "content": text or (None if answer.calls else ""), "refusal": None}
+    if asked.show_thinking == "apart" and answer.thinking:
+        message |= dict.fromkeys(head.reasoning_fields, answer.thinking)
+    if answer.calls:
+        ids = (head.call_id(index, number) for number in range(len(answer.calls)))
+        message["tool_calls"] = [openai_common.call(*pair) for pair in zip(answer.calls, ids, strict=False)]
+    return {
+        "index": index,
+        "message": message,
+        "logprobs": openai_common.logprobs(answer.logprobs) if asked.request.logprobs is not None else None,
+        "finish_reason": answer.finished.finish_reason,
+    }

@@ -1,0 +1,137 @@
+"""OpenAI's `/v1/completions`: a text is continued as it stands, without a template and without thinking."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from localqwen.chat.messages import Event, Finished, Request, Started, Text, TokenLogprob
+from localqwen.errors import LocalqwenError
+from localqwen.serve import openai_common, openai_fields, wire
+from localqwen.serve.asked import Answer, Asked, Head
+from localqwen.serve.fields import Fields
+
+error = openai_common.error
+#: OpenAI's own default: a base model would go on to the end of its context.
+DEFAULT_TOKENS = 16
+
+
+def read(body: Mapping[str, Any]) -> Asked:
+    fields = Fields(body)
+    options = fields.object("stream_options")
+    if fields.text("suffix"):
+        raise fields.wrong("suffix", "cannot be used: these models only continue a text")
+    unlimited = fields.data.get("max_tokens") == -1
+    prompt = _prompt(fields)
+    request = Request(
+        messages=(),
+        prompt=prompt,
+        max_tokens=openai_fields.limit(fields, "max_tokens") or (None if unlimited else DEFAULT_TOKENS),
+        stop=fields.texts("stop"),
+        sampling=openai_fields.sampling(fields),
+        logprobs=fields.whole("logprobs", 0, 20),
+        format=openai_fields.response_format(fields),
+    )
+    return Asked(
+        fields.text("model") or "",
+        request,
+        stream=fields.flag("stream") or False,
+        include_usage=bool(options and options.flag("include_usage")),
+        answers=fields.whole("n", 1, openai_fields.MOST_ANSWERS) or 1,
+        extra={"echo": prompt if fields.flag("echo") else ""},
+    )
+
+
+def _prompt(fields: Fields) -> str:
+    if not fields.has("prompt"):
+        raise fields.wrong("prompt", "is missing")
+    prompts = fields.texts("prompt")
+    if len(prompts) != 1 or not prompts[0]:
+        raise fields.wrong("prompt", "must be one string that is not empty")
+    return prompts[0]
+
+
+class Stream:
+    media_type = wire.SSE
+
+    def __init__(self, asked: Asked, head: Head) -> None:
+        self._asked = asked
+        self._head = head
+        self._finished: list[Finished] = []
+        self._offsets: dict[int, int] = {}
+
+    def feed(self, event: Event, index: int = 0) -> bytes:
+        match event:
+            case Started() if self._asked.extra["echo"]:
+                return self._chunk(index, self._asked.extra["echo"])
+            case Text(text, logprobs):
+                return self._chunk(index, text, logprobs=logprobs)
+            case Finished():
+                self._finished.append(event)
+                return self._chunk(index, "", finished=event)
+        return b""
+
+    def end(self) -> bytes:
+        if not self._asked.include_usage:
+            return wire.DONE
+        counted = {**_base(self._head), "choices": [], "usage": openai_common.usage(self._finished)}
+        return wire.sse(counted) + wire.DONE
+
+    def error(self, error: LocalqwenError) -> bytes:
+        return wire.sse(openai_common.error(error)) + wire.DONE
+
+    def _chunk(
+        self, index: int, text: str, *, logprobs: Sequence[TokenLogprob] = (), finished: Finished | None = None
+    ) -> bytes:
+        offset = self._offsets.get(index, 0)
+        self._offsets[index] = offset + len(text)
+        choice = _choice(index, text, _logprobs(logprobs, offset) if logprobs else None, finished)
+        chunk = {**_base(self._head), "choices": [choice]}
+        if self._asked.include_usage:
+            chunk["usage"] = None
+        if finished:
+            chunk["timings"] = openai_common.timings(finished)
+        return wire.sse(chunk)
+
+
+def whole(asked: Asked, head: Head, answers: Sequence[Answer]) -> Mapping[str, Any]:
+    echo = asked.extra["echo"]
+    finished = [answer.finished for answer in answers]
+    asked_for = asked.request.logprobs is not None
+    return {
+        **_base(head),
+        "choices": [
+            _choice(
+                index,
+                echo + answer.text,
+                _logprobs(answer.logprobs, len(echo)) if asked_for else None,
+                answer.finished,
+            )
+            for index, answer in enumerate(answers)
+        ],
+        "usage": openai_common.usage(finished),
+        "timings": openai_common.timings(finished[0]),
+    }
+
+
+def _base(head: Head) -> dict[str, Any]:
+    return {"id": f"cmpl-{head.id}", "object": "text_completion", "created": int(head.created), "model": head.model}
+
+
+def _choice(index: int, text: str, logprobs: Any, finished: Finished | None) -> dict[str, Any]:
+    reason = finished.finish_reason if finished else None
+    return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
+
+
+def _logprobs(entries: Sequence[TokenLogprob], offset: int) -> dict[str, Any]:
+    """The older shape: lists side by side; `text_offset` counts characters."""
+    offsets = []
+    for entry in entries:
+        offsets.append(offset)
+        offset += len(entry.text)
+    return {
+        "tokens": [entry.text for entry in entries],
+        "token_logprobs": [openai_common.finite(entry.logprob) for entry in entries],
+        "top_logprobs": [{top.text: openai_common.finite(top.logprob) for top in entry.top} for entry in entries],
+        "text_offset": offsets,
+    }
