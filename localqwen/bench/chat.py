@@ -1,20 +1,26 @@
 """What a person waits for: the first token, the first token of the answer, the end; turn by turn.
 
-It listens to the events of a ChatModel, so an engine in this process and a server are measured by the same code.
+It listens to events (`chat/messages.py`), so an engine in this process and a server are measured by the same code.
 """
 
 from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 from localqwen.bench.samples import Sample, Test
 from localqwen.bench.workloads import Count, Script, Workload
-from localqwen.chat import ChatModel
-from localqwen.chat.messages import Finished, Message, Overrides, Request, Text, Thinking, ThinkingMode, ToolCall
+from localqwen.chat.messages import Event, Finished, Message, Overrides, Request, Text, Thinking, ThinkingMode, ToolCall
 from localqwen.errors import EngineError
+
+
+class Answering(Protocol):
+    """What can be asked: a ChatModel, or a server."""
+
+    def stream(self, request: Request) -> Generator[Event, None, None]: ...
 
 
 def tests(budgets: Sequence[int]) -> list[Test]:
@@ -55,7 +61,7 @@ class _Watch:
     calls: list[ToolCall] = field(default_factory=list)
     finished: Finished | None = None
 
-    def listen(self, model: ChatModel, request: Request) -> None:
+    def listen(self, model: Answering, request: Request) -> None:
         self.began = self.clock()
         for event in model.stream(request):
             now = self.clock() - self.began
@@ -113,7 +119,7 @@ class _Watch:
 
 
 def measure(
-    model: ChatModel,
+    model: Answering,
     subject: str,
     test: Test,
     workload: Workload,

@@ -1,4 +1,4 @@
-"""Any OpenAI-compatible server as a ChatModel, so that it is measured by the code that measures our own engines.
+"""Any OpenAI-compatible server, answering with the events of our own engines: the same code measures both.
 
 What a server does not tell is taken from what streams: without `usage` a chunk counts as a token, and `approximate`
 says so. The clock runs here, so the network between is in every figure; every request opens a
@@ -14,7 +14,7 @@ from typing import Any
 
 import httpx2
 
-from localqwen.chat.messages import Event, Finished, Request, Text, Thinking, ThinkingMode, Timing, ToolCall, Usage
+from localqwen.chat.messages import Event, Finished, Request, Text, Thinking, Timing, ToolCall, Usage
 from localqwen.errors import EngineError, EngineUnavailable, ModelNotFound, Unsupported, UsageError
 
 #: Where servers put thinking: llama-server, SGLang and LM Studio; vLLM and mlx_lm.server.
@@ -25,22 +25,19 @@ _FRESH = httpx2.Limits(max_keepalive_connections=0)
 
 
 class RemoteModel:
-    """See `localqwen.chat.ChatModel`. Each call of `stream` is one request; several threads may call at once.
+    """Each call of `stream` is one request; several threads may call at once.
 
     Raises EngineUnavailable where no server answers, ModelNotFound for a model that it does not have.
     """
 
     engine_name = "server"
-    load_ms = 0.0
 
-    def __init__(self, url: str, name: str | None = None, *, key: str = "", thinking: ThinkingMode = "switch") -> None:
+    def __init__(self, url: str, name: str | None = None, *, key: str = "") -> None:
         if not url.startswith(("http://", "https://")):
             raise UsageError(f"--url {url} is no address of a server", "write it like http://127.0.0.1:8080/v1")
         self.url = url.rstrip("/")
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._client = httpx2.Client(timeout=_PATIENCE, headers=headers, limits=_FRESH)
-        self.thinking_mode: ThinkingMode = thinking
-        self.context_length = 0
         self.approximate = False
         self.name = self._choose(name)
 
@@ -92,12 +89,6 @@ class RemoteModel:
         if request.budget is not None:
             body["thinking_budget"] = request.budget
         return body
-
-    def end_thinking(self) -> None:
-        raise Unsupported("a server's thinking cannot be ended from here", "limit it with --budgets")
-
-    def preset(self, request: Request) -> Mapping[str, float | int]:
-        return request.sampling.set_values()
 
     def count(self, text: str) -> int:
         """Tokens of a text, as far as can be told without the server's tokenizer: four characters each, which Qwen3

@@ -84,6 +84,8 @@ def title(run: Benchmark) -> str:
     """The first line of every report: what a process was held to comes before anything else."""
     machine = run.machine
     where = f"{machine['chip']}, {machine['cores']} cores, {machine['memory'] / 1e9:.0f} GB, {machine['system']}"
+    if run.subjects and all(subject.url for subject in run.subjects):
+        where = f"measured over the network from {where}"
     if run.held:
         where = f"held to {run.held}, as a stand-in on {where}"
     return f"{run.id}: {where}"
