@@ -103,7 +103,7 @@ def test_the_model_of_chat(
     ("file", "message", "hint"),
     [
         ("buget = 3", "config.toml: buget is unknown", "did you mean budget?"),
-        ("zzz = 'red'", "config.toml: zzz is unknown", "possible: [chat], [completion]"),
+        ("zzz = 'red'", "config.toml: zzz is unknown", "possible: [bench], [chat], [completion]"),
         ("[run]\nbuget = 3", "config.toml: [run] buget is unknown", "did you mean budget?"),
         ("[chat]\nxyzzy = 3", "config.toml: [chat] xyzzy is unknown", "possible: "),
         ("[run]\nmodel = 'demo'", "config.toml: [run] model is unknown", "possible: "),

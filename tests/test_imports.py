@@ -27,7 +27,8 @@ HOMES = {
     "llama_cpp": ["localqwen/engines/", "convert/"],
     "gguf": ["convert/"],
     "huggingface_hub": ["localqwen/models/hub"],
-    "httpx2": ["localqwen/models/hub"],
+    "httpx2": ["localqwen/models/hub", "localqwen/bench/remote.py"],
+    "matplotlib": ["localqwen/bench/charts.py"],
     "modelscope_hub": ["localqwen/models/modelscope.py"],
     "jinja2": ["localqwen/chat/template.py"],
 }

@@ -27,6 +27,7 @@ COMMANDS = {
     "verify": ("verify", "Check every file of a model against what the hub declared."),
     "rm": ("rm", "Remove a model from the disk."),
     "recommend": ("recommend", "Say which model, quantisation and context suit a machine."),
+    "bench": ("bench", "Measure speed, latency and endurance; keep and compare."),
     "convert": ("convert", "Turn an official checkpoint into a quantised GGUF file."),
     "quality": ("quality", "Measure how far a conversion is from its source."),
     "tune": ("tune", "Find the fastest settings for a model on this machine."),

@@ -58,6 +58,27 @@ def byte_bar(title: str, total: int) -> Iterator[Callable[[str, int], None]]:
 
 
 @contextlib.contextmanager
+def counting_bar() -> Iterator[Callable[[str, int, int], None]]:
+    """Gives a function that is told what goes on and how many of how many are done. Without a terminal it is silent."""
+    if not sys.stderr.isatty():
+        yield lambda text, done, total: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    text = TextColumn("{task.description}", markup=False)
+    columns = (text, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=None)
+
+        def move(text: str, done: int, total: int) -> None:
+            bar.update(task, description=text, completed=done, total=total or None)
+
+        yield move
+
+
+@contextlib.contextmanager
 def count_bar(title: str) -> Iterator[Callable[[int, int], None]]:
     """Gives a function that is told how much of how much is done; it moves a bar where there is a terminal."""
     if not sys.stderr.isatty():

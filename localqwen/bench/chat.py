@@ -1,0 +1,160 @@
+"""What a person waits for: the first token, the first token of the answer, the end; turn by turn.
+
+It listens to events (`chat/messages.py`), so an engine in this process and a server are measured by the same code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+from localqwen.bench.samples import Sample, Test
+from localqwen.bench.workloads import Count, Script, Workload
+from localqwen.chat.messages import Event, Finished, Message, Overrides, Request, Text, Thinking, ThinkingMode, ToolCall
+from localqwen.errors import EngineError
+
+
+class Answering(Protocol):
+    """What can be asked: a ChatModel, or a server."""
+
+    def stream(self, request: Request) -> Generator[Event, None, None]: ...
+
+
+def tests(budgets: Sequence[int]) -> list[Test]:
+    """A conversation without thinking, with it, and with every budget."""
+    return [Test("chat", name) for name in ("not thinking", "thinking", *(f"budget {budget}" for budget in budgets))]
+
+
+def can(thinking: ThinkingMode, test: Test) -> bool:
+    """Whether a model that thinks so can be asked for this test at all."""
+    return thinking != ("always" if test.name == "not thinking" else "never")
+
+
+def in_mode(workload: Workload, name: str) -> Workload:
+    """The workload with the thinking that a chat test names."""
+    budget = int(name.removeprefix("budget ")) if name.startswith("budget ") else None
+    return replace(workload, think=name != "not thinking", budget=budget)
+
+
+def possible(workload: Workload, thinking: ThinkingMode) -> Workload:
+    """As far as the model can: one that always thinks does so in a workload that would rather not."""
+    if thinking == "always":
+        return replace(workload, think=None)
+    return replace(workload, think=None, budget=None) if thinking == "never" else workload
+
+
+@dataclass
+class _Watch:
+    """Times of one answer's events, in seconds from its request."""
+
+    clock: Callable[[], float]
+    began: float = 0.0
+    first: float | None = None
+    answer: float | None = None
+    end: float = 0.0
+    times: list[float] = field(default_factory=list)
+    content: str = ""
+    thought: str = ""
+    calls: list[ToolCall] = field(default_factory=list)
+    finished: Finished | None = None
+
+    def listen(self, model: Answering, request: Request) -> None:
+        self.began = self.clock()
+        for event in model.stream(request):
+            now = self.clock() - self.began
+            match event:
+                case Thinking(text):
+                    self.thought += text
+                case Text(text):
+                    self.content += text
+                case ToolCall():
+                    self.calls.append(event)
+                case Finished():
+                    self.finished, self.end = event, now
+                    continue
+                case _:
+                    continue
+            self.first = now if self.first is None else self.first
+            if not isinstance(event, Thinking) and self.answer is None:
+                self.answer = now
+            self.times.append(now)
+
+    @property
+    def message(self) -> Message:
+        return Message("assistant", self.content, self.thought or None)
+
+    def values(self) -> dict[str, float]:
+        """Metrics by name; what did not come (an answer, if all was thinking) is left out."""
+        if self.finished is None:
+            raise EngineError("an answer ended without an end", "run it again")
+        usage = self.finished.usage
+        found = {
+            "total_ms": self.end * 1000,
+            "prompt_tokens": float(usage.prompt_tokens),
+            "cached_tokens": float(usage.cached_tokens),
+            "answer_tokens": float(usage.completion_tokens - usage.thinking_tokens),
+            "thinking_tokens": float(usage.thinking_tokens),
+        }
+        if usage.completion_tokens:
+            found["thinking_share"] = usage.thinking_tokens / usage.completion_tokens
+        return found | self._waits(usage.completion_tokens)
+
+    def _waits(self, tokens: int) -> dict[str, float]:
+        """The engine knows when its first token came; what shows of it may come later (a tag is not shown)."""
+        assert self.finished is not None
+        told = self.finished.timing.first_token_ms
+        first = told / 1000 if told is not None else self.first
+        if first is None:
+            return {}
+        found = {"first_token_ms": first * 1000}
+        if self.answer is not None:
+            found["first_answer_ms"] = self.answer * 1000
+            found["thinking_time_share"] = (self.answer - first) / (self.end - first) if self.end > first else 0.0
+        if tokens > 1 and self.end > first:  # MLPerf Client: the rate of the tokens behind the first
+            found["tokens_per_second"] = (tokens - 1) / (self.end - first)
+        return found
+
+
+def measure(
+    model: Answering,
+    subject: str,
+    test: Test,
+    workload: Workload,
+    repeat: int,
+    count: Count,
+    *,
+    lane: int = 0,
+    salt: str = "",
+    clock: Callable[[], float] = time.perf_counter,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Iterator[Sample]:
+    """One conversation of a workload: a sample per turn. `lane` tells conversations apart that run at once, `salt` the
+    runs against a server that remembers.
+
+    Sampling is the makers' with a seed, because greedy sampling while thinking may never end.
+    """
+    seed = 1000 * (lane + 1) + repeat
+    session = hashlib.sha256(repr((salt, test, lane, repeat)).encode()).hexdigest()[:12]
+    messages: list[Message] = []
+    for number, added in enumerate(Script(workload, count, session).turns()):
+        if number and workload.pause:
+            sleep(workload.pause)
+        messages += added
+        request = Request(
+            tuple(messages),
+            workload.offered,
+            think=workload.think,
+            budget=workload.budget,
+            max_tokens=workload.answer,
+            sampling=Overrides(seed=seed),
+        )
+        watch = _Watch(clock)
+        watch.listen(model, request)
+        turn = number + 1 if workload.turns > 1 else 0
+        latencies = tuple(after - before for before, after in zip(watch.times, watch.times[1:], strict=False))
+        yield Sample(subject, replace(test, turn=turn), watch.values(), latencies)
+        if not workload.tools:  # a tool loop's next step brings the call that it answers
+            messages.append(watch.message)

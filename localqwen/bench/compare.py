@@ -1,0 +1,104 @@
+"""Two runs beside each other: ratios with their noise, and what makes them hard to compare."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from localqwen.bench.history import Benchmark
+from localqwen.bench.samples import METRICS, Row, Test, rows
+from localqwen.bench.stats import Ratio, ratio
+from localqwen.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Line:
+    """One metric of one test. `better` is None where neither direction is, or no difference can be told."""
+
+    a: str
+    b: str
+    test: Test
+    metric: str
+    medians: tuple[float, float]
+    ratio: Ratio
+    better: bool | None
+
+
+def compare(a: Benchmark, b: Benchmark) -> list[Line]:
+    """Tests that both have. Subjects are matched by name; where each run has a single one, those are matched.
+
+    Raises UsageError where there is nothing in common.
+    """
+    left = {(row.subject, row.test): row for row in rows(a.samples)}
+    pairs = _pairs(a, b)
+    lines = [
+        line
+        for row in rows(b.samples)
+        if (other := left.get((pairs.get(row.subject, ""), row.test))) is not None
+        for line in _lines(other, row)
+    ]
+    if not lines:
+        raise UsageError(f"{a.id} and {b.id} have no test of one model in common", "localqwen bench list")
+    return lines
+
+
+def _pairs(a: Benchmark, b: Benchmark) -> dict[str, str]:
+    """Subject of b -> that of a."""
+    ours, theirs = ([subject.label for subject in run.subjects] for run in (a, b))
+    if len(ours) == len(theirs) == 1:
+        return {theirs[0]: ours[0]}
+    return {label: label for label in theirs if label in ours}
+
+
+def _lines(a: Row, b: Row) -> Iterator[Line]:
+    for metric in a.metrics:
+        left, right = ([s.values[metric] for s in row.samples if metric in s.values] for row in (a, b))
+        if metric in METRICS and left and right and min(left + right) > 0:
+            found = ratio(left, right)
+            more = METRICS[metric]
+            better = None if more is None or found.verdict != "difference" else (found.value > 1) == more
+            medians = (a.metrics[metric].median, b.metrics[metric].median)
+            yield Line(a.subject, b.subject, b.test, metric, medians, found, better)
+
+
+def warnings(a: Benchmark, b: Benchmark) -> list[str]:
+    """What differs besides what is compared."""
+    found = [f"{run.id} was stopped before its end" for run in (a, b) if not run.complete]
+    if a.held != b.held:
+        found.append(f"held to: {a.held or 'nothing'}; {b.held or 'nothing'}")
+    if a.machine != b.machine:
+        found.append(f"different machines: {a.machine['chip']}; {b.machine['chip']}")
+    changed = [name for name in a.versions if name in b.versions and a.versions[name] != b.versions[name]]
+    found += [f"different versions of {name}: {a.versions[name]}; {b.versions[name]}" for name in changed]
+    pairs = _pairs(a, b)
+    for label, other in pairs.items():
+        new, old = b.subject(label), a.subject(other)
+        if new.sha256 != old.sha256:
+            found.append(f"different files: {old.file} ({old.sha256[:12]}); {new.file} ({new.sha256[:12]})")
+    return found
+
+
+def table(lines: list[Line]) -> list[tuple[str, ...]]:
+    head = ("MODEL", "TEST", "METRIC", "A", "B", "B / A", "95 %", "")
+    return [head, *(_cells(line) for line in lines)]
+
+
+def _cells(line: Line) -> tuple[str, ...]:
+    from localqwen.bench.tables import number
+
+    names = line.b if line.a == line.b else f"{line.a} → {line.b}"
+    told = line.ratio.verdict == "cannot tell"
+    noise = "" if told else f"{line.ratio.low:.3f} to {line.ratio.high:.3f}"
+    verdict = {True: "better", False: "worse"}.get(line.better, line.ratio.verdict)  # type: ignore[arg-type]
+    medians = map(number, line.medians)
+    return (names, line.test.label, line.metric, *medians, f"{line.ratio.value:.3f}", noise, verdict)
+
+
+def as_json(line: Line) -> dict[str, Any]:
+    return {**asdict(line), "ratio": {name: _finite(value) for name, value in asdict(line.ratio).items()}}
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no infinity: no upper bound is null."""
+    return None if value == float("inf") else value

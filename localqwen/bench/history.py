@@ -1,0 +1,209 @@
+"""Every run of the benchmark, kept: a file of JSON lines per run, written as the samples come.
+
+The first line is the head (machine, versions, subjects), then a sample each, and a last line says that the run came to
+its end. So a run that was stopped, or whose machine went down, keeps what it measured, and the missing end marks it.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TextIO
+
+from localqwen.bench.samples import Sample, Subject
+from localqwen.errors import ModelNotFound, StorageError, UsageError
+from localqwen.models import store
+
+FORMAT = "localqwen-bench"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A run as it was. `held` says what the process was held to, "" where it was free; `notes` are for the reader;
+    `damaged` counts lines that could not be read; `verdicts` are those of a profile's limits."""
+
+    id: str
+    created: str
+    machine: Mapping[str, Any]
+    versions: Mapping[str, str]
+    settings: Mapping[str, Any]
+    subjects: tuple[Subject, ...] = ()
+    samples: tuple[Sample, ...] = ()
+    notes: tuple[str, ...] = ()
+    held: str = ""
+    profile: str = ""
+    verdicts: tuple[Mapping[str, Any], ...] = ()
+    complete: bool = False
+    damaged: int = field(default=0, compare=False)
+
+    def subject(self, label: str) -> Subject:
+        return next(subject for subject in self.subjects if subject.label == label)
+
+    def with_sample(self, sample: Sample) -> Benchmark:
+        return replace(self, samples=(*self.samples, sample))
+
+    def head(self) -> dict[str, Any]:
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "id": self.id,
+            "created": self.created,
+            "machine": dict(self.machine),
+            "versions": dict(self.versions),
+            "settings": dict(self.settings),
+            "held": self.held,
+            "profile": self.profile,
+        }
+
+
+def new_id(now: datetime) -> str:
+    """Sorts by time; the end keeps two runs of one second apart."""
+    return f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+def folder() -> Path:
+    return store.home() / "bench"
+
+
+class Log:
+    """Writes a run down as it goes. A disk that is full ends the log, never the run: `failure` says so. Use with
+    `with`."""
+
+    def __init__(self, benchmark: Benchmark, where: Path | None) -> None:
+        self.failure: StorageError | None = None
+        self.path = where / f"{benchmark.id}.jsonl" if where else None
+        self._file: TextIO | None = None
+        self.samples = 0
+        if self.path is not None:
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._file = self.path.open("w", encoding="utf-8")
+            except OSError as exc:
+                self._fail(exc)
+        self._write(benchmark.head())
+
+    def subject(self, subject: Subject) -> None:
+        self._write({"subject_of_run": asdict(subject)})
+
+    def sample(self, sample: Sample) -> None:
+        self._write(sample.to_json())
+        self.samples += 1
+
+    def note(self, text: str) -> None:
+        self._write({"note": text})
+
+    def end(self, verdicts: Iterable[Mapping[str, Any]] = ()) -> None:
+        """The run came to its end: everything that was asked for is there."""
+        self._write({"end": now().isoformat(timespec="seconds"), "verdicts": [dict(each) for each in verdicts]})
+
+    def _write(self, record: Mapping[str, Any]) -> None:
+        if self._file is None:
+            return
+        try:
+            self._file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            self._file.flush()
+        except OSError as exc:
+            self._fail(exc)
+
+    def _fail(self, exc: OSError) -> None:
+        self.failure = StorageError(
+            f"cannot write {self.path}: {exc.strerror}", "free some space, or run it with --no-save"
+        )
+        self._file = None
+
+    def __enter__(self) -> Log:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is None or self.path is None:
+            return
+        self._file.close()
+        if not self.samples:  # nothing was measured: nothing to keep
+            self.path.unlink()
+
+
+def read(path: Path) -> Benchmark:
+    """Lines that cannot be read are skipped and counted. Raises StorageError where the file cannot be read, UsageError
+    where its head is damaged or of another kind: without it the samples mean nothing."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError as exc:
+        raise StorageError(f"cannot read {path}: {exc.strerror}", "localqwen bench list") from exc
+    found = _head(lines[0] if lines else "", path)
+    for line in lines[1:]:
+        try:
+            found = _with_record(found, json.loads(line))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            found = replace(found, damaged=found.damaged + 1)
+    return found
+
+
+def _head(line: str, path: Path) -> Benchmark:
+    try:
+        head = json.loads(line)
+        if head["format"] != FORMAT or head["version"] > VERSION:
+            raise ValueError
+        names = ("id", "created", "machine", "versions", "settings", "held", "profile")
+        return Benchmark(**{name: head[name] for name in names})
+    except (ValueError, KeyError, TypeError) as exc:
+        raise UsageError(f"{path} is damaged or no run of this localqwen's bench", f"remove it: {path}") from exc
+
+
+def _with_record(run: Benchmark, record: Mapping[str, Any]) -> Benchmark:
+    if "subject_of_run" in record:
+        return replace(run, subjects=(*run.subjects, Subject(**record["subject_of_run"])))
+    if "note" in record:
+        return replace(run, notes=(*run.notes, str(record["note"])))
+    if "end" in record:
+        return replace(run, complete=True, verdicts=tuple(record["verdicts"]))
+    return run.with_sample(Sample.from_json(record))
+
+
+def runs(where: Path | None = None) -> tuple[list[Benchmark], list[str]]:
+    """All runs, the newest first, and what to tell of files that could not be read."""
+    found, complaints = [], []
+    for path in sorted((where or folder()).glob("*.jsonl"), reverse=True):
+        try:
+            run = read(path)
+        except (UsageError, StorageError) as error:
+            complaints.append(error.message)
+            continue
+        found.append(run)
+        complaints += [_damage(run, path)] if run.damaged else []
+    return found, complaints
+
+
+def _damage(run: Benchmark, path: Path) -> str:
+    lines = "a line" if run.damaged == 1 else f"{run.damaged} lines"
+    return f"{lines} of {path} cannot be read and {'is' if run.damaged == 1 else 'are'} left out"
+
+
+def find(wanted: str, where: Path | None = None) -> tuple[Benchmark, list[str]]:
+    """A run by its id, the beginning of one, `last`, `last-1`, …, or a file; and what to tell of it.
+
+    Raises ModelNotFound where there is none, UsageError where several begin so.
+    """
+    path = Path(wanted)
+    if path.is_file():
+        run = read(path)
+        return run, [_damage(run, path)] if run.damaged else []
+    paths = sorted((where or folder()).glob("*.jsonl"), reverse=True)
+    if wanted == "last" or (wanted.startswith("last-") and wanted[5:].isdigit()):
+        chosen = paths[int(wanted[5:] or 0) :][:1]
+    else:
+        chosen = [each for each in paths if each.stem.startswith(wanted)]
+    if len(chosen) > 1:
+        raise UsageError(f"{len(chosen)} runs begin with {wanted!r}", f"name one: {', '.join(p.stem for p in chosen)}")
+    if not chosen:
+        raise ModelNotFound(f"there is no run {wanted!r}", "localqwen bench list")
+    run = read(chosen[0])
+    return run, [_damage(run, chosen[0])] if run.damaged else []

@@ -1,0 +1,26 @@
+"""Random prompts: what a model says does not matter for its speed, and no cache can have seen them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from functools import cached_property
+
+from localqwen.engines import Engine
+
+
+class RandomPrompts:
+    """Ids drawn evenly from the engine's ordinary vocabulary: no control tokens, no unused rows."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    @cached_property
+    def _ordinary(self) -> Sequence[int]:
+        stops = self._engine.stop_tokens
+        return [token for token, piece in enumerate(self._engine.vocabulary()) if piece and token not in stops]
+
+    def tokens(self, count: int, *seed: int) -> tuple[int, ...]:
+        """The same ones for the same seed."""
+        generator = random.Random(repr(seed))
+        return tuple(generator.choices(self._ordinary, k=count))

@@ -1,0 +1,275 @@
+"""A run as rows of text, and as the object of `--json`. Pure: what is printed where is the command's business."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from localqwen.bench import workloads
+from localqwen.bench.history import Benchmark
+from localqwen.bench.samples import Row, bandwidth_share, rows
+from localqwen.bench.stats import Summary, geometric_mean
+
+Cells = tuple[str, ...]
+SPEED_HEAD = ("model", "test", "tokens/s", "mean", "±", "ms per token p5", "median", "p95", "of bandwidth")
+
+
+def speed(run: Benchmark) -> list[Cells]:
+    """Raw speed; without rows where none was measured. `tokens/s` is the median over the repeats."""
+    found = [_speed_row(run, row) for row in rows(run.samples) if row.test.kind in ("prefill", "decode")]
+    return [SPEED_HEAD, *found] if found else []
+
+
+def _speed_row(run: Benchmark, row: Row) -> Cells:
+    tokens = row.metrics["tokens_per_second"]
+    share = bandwidth_share(row, run.subject(row.subject))
+    latency = [number(1000 * value) for value in (row.latency.p5, row.latency.median, row.latency.p95)] if (
+        row.latency
+    ) else ["", "", ""]  # fmt: skip
+    return (
+        row.subject,
+        row.test.label,
+        number(tokens.median),
+        number(tokens.mean),
+        number(tokens.deviation) if tokens.count > 1 else "",
+        *latency,
+        f"{share:.0%}" if share is not None else "",
+    )
+
+
+def number(value: float) -> str:
+    """Three or four digits that matter."""
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if abs(value) >= 100 else f"{value:.2f}"
+
+
+def models(run: Benchmark) -> list[Cells]:
+    """One line per subject: what it is, and what it took."""
+    head = ("model", "engine", "file", "size", "quant", "threads", "context", "load s", "peak memory", "sha256")
+    found = {(row.subject, row.test.kind): row for row in rows(run.samples)}
+    lines = []
+    for subject in run.subjects:
+        load, memory = (found.get((subject.label, kind)) for kind in ("load", "memory"))
+        lines.append(
+            (
+                subject.label,
+                subject.engine,
+                subject.file or subject.url,
+                gigabytes(subject.bytes),
+                subject.quant,
+                str(subject.threads or ""),
+                f"{subject.context_length:,}" if subject.context_length else "",
+                f"{load.metrics['load_ms'].median / 1000:.2f}" if load else "",
+                gigabytes(_median(memory, "peak_memory")),
+                subject.sha256[:12],
+            )
+        )
+    return [head, *lines] if lines else []
+
+
+def _median(row: Row | None, metric: str) -> float:
+    return row.metrics[metric].median if row and metric in row.metrics else 0.0
+
+
+def gigabytes(count: float) -> str:
+    """In GB, small ones in MB; "" for nothing known."""
+    if not count:
+        return ""
+    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
+
+
+def title(run: Benchmark) -> str:
+    """The first line of every report: what a process was held to comes before anything else."""
+    machine = run.machine
+    where = f"{machine['chip']}, {machine['cores']} cores, {machine['memory'] / 1e9:.0f} GB, {machine['system']}"
+    if run.subjects and all(subject.url for subject in run.subjects):
+        where = f"measured over the network from {where}"
+    if run.held:
+        where = f"held to {run.held}, as a stand-in on {where}"
+    return f"{run.id}: {where}"
+
+
+def state(run: Benchmark) -> str:
+    return "" if run.complete else "stopped before its end: what was measured is kept"
+
+
+def as_json(run: Benchmark) -> dict[str, Any]:
+    """The object of `--json`: the head, the subjects, and a row per test with statistics and every sample."""
+    return {
+        **run.head(),
+        "complete": run.complete,
+        "notes": list(run.notes),
+        "subjects": [asdict(subject) for subject in run.subjects],
+        "rows": [_row_json(run, row) for row in rows(run.samples)],
+        "verdicts": [dict(verdict) for verdict in run.verdicts],
+    }
+
+
+def _row_json(run: Benchmark, row: Row) -> dict[str, Any]:
+    share = bandwidth_share(row, run.subject(row.subject))
+    return {
+        "subject": row.subject,
+        "test": asdict(row.test),
+        "metrics": {name: asdict(value) for name, value in row.metrics.items()},
+        "latency_seconds": asdict(row.latency) if row.latency else None,
+        "bandwidth_share": share,
+        "samples": [sample.to_json() for sample in row.samples],
+    }
+
+
+def markdown(lines: Sequence[Cells]) -> str:
+    head, *body = lines
+    cells = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in body]
+    return "\n".join(["| " + " | ".join(head) + " |", "|" + " --- |" * len(head), *cells])
+
+
+def csv_rows(run: Benchmark) -> list[list[str]]:
+    """One line per metric of a row: the shape that spreadsheets and data frames pivot."""
+    head = ["run", "subject", "kind", "name", "prompt", "generate", "depth", "batch", "turn", "metric"]
+    statistics = list(Summary.__dataclass_fields__)
+    lines = [head + statistics]
+    for row in rows(run.samples):
+        test = asdict(row.test)
+        known = [run.id, row.subject, *(str(test[name]) for name in head[2:9])]
+        for metric, value in row.metrics.items():
+            lines.append([*known, metric, *(f"{getattr(value, each):.6g}" for each in statistics)])
+    return lines
+
+
+def waits(run: Benchmark) -> list[Cells]:
+    """What a person waits for: conversations and workloads, medians over the repeats."""
+    head = ("model", "test", "first token", "p95", "first answer", "whole", "tokens/s", "tokens", "thinking", "of time")
+    found = [row for row in rows(run.samples) if row.test.kind in ("chat", "workload")]
+    return [head, *map(_wait_row, found)] if found else []
+
+
+def _wait_row(row: Row) -> Cells:
+    def median(metric: str, form: Callable[[float], str]) -> str:
+        return form(row.metrics[metric].median) if metric in row.metrics else "none"
+
+    first = row.metrics.get("first_token_ms")
+    tokens = sum(row.metrics[name].median for name in ("answer_tokens", "thinking_tokens"))
+    return (
+        row.subject,
+        row.test.label,
+        median("first_token_ms", seconds),
+        seconds(first.p95) if first else "none",
+        median("first_answer_ms", seconds),
+        median("total_ms", seconds),
+        median("tokens_per_second", number),
+        f"{tokens:,.0f}",
+        median("thinking_share", lambda share: f"{share:.0%}"),
+        median("thinking_time_share", lambda share: f"{share:.0%}"),
+    )
+
+
+def seconds(milliseconds: float) -> str:
+    if milliseconds >= 1000:
+        return f"{milliseconds / 1000:.2f} s"
+    return f"{milliseconds:.0f} ms" if milliseconds >= 10 else f"{milliseconds:.1f} ms"
+
+
+def suites(run: Benchmark) -> list[Cells]:
+    """The two figures of MLPerf Client for each suite of workloads that was measured whole: geometric means."""
+    lines = []
+    for subject in run.subjects:
+        for suite in dict.fromkeys(workload.suite for workload in workloads.known().values() if workload.suite):
+            members = [workload for workload in workloads.known().values() if workload.suite == suite]
+            measured = [row for row in rows(run.samples) if row.subject == subject.label and row.test.batch == 1]
+            found = [row for row in measured if row.test.name in {member.name for member in members}]
+            if len(found) == len(members) and all("tokens_per_second" in row.metrics for row in found):
+                first, speed = (
+                    geometric_mean([row.metrics[metric].median for row in found])
+                    for metric in ("first_token_ms", "tokens_per_second")
+                )
+                lines.append((subject.label, suite, seconds(first), number(speed)))
+    return [("model", "geometric mean over", "first token", "tokens/s"), *lines] if lines else []
+
+
+def throughput(run: Benchmark) -> list[Cells]:
+    """Of a server that is asked several things at once."""
+    found = [row for row in rows(run.samples) if row.test.kind == "throughput"]
+    lines = [
+        (row.subject, row.test.name, str(row.test.batch), *(number(row.metrics[name].median) for name in _THROUGHPUT))
+        for row in found
+    ]
+    return [("model", "workload", "at once", "tokens/s together", "requests/s"), *lines] if lines else []
+
+
+_THROUGHPUT = ("tokens_per_second", "requests_per_second")
+
+
+def endurance(run: Benchmark) -> list[Cells]:
+    """What was not told by the machine is "not available"."""
+    head = ("model", "time", "tokens/s", "first", "last", "held", "slope/min", "°C", "MHz", "J/token", "cooled s")
+    found = [row for row in rows(run.samples) if row.test.kind == "sustain"]
+    return [head, *map(_endurance_row, found)] if found else []
+
+
+def _endurance_row(row: Row) -> Cells:
+    value = {name: summary.median for name, summary in row.metrics.items()}
+
+    def told(*names: str) -> str:
+        return " to ".join(f"{value[name]:.0f}" for name in names) if names[0] in value else NOT_AVAILABLE
+
+    return (
+        row.subject,
+        seconds(1000 * value["seconds"]) if value["seconds"] < 60 else f"{value['seconds'] / 60:.1f} min",
+        *(number(value[name]) for name in ("tokens_per_second", "first_per_second", "last_per_second")),
+        f"{value['held_share']:.0%}",
+        f"{value['slope_per_minute']:+.2%}" if "slope_per_minute" in value and value["seconds"] >= 60 else "",
+        told("celsius_first", "celsius_max"),
+        told("megahertz_first", "megahertz_min"),
+        f"{value['joules_per_token']:.3g}" if "joules_per_token" in value else NOT_AVAILABLE,
+        f"{value['cool_down_seconds']:.0f}",
+    )
+
+
+NOT_AVAILABLE = "not available"
+
+
+def quality(run: Benchmark) -> list[Cells]:
+    head = ("model", "reference", "size", "KL mean", "KL p99", "top-1", "perplexity", "of the reference")
+    found = [row for row in rows(run.samples) if row.test.kind == "quality"]
+    lines = []
+    for row in found:
+        value = {name: summary.median for name, summary in row.metrics.items()}
+        size = gigabytes(run.subject(row.subject).bytes)
+        means = (f"{value['kl_mean']:.5f}", f"{value['kl_p99']:.4f}", f"{value['top1']:.2%}")
+        perplexities = (f"{value['perplexity']:.3f}", f"{value['reference_perplexity']:.3f}")
+        lines.append((row.subject, row.test.name, size, *means, *perplexities))
+    return [head, *lines] if lines else []
+
+
+def verdicts(run: Benchmark) -> list[Cells]:
+    """A profile's limits: pass or fail, one line each."""
+    lines = [
+        (
+            str(verdict["subject"]),
+            str(verdict["limit"]),
+            _with_unit(verdict["limit"], verdict["allowed"]),
+            "not measured" if verdict["measured"] is None else _with_unit(verdict["limit"], verdict["measured"]),
+            "pass" if verdict["passed"] else "fail",
+        )
+        for verdict in run.verdicts
+    ]
+    return [("model", f"limit of {run.profile}", "allowed", "measured", ""), *lines] if lines else []
+
+
+def _with_unit(limit: str, value: float) -> str:
+    match limit:
+        case "memory":
+            return gigabytes(value)
+        case "threads":
+            return f"{value:.0f}"
+        case "first_token_ms" | "first_answer_ms":
+            return seconds(value)
+    return number(value)
+
+
+def all_tables(run: Benchmark) -> list[list[Cells]]:
+    """In the order of a report; empty ones are those of what was not measured."""
+    makers = (verdicts, quality, models, speed, waits, suites, throughput, endurance)
+    return [maker(run) for maker in makers]

@@ -1,0 +1,140 @@
+"""A model in a process of its own: what it takes of memory is its own, its limits are its own, and if it dies, what was
+measured stays. The parent speaks JSON lines; `child.py` is the other end.
+
+Models take turns test by test where all fit into memory together; the one that waits does nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from localqwen import errors
+from localqwen.bench.limits import NO_LIMITS, Limits
+from localqwen.bench.samples import Sample, Test
+from localqwen.errors import EngineError, LocalqwenError
+
+
+@dataclass(frozen=True)
+class Opening:
+    """How a worker opens its model. None leaves it to the machine."""
+
+    name: str
+    label: str
+    engine: str | None = None
+    threads: int | None = None
+    context_length: int | None = None
+    max_runs: int = 1
+    force: bool = False
+    limits: Limits = NO_LIMITS
+
+
+class Worker:
+    """Use with `with`. The model is loaded when it is made; `facts` are what the engine tells: engine, threads,
+    context_length, load_ms. Raises what opening the model raises."""
+
+    def __init__(self, opening: Opening) -> None:
+        self.opening = opening
+        command = [sys.executable, "-m", "localqwen.bench.child"]
+        # A session of its own: Ctrl-C reaches the parent alone, which keeps what was measured and ends the child.
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+        )
+        try:
+            self._send({"open": asdict(opening)})
+            self.facts: Mapping[str, Any] = self._receive()["opened"]
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def measure(self, test: Test, repeat: int, **options: Any) -> Iterator[Sample]:
+        """One repeat: one sample, or several for a conversation's turns."""
+        self._send({"measure": asdict(test), "repeat": repeat, "options": options})
+        while "done" not in (answer := self._receive()):
+            yield Sample.from_json(answer["sample"])
+
+    def peak_memory(self) -> int | None:
+        self._send({"memory": True})
+        peak: int | None = self._receive()["memory"]
+        return peak
+
+    def sensors(self) -> Mapping[str, str]:
+        """What endurance measures besides speed -> where from."""
+        self._send({"sensors": True})
+        sources: Mapping[str, str] = self._receive()["sensors"]
+        return sources
+
+    def _send(self, message: Mapping[str, Any]) -> None:
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps(message) + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError as exc:
+            raise self._died() from exc
+
+    def _receive(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise self._died()
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            raise _error(answer["error"])
+        return answer
+
+    def _died(self) -> LocalqwenError:
+        code = self._process.wait()
+        if code == -signal.SIGKILL:
+            return errors.NotEnoughMemory(
+                f"the system ended the process of {self.opening.label}: most often it takes more memory than there is",
+                "use a smaller model, quantisation or context",
+            )
+        how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        return EngineError(f"the process of {self.opening.label} ended with {how}", "localqwen doctor")
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        if self._process.poll() is None:
+            self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            try:
+                pipe.close()
+            except BrokenPipeError:  # what was not yet sent has nobody to read it
+                continue
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _error(told: Mapping[str, str]) -> LocalqwenError:
+    """The child's error in this process, of its class where that takes a message and a hint."""
+    kind = getattr(errors, told["class"], EngineError)
+    if not issubclass(kind, LocalqwenError) or kind is errors.ContextTooLong:
+        kind = errors.Unsupported
+    found: LocalqwenError = kind(told["message"], told["hint"])
+    return found
+
+
+def interleaved(tests: Sequence[Test], repeats: int, subjects: int) -> Iterator[tuple[int, int, Test]]:
+    """(repeat, subject, test): every subject has its turn at a test before anyone has the next, and all tests are done
+    once before any is repeated, so that a machine whose speed drifts drifts for all of them. Every other round
+    begins with the last subject: none profits from always coming first."""
+    for repeat in range(repeats):
+        order = range(subjects) if repeat % 2 == 0 else range(subjects - 1, -1, -1)
+        for test in tests:
+            for subject in order:
+                yield repeat, subject, test

@@ -1,0 +1,154 @@
+"""Workloads by name, from workloads.toml: what is asked, how long, in how many turns. Knows no model."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from localqwen.bench.quality import bundled_text
+from localqwen.bench.samples import Test
+from localqwen.chat.messages import Message, Tool, ToolCall
+from localqwen.errors import UsageError
+
+#: Counts the tokens of a text.
+Count = Callable[[str], int]
+#: Tokens that a chat template puts around a few messages, tools included.
+_TEMPLATE_TOKENS = 256
+
+_TOOL = Tool(
+    "look_up",
+    "Finds a passage of the handbook.",
+    {"type": "object", "properties": {"topic": {"type": "string"}}, "required": ["topic"]},
+)
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Lengths in tokens: `prompt` of the first turn, `follow_up` of each later one, `answer` at the most. Questions in
+    words take the place of lengths. `think` None leaves it to the model; `budget` limits thinking."""
+
+    name: str
+    about: str = ""
+    suite: str = ""
+    prompt: int = 0
+    answer: int = 256
+    turns: int = 1
+    follow_up: int = 0
+    questions: tuple[str, ...] = ()
+    tools: bool = False
+    think: bool | None = None
+    budget: int | None = None
+    pause: float = 0.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "questions", tuple(self.questions))
+        if self.questions:
+            object.__setattr__(self, "turns", len(self.questions))
+        if self.answer < 2 or self.turns < 1 or not (self.prompt > 0 or self.questions):
+            raise UsageError(
+                f"the workload {self.name} asks for nothing", "it needs prompt and answer, in tokens, or questions"
+            )
+
+    @property
+    def test(self) -> Test:
+        return Test("workload", self.name, prompt=self.prompt, generate=self.answer)
+
+    @property
+    def context_needed(self) -> int:
+        asked = 100 * len(self.questions) + self.prompt + self.follow_up * (self.turns - 1)
+        return _TEMPLATE_TOKENS + asked + self.answer * self.turns
+
+    @property
+    def offered(self) -> tuple[Tool, ...]:
+        return (_TOOL,) if self.tools else ()
+
+
+def from_table(name: str, table: Mapping[str, Any]) -> Workload:
+    """Raises UsageError on a key that a workload does not have."""
+    known = {field.name for field in fields(Workload)} - {"name"}
+    for key in table:
+        if key not in known:
+            near = get_close_matches(key, known, 1)
+            hint = f"did you mean {near[0]}?" if near else f"possible: {', '.join(sorted(known))}"
+            raise UsageError(f"{name} has no setting {key!r}", hint)
+    try:
+        return Workload(name, **table)
+    except TypeError as exc:
+        raise UsageError(f"the settings of {name} have wrong types: {exc}", "lengths are whole numbers") from exc
+
+
+@cache
+def known() -> Mapping[str, Workload]:
+    text = resources.files("localqwen.bench").joinpath("workloads.toml").read_text(encoding="utf-8")
+    return {name: from_table(name, table) for name, table in tomllib.loads(text).items()}
+
+
+def named(names: Sequence[str]) -> list[Workload]:
+    """Workloads by name or by suite (`mlperf-client`), in order, none twice. Raises UsageError."""
+    found: dict[str, Workload] = {}
+    suites = dict.fromkeys(each.suite for each in known().values() if each.suite)
+    for name in names:
+        members = [each for each in known().values() if name in (each.name, each.suite)]
+        if not members:
+            near = get_close_matches(name, [*known(), *suites], 1)
+            hint = f"did you mean {near[0]}?" if near else f"possible: {', '.join([*known(), *suites])}"
+            raise UsageError(f"there is no workload {name!r}", hint)
+        found.update({each.name: each for each in members})
+    return list(found.values())
+
+
+class Script:
+    """The user's side of a workload as messages. `session` stands before everything and is another one for every
+    conversation, so that no cache, ours or a server's, knows a first turn already."""
+
+    def __init__(self, workload: Workload, count: Count, session: str) -> None:
+        self._work, self._session = workload, session
+        self._texts = _Filler(count)
+
+    def opening(self) -> list[Message]:
+        work = self._work
+        system = Message("system", f"Session {self._session}. Answer at length.")
+        if work.questions:
+            return [system, Message("user", work.questions[0])]
+        return [system, Message("user", self._texts.of(work.prompt, "Read this, then write about it.\n\n"))]
+
+    def turns(self) -> Iterator[list[Message]]:
+        """What is added before each answer; the caller adds the answers."""
+        yield self.opening()
+        for turn in range(1, self._work.turns):
+            yield self._follow_up(turn)
+
+    def _follow_up(self, turn: int) -> list[Message]:
+        work = self._work
+        if work.questions:
+            return [Message("user", work.questions[turn])]
+        text = self._texts.of(work.follow_up or 16, f"Part {turn + 1}.\n\n")
+        if not work.tools:
+            return [Message("user", text)]
+        call = ToolCall(_TOOL.name, {"topic": f"part {turn + 1}"}, id=f"call_{turn}")
+        return [Message("assistant", "", tool_calls=(call,)), Message("tool", text, tool_call_id=call.id)]
+
+
+class _Filler:
+    """Text of a length in tokens, out of the text that comes with the package."""
+
+    def __init__(self, count: Count) -> None:
+        self._count = count
+        self._text = bundled_text()
+
+    def of(self, tokens: int, head: str) -> str:
+        """The head and as much text as makes `tokens` tokens, to within a word."""
+        words = (self._text * (1 + tokens * 8 // len(self._text))).split(" ")
+        low, high = 0, len(words)
+        while low < high:
+            middle = (low + high + 1) // 2
+            if self._count(head + " ".join(words[:middle])) <= tokens:
+                low = middle
+            else:
+                high = middle - 1
+        return head + " ".join(words[:low])
