@@ -80,15 +80,6 @@ def counting_bar() -> Iterator[Callable[[str, int, int], None]]:
 
 @contextlib.contextmanager
 def count_bar(title: str) -> Iterator[Callable[[int, int], None]]:
-    """Gives a function that is told how much of how much is done; it moves a bar where there is a terminal."""
-    if not sys.stderr.isatty():
-        yield lambda done, total: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
-
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(title, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+    """The same for one thing that goes on: a function that is told how many of how many are done."""
+    with counting_bar() as tell:
+        yield lambda done, total: tell(title, done, total)
