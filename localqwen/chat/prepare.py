@@ -16,7 +16,7 @@ from localqwen.chat.reply import ModelFacts, encode_request
 from localqwen.engines import Engine, Sampling, common_prefix
 
 #: Seconds that reading ahead may keep a newcomer waiting, and the ids that it takes at least.
-_LONGEST_READING = 0.15
+_LONGEST_READING = 0.2
 _SMALLEST_SLICE = 8
 
 
@@ -74,7 +74,7 @@ class ReadingAhead:
             self._engine.step()
 
     def _adapt_slice(self, seconds: float) -> None:
-        if 3 * seconds < _LONGEST_READING:
+        if 2 * seconds < _LONGEST_READING:
             self._slice *= 2
         elif seconds > _LONGEST_READING:
             self._slice = max(_SMALLEST_SLICE, self._slice // 2)

@@ -20,7 +20,7 @@ from localqwen.errors import LocalqwenError
 COMMANDS = {
     "chat": ("chat", "Talk with a model."),
     "run": ("run", "Answer one prompt."),
-    "serve": ("serve", "Answer programs over HTTP: the OpenAI, Ollama and Anthropic APIs."),
+    "serve": ("serve", "Answer the clients of OpenAI, Ollama and Anthropic."),
     "pull": ("pull", "Get models."),
     "list": ("list_models", "Show the models on disk, or all that can be named."),
     "show": ("show", "Show what a model is and what it needs."),

@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 #: Seconds that a pass over a prompt may take: a cancel waits for it, also on a slow machine.
 LONGEST_PASS = 1.0
 SMALLEST_SLICE = 32
-#: Cells of keys and values that are copied in the time in which one token of a prompt is read: 450 on two cores with
-#: 0.6B, more with larger models.
-CELLS_PER_TOKEN = 400
+#: Cells of keys and values that are copied while one token of a prompt is read, with a wide margin: on two cores with
+#: 0.6B about 400, with larger models more.
+CELLS_PER_TOKEN = 100
 #: Up to this size of the weights, waking a second thread takes longer than the work that it takes over.
 ONE_THREAD_BYTES = 64 << 20
 #: Positions per block of `evaluate`: each takes four bytes for every token of the vocabulary.
