@@ -10,6 +10,7 @@ recipe, versions, digests.
     config.py        config.json as numbers, read strictly
     qwen3.py         the architecture: tensors, names, keys
     tokenizer.py     tokenizer.json -> tokenizer keys
+    tensor_types.py  the types of ggml
     quants.py        the kinds of file, and which type each tensor gets
     gguf_file.py     the head of a GGUF file as bytes
     planning.py      all of it together: what will be written, to the byte
@@ -39,7 +40,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from convert import mlx_schemes, quants
-from localqwen.errors import ConversionError, OutputError
+from localqwen.errors import OutputError
 
 if TYPE_CHECKING:
     from convert.checkpoint import Checkpoint
@@ -107,12 +108,12 @@ def convert(
     from convert.planning import make_plan
 
     started = time.monotonic()
-    quantization = _quantization(quant)
+    recipe = quants.Recipe(quants.quantization(quant))
     target.check(out, force=force)
     with Checkpoint(source) as checkpoint:
         if out.exists() and any(out.samefile(file) for file in checkpoint.weight_files):
             raise OutputError(f"{out} is part of the checkpoint that is read", "choose another file for the output")
-        plan = make_plan(checkpoint, quantization, name or source.resolve().name)
+        plan = make_plan(checkpoint, recipe, name or source.resolve().name)
         target.check_space(out, plan.size)
         with InputHashes(checkpoint.files(_READ_FOR_GGUF)) as hashes:
             with target.writing(out, size=plan.size, force=force) as file:
@@ -129,7 +130,7 @@ def plan(source: Path, quant: str, *, name: str | None = None) -> Plan:
     from convert.planning import make_plan
 
     with Checkpoint(source) as checkpoint:
-        return make_plan(checkpoint, _quantization(quant), name or source.resolve().name)
+        return make_plan(checkpoint, quants.Recipe(quants.quantization(quant)), name or source.resolve().name)
 
 
 def convert_to_mlx(
@@ -171,13 +172,6 @@ def _manifest_of(source: Path, plan: Plan, inputs: dict[str, Digest], outputs: d
     recipe = {"format": "gguf", "quant": plan.quant}
     packages = ("llama-cpp-python", "gguf")
     return manifest.make(source, recipe=recipe, inputs=inputs, outputs=outputs, packages=packages)
-
-
-def _quantization(quant: str) -> quants.Quantization:
-    try:
-        return quants.QUANTIZATIONS[quant.lower()]
-    except KeyError:
-        raise ConversionError(f"unknown quantisation {quant!r}", f"known are {', '.join(QUANTIZATIONS)}") from None
 
 
 def _write(

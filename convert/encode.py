@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from convert import ggml
-from convert.quants import BF16, F16, F32, TensorType
 from convert.safetensors import DTYPES, SafetensorsFile, SourceTensor
+from convert.tensor_types import BF16, F16, F32, TensorType
 from localqwen.errors import CheckpointError
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from convert.quants import TensorType
+from convert.tensor_types import TensorType
 from localqwen.errors import ConversionError, EngineUnavailable
 from localqwen.machine import set_openmp_defaults
 

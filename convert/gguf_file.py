@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from convert.quants import TensorType
+from convert.tensor_types import TensorType
 from localqwen.errors import CheckpointError
 
 #: The format's default: every tensor's data start at a multiple of it.

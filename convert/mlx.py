@@ -22,9 +22,9 @@ from convert.encode import check_values
 from convert.hashing import Digest, InputHashes, of_bytes
 from convert.mlx_planning import Plan, PlannedWeight
 from convert.mlx_schemes import Packing, Scheme
-from convert.quants import BF16, F16, F32
 from convert.safetensors import SourceTensor
 from convert.shard_writer import ShardWriter
+from convert.tensor_types import BF16, F16, F32
 from localqwen.errors import ConversionError, EngineUnavailable
 
 if TYPE_CHECKING:

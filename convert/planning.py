@@ -11,7 +11,8 @@ from convert import qwen3, tokenizer
 from convert.checkpoint import Checkpoint
 from convert.config import Config, read_config
 from convert.gguf_file import Int32, Metadata, StoredTensor, head, padding
-from convert.quants import Quantization, tensor_type
+from convert.quants import Recipe, Sizes, tensor_types
+from convert.tensor_types import F32
 
 _QUANTIZATION_VERSION = 2  # GGML_QNT_VERSION of ggml.h: the layout of the quantised blocks
 
@@ -47,11 +48,11 @@ def data_size(tensors: Sequence[StoredTensor]) -> int:
     return sum(tensor.size + padding(tensor.size) for tensor in tensors)
 
 
-def make_plan(checkpoint: Checkpoint, quantization: Quantization, name: str) -> Plan:
-    """Checks the whole checkpoint except the weights' values. Raises CheckpointError."""
+def make_plan(checkpoint: Checkpoint, recipe: Recipe, name: str) -> Plan:
+    """Checks the whole checkpoint except the weights' values. Raises CheckpointError, UsageError."""
     config = read_config(checkpoint.config)
     qwen3.check_tensors(config, checkpoint.tensors)
-    tensors = planned_tensors(config, quantization)
+    tensors = planned_tensors(config, recipe)
     metadata = {
         **_general(name, config, [tensor.stored for tensor in tensors]),
         **_sampling(checkpoint.generation_config),
@@ -59,18 +60,20 @@ def make_plan(checkpoint: Checkpoint, quantization: Quantization, name: str) -> 
         **tokenizer.metadata(checkpoint, config.vocabulary),
         # Last, because llama.cpp's quantiser moves them there: with equal order, equal files have equal bytes.
         "general.quantization_version": _QUANTIZATION_VERSION,
-        "general.file_type": quantization.file_type,
+        "general.file_type": recipe.quantization.file_type,
     }
     stored = [tensor.stored for tensor in tensors]
-    return Plan(quantization.name, head(config.gguf_architecture, metadata, stored), tuple(tensors))
+    return Plan(recipe.quantization.name, head(config.gguf_architecture, metadata, stored), tuple(tensors))
 
 
-def planned_tensors(config: Config, quantization: Quantization) -> list[PlannedTensor]:
-    result = []
-    for tensor in qwen3.tensors(config):
-        kind = tensor_type(quantization, tensor.name, tensor.shape, config)
-        result.append(PlannedTensor(tensor.sources, StoredTensor(tensor.name, tensor.gguf_shape, kind)))
-    return result
+def planned_tensors(config: Config, recipe: Recipe) -> list[PlannedTensor]:
+    tensors = qwen3.tensors(config)
+    sizes = Sizes(config.layers, config.experts, config.heads // config.kv_heads, config.tied)
+    types = tensor_types(recipe, [(tensor.name, tensor.gguf_shape) for tensor in tensors], sizes)
+    return [
+        PlannedTensor(tensor.sources, StoredTensor(tensor.name, tensor.gguf_shape, kind or F32))
+        for tensor, kind in zip(tensors, types, strict=True)
+    ]
 
 
 def _general(name: str, config: Config, tensors: Sequence[StoredTensor]) -> Metadata:

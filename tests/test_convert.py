@@ -80,6 +80,11 @@ REFERENCES = {
     ),
     "twelve experts, two shards": (Shape(layers=9, tied=False, experts=12), "BF16", 2),
     "eight experts, which llama.cpp treats apart": (Shape(layers=3, experts=8), "F32", 1),
+    "seventeen layers, four heads share keys": (
+        Shape(hidden=256, feed_forward=256, layers=17, heads=4, kv_heads=1),
+        "BF16",
+        1,
+    ),
     "rows that nothing can divide": (Shape(hidden=80, head_dim=32, tied=False), "BF16", 1),
 }
 
@@ -379,8 +384,8 @@ def test_sizes_of_the_official_files_are_reproduced(
 ) -> None:
     """Head and data planned from the official configs have exactly the bytes of the makers' GGUF files."""
     official = read_config(config(shape) | {"max_position_embeddings": 40960})
-    quantization = quants.QUANTIZATIONS[quant]
-    tensors = [tensor.stored for tensor in planning.planned_tensors(official, quantization)]
+    recipe = quants.Recipe(quants.QUANTIZATIONS[quant])
+    tensors = [tensor.stored for tensor in planning.planned_tensors(official, recipe)]
     metadata: gguf_file.Metadata = {
         "general.type": "model",
         "general.name": f"Qwen3 {size} Awq Compatible Instruct" if awq else f"Qwen3 {size} Instruct",
@@ -390,7 +395,7 @@ def test_sizes_of_the_official_files_are_reproduced(
         **qwen3.metadata(official),
         "tokenizer.stand_in": OFFICIAL_TOKENIZER,
         "general.quantization_version": 2,
-        "general.file_type": quantization.file_type,
+        "general.file_type": recipe.quantization.file_type,
     }
     head = gguf_file.head(official.gguf_architecture, metadata, tensors)
     assert len(head) + planning.data_size(tensors) == expected
