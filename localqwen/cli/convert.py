@@ -133,7 +133,7 @@ def command(
         convert_pages.show_list(converter, as_json)
         return
     if source is None:
-        raise click.MissingParameter(param_hint="SOURCE", param_type="argument")
+        raise UsageError("SOURCE is missing", "localqwen convert --help")
     _refuse_mixture(context, kind)
     if sum((merge, dequantize)) and dry_run:
         raise UsageError("--dry-run is for quantisations", "leave out --merge and --dequantize")
