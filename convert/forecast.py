@@ -6,12 +6,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-#: Resident bytes before the first weight: the interpreter, numpy, gguf, the quantiser. MLX's library is larger.
-_GGUF_BASE, _MLX_BASE = 52_000_000, 80_000_000
-#: Resident bytes per byte of tokenizer.json, read as objects and written as a head (measured on Qwen3's 11 MB).
-_TOKENIZER_FACTOR = 13
-#: Bytes for each element of a slice in work: its float32 form, a mask of it, what it was and what it becomes.
-_SLICE_BYTES = 12
+#: Resident bytes, measured on Linux: the interpreter with its libraries, before the first weight.
+_GGUF_BASE, _MLX_BASE = 46_000_000, 48_000_000
+#: For each byte of tokenizer.json while it is read as objects, and for each element of a slice that is in work.
+_TOKENIZER_FACTOR, _SLICE_BYTES = 6.5, 9
 
 
 @dataclass(frozen=True)
@@ -56,12 +54,11 @@ def counted(types: Iterable[str]) -> dict[str, int]:
     return {name: names.count(name) for name in dict.fromkeys(names)}
 
 
-def gguf_memory(slice_elements: int, threads: int, tokenizer_bytes: int, head_bytes: int) -> int:
+def gguf_memory(slice_elements: int, threads: int, tokenizer_bytes: int) -> int:
     """Each thread has a slice in work, and two wait to be written."""
-    slices = (threads + 2) * slice_elements * _SLICE_BYTES
-    return _GGUF_BASE + slices + _TOKENIZER_FACTOR * tokenizer_bytes + 2 * head_bytes
+    return _GGUF_BASE + (threads + 2) * slice_elements * _SLICE_BYTES + int(_TOKENIZER_FACTOR * tokenizer_bytes)
 
 
-def mlx_memory(slice_elements: int, largest_waiting: int, tokenizer_bytes: int) -> int:
-    """`largest_waiting` bytes of scales wait until the packed numbers of their weight are written."""
-    return _MLX_BASE + 2 * slice_elements * _SLICE_BYTES // 2 + largest_waiting + _TOKENIZER_FACTOR * tokenizer_bytes
+def mlx_memory(slice_elements: int, waiting_bytes: int, tokenizer_bytes: int) -> int:
+    """`waiting_bytes` of scales wait until the packed numbers of their weight are written."""
+    return _MLX_BASE + slice_elements * _SLICE_BYTES + waiting_bytes + int(_TOKENIZER_FACTOR * tokenizer_bytes)

@@ -151,9 +151,7 @@ def _write_file(
 def forecast_of(job: Job, out: Path, threads: int | None) -> forecast.Forecast:
     plan = job.plan
     files = {file.name: planned.size for file, planned in zip(outputs(out, plan), plan.files, strict=True)}
-    memory = forecast.gguf_memory(
-        encode.SLICE, threads or usable_cores(), _tokenizer_bytes(job), len(plan.files[0].head)
-    )
+    memory = forecast.gguf_memory(encode.SLICE, threads or usable_cores(), _tokenizer_bytes(job))
     return forecast.Forecast(str(out), plan.quant, files, plan.types, memory, job.notes)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from localqwen.errors import UsageError
+from localqwen.errors import NotPulled, UsageError
 from localqwen.models.names import LocalPath, Named, Repository
 
 _PART = re.compile(r"-\d{5}-of-\d{5}$")
@@ -44,21 +44,22 @@ def find(text: str, *, yes: bool) -> Source:
         case Repository():
             wanted = reference
     here = inventory.whole_weights(wanted.repo)
-    return Source(here or _pulled(wanted, yes=yes), wanted.repo.rpartition("/")[2])
+    return Source(here or _pulled(wanted, text, yes=yes), wanted.repo.rpartition("/")[2])
 
 
-def _pulled(wanted: Repository, *, yes: bool) -> Path:
+def _pulled(wanted: Repository, text: str, *, yes: bool) -> Path:
     from localqwen.cli import getting
-    from localqwen.models import provide, pull
+    from localqwen.models import pull
 
+    absent = NotPulled(f"the weights in {wanted.text} are not on this machine", f"localqwen convert {text} --yes")
     asks = not yes and sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()
     if not yes and not asks:
-        raise provide.not_pulled(wanted)
+        raise absent
     planned = pull.plan(wanted)
     checkpoint, planned = planned.convert, replace(planned, convert=False)
     sys.stderr.write(f"{wanted.text} is not here: {getting.announcement(planned)}\n")
     if asks and not click.confirm("Pull it now?", default=True, err=True):
-        raise provide.not_pulled(wanted)
+        raise absent
     first = getting.show_pull(planned)
     return first.parent if checkpoint else first
 
