@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import subprocess
@@ -102,6 +103,20 @@ def test_every_file_is_byte_for_byte_what_llama_cpp_quantises(case: str, tmp_pat
         ours, theirs = tmp_path / f"{quant}.gguf", tmp_path / f"{quant}.reference"
         assert types_by_name(ours) == types_by_name(theirs), quant
         assert ours.read_bytes() == theirs.read_bytes(), quant
+
+
+def test_tensors_have_the_recorded_hashes_of_llama_cpps_own_converter(tmp_path: Path) -> None:
+    """benchmarks/convert_against_llama.py runs that converter and the quantiser behind it, and records that."""
+    spec = importlib.util.spec_from_file_location("against_llama", ROOT / "benchmarks" / "convert_against_llama.py")
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    recorded = json.loads((ROOT / "tests" / "vectors" / "conversions.json").read_text())
+    for name, source in script.checkpoints(tmp_path):
+        for quant, expected in recorded[name].items():
+            convert.convert(source, tmp_path / "a.gguf", quant=quant, threads=2, force=True)
+            assert script.digest(script.tensors(tmp_path / "a.gguf")) == expected, (name, quant)
 
 
 def types_by_name(path: Path) -> dict[str, str]:
