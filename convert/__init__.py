@@ -18,7 +18,8 @@ recipe, versions, digests.
     gguf_file.py     the head of a GGUF file as bytes
     gguf_source.py   an existing GGUF file, read strictly
     requantising.py  what becomes of it
-    imatrix.py       importance matrices
+    imatrix.py       importance matrices, read
+    activations.py   importance matrices, measured: a model reads a text
     planning.py      all of it together: what will be written, to the byte
     forecast.py      that, and what it needs, for people
     gguf.py          GGUF files: source, plan, writing
