@@ -70,13 +70,13 @@ def theirs(vendor: Path, source: Path, folder: Path) -> dict[str, Path]:
     return made
 
 
-def quantise(source: Path, target: Path, file_type: int) -> None:
+def quantise(source: Path, target: Path, file_type: int, threads: int = 1) -> None:
     from llama_cpp import llama_cpp
 
     silent = llama_cpp.llama_log_callback(lambda *_: None)
     llama_cpp.llama_log_set(silent, ctypes.c_void_p(0))
     params = llama_cpp.llama_model_quantize_default_params()
-    params.ftype, params.nthread = file_type, 1
+    params.ftype, params.nthread = file_type, threads
     if llama_cpp.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(params)):
         sys.exit(f"llama.cpp did not quantise {source}")
 

@@ -33,7 +33,7 @@ import sys
 sys.path.insert(0, sys.argv[1])
 from convert_against_llama import quantise
 from pathlib import Path
-quantise(Path(sys.argv[2]), Path(sys.argv[3]), 15)
+quantise(Path(sys.argv[2]), Path(sys.argv[3]), 15, threads=2)
 """
 
 

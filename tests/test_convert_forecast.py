@@ -165,6 +165,21 @@ def test_names_on_the_command_line(run: Run) -> None:
     assert err.endswith("hint: localqwen convert qwen3:4b --quant q8_0\n")
 
 
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--merge", "--dequantize"], "--dequantize for folders"),
+        (["--merge", "--yarn", "4"], "--merge changes no weights, --yarn would"),
+        (["--dequantize", "--split", "4GB"], "--dequantize changes no weights, --split would"),
+        (["--dequantize", "--tensor-type", "a=q8_0"], "--dequantize changes no weights, --tensor-type would"),
+    ],
+)
+def test_flags_that_would_do_nothing_are_refused(flags: list[str], words: str, run: Run, source: Path) -> None:
+    code, out, err = run("convert", str(source), *flags)
+    assert (code, out) == (2, "")
+    assert words in err
+
+
 @pytest.mark.parametrize("flag", ["--merge", "--dequantize"])
 def test_dry_run_is_for_quantisations(flag: str, run: Run, source: Path) -> None:
     code, _, err = run("convert", str(source), flag, "--dry-run")

@@ -135,8 +135,7 @@ def command(
     if source is None:
         raise UsageError("SOURCE is missing", "localqwen convert --help")
     _refuse_mixture(context, kind)
-    if sum((merge, dequantize)) and dry_run:
-        raise UsageError("--dry-run is for quantisations", "leave out --merge and --dequantize")
+    _refuse_what_is_not_used(flags, merge=merge, dequantize=dequantize, dry_run=dry_run)
     _check_names(converter, kind, flags)
     job = _Job(converter, convert_source.find(source, yes=yes), flags)
     if merge:
@@ -147,6 +146,21 @@ def command(
         convert_pages.show_forecast(job.forecast(kind), as_json)
     else:
         convert_pages.show_report(job.to_gguf() if kind == "gguf" else job.to_mlx(), as_json, mlx=kind == "mlx")
+
+
+def _refuse_what_is_not_used(flags: dict[str, Any], *, merge: bool, dequantize: bool, dry_run: bool) -> None:
+    """--merge and --dequantize only copy: a flag that changes the weights would be passed over without a word."""
+    if not (merge or dequantize):
+        return
+    if dry_run:
+        raise UsageError("--dry-run is for quantisations", "leave out --merge and --dequantize")
+    if merge and dequantize:
+        raise UsageError("--merge is for GGUF files, --dequantize for folders", "choose one of them")
+    names = ("tensor_types", "imatrix", "yarn", "adapter", *(() if merge else ("split",)))
+    if given := [name for name in names if flags[name]]:
+        flag = "--" + given[0].removesuffix("s").replace("_", "-")
+        alone = "--merge" if merge else "--dequantize"
+        raise UsageError(f"{alone} changes no weights, {flag} would", f"leave out {flag}, or {alone}")
 
 
 def _check_names(converter: ModuleType, kind: str, flags: dict[str, Any]) -> None:
