@@ -1,6 +1,7 @@
 """A checkpoint folder in the official layout: its JSON files and its tensors, wherever they are sharded to.
 
-Knows nothing of Qwen3. Nothing is unpickled: a folder with only `.bin` or `.pt` weights is refused.
+However a tensor is stored, it is given under its official name. Knows nothing of Qwen3. Nothing is unpickled: a folder
+with only `.bin` or `.pt` weights is refused.
 """
 
 from __future__ import annotations
@@ -10,29 +11,42 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from convert.safetensors import SafetensorsFile, SourceTensor
+from convert import storage
+from convert.safetensors import SafetensorsFile, SourceTensor, TensorFile
 from localqwen.errors import CheckpointError
 
 #: Larger than any tokenizer.json (Qwen3's has 11 MB); what is longer is not read into memory.
 MAX_JSON = 64_000_000
+#: What an engine or a person needs beside the weights; each is copied byte for byte where the checkpoint has it.
+COMPANIONS = (
+    "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "added_tokens.json",
+    "special_tokens_map.json", "chat_template.jinja", "generation_config.json", "LICENSE",
+)  # fmt: skip
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 
 
 class Checkpoint:
-    """An open folder: `config`, `generation_config`, `tensors` by name. Use with `with`; raises CheckpointError."""
+    """An open folder: `config`, `generation_config`, `tensors` by name. Use with `with`; raises CheckpointError.
 
-    def __init__(self, folder: Path) -> None:
+    `notes` are what a user should know of whatever is made from it. `config` says nothing of how tensors are stored.
+    """
+
+    def __init__(self, folder: Path, *, mlx: bool = False) -> None:
+        """With `mlx`, a folder for MLX is read as what it stands for."""
         if not folder.is_dir():
             what = "is a file" if folder.exists() else "does not exist"
             raise CheckpointError(f"{folder} {what}", "give the folder that holds config.json and model.safetensors")
         self.folder = folder
+        self.notes: tuple[str, ...] = ()
         self._files: list[SafetensorsFile] = []
-        self._home: dict[str, SafetensorsFile] = {}
+        self._home: dict[str, TensorFile] = {}
+        self._tensors: dict[str, SourceTensor] = {}
         try:
             self.config = self.json("config.json")
             self.generation_config = self.json("generation_config.json", required=False)
             self._open_weights()
+            self._decode(mlx=mlx)
         except BaseException as exc:
             self.close()
             if isinstance(exc, OSError):
@@ -41,7 +55,7 @@ class Checkpoint:
 
     @property
     def tensors(self) -> dict[str, SourceTensor]:
-        return {name: file.tensors[name] for name, file in self._home.items()}
+        return self._tensors
 
     @property
     def weight_files(self) -> list[Path]:
@@ -51,21 +65,17 @@ class Checkpoint:
         """Those of the files `names` that are there, and all weight files."""
         return [*(path for name in names if (path := self.folder / name).is_file()), *self.weight_files]
 
-    def file_of(self, name: str) -> SafetensorsFile:
+    def file_of(self, name: str) -> TensorFile:
         return self._home[name]
+
+    def replace(self, name: str, matrix: storage.Matrix) -> None:
+        """From now on the tensor `name` is `matrix`."""
+        self._tensors[name], self._home[name] = matrix
 
     def json(self, name: str, *, required: bool = True) -> dict[str, Any]:
         """The JSON object in the file `name`; {} if it is missing and need not be there."""
         text = self.text(name, required=required)
-        if text is None:
-            return {}
-        try:
-            value = json.loads(text)
-        except (ValueError, RecursionError) as exc:
-            raise CheckpointError(f"{self.folder / name} is not JSON: {exc}", "download this file again") from exc
-        if not isinstance(value, dict):
-            raise CheckpointError(f"{self.folder / name} is not a JSON object", "download this file again")
-        return value
+        return {} if text is None else _object(self.folder / name, text)
 
     def text(self, name: str, *, required: bool) -> str | None:
         """The text of the file `name`; None if it is missing and need not be there."""
@@ -105,12 +115,47 @@ class Checkpoint:
 
     def _open_weights(self) -> None:
         if (self.folder / _SINGLE).exists():
-            file = self._open(_SINGLE)
-            self._home = dict.fromkeys(file.tensors, file)
+            self._take(self._open(_SINGLE))
         elif (self.folder / _INDEX).exists():
             self._open_shards()
         else:
             self._refuse_other_weights()
+
+    def _take(self, file: SafetensorsFile) -> None:
+        self._tensors |= file.tensors
+        self._home |= dict.fromkeys(file.tensors, file)
+
+    def _decode(self, *, mlx: bool) -> None:
+        """Quantised weights become numbers while they are read."""
+        if "quantization" in self.config or any(".switch_mlp." in name for name in self._tensors):
+            if mlx:
+                self._decode_mlx()
+                return
+            raise CheckpointError(
+                f"{self.folder} is a folder for MLX, not an official checkpoint",
+                f"localqwen convert {self.folder} --dequantize makes one of it; better is the one it was made from",
+            )
+        settings = self.config.pop("quantization_config", None)
+        if not settings:
+            return
+        self._give(storage.decoded(settings, self._pieces()))
+        self.notes += (
+            f"the checkpoint is quantised ({settings['quant_method']}): what is made from the original one is better",
+        )
+
+    def _decode_mlx(self) -> None:
+        from convert import mlx_storage
+
+        quantization = self.config.pop("quantization", None)
+        self.config.pop("quantization_config", None)
+        self._give(mlx_storage.decoded(quantization, self._pieces()))
+
+    def _pieces(self) -> dict[str, storage.Piece]:
+        return {name: storage.Piece(self._home[name], tensor) for name, tensor in self._tensors.items()}
+
+    def _give(self, matrices: dict[str, storage.Matrix]) -> None:
+        self._tensors = {name: tensor for name, (tensor, _) in matrices.items()}
+        self._home = {name: file for name, (_, file) in matrices.items()}
 
     def _open(self, name: str) -> SafetensorsFile:
         file = SafetensorsFile(self.folder / name)
@@ -121,7 +166,7 @@ class Checkpoint:
         shards = self._shard_names()
         for shard, names in shards.items():
             file = self._open(shard)
-            self._home |= dict.fromkeys(file.tensors, file)
+            self._take(file)
             if disputed := sorted(names ^ file.tensors.keys()):
                 raise CheckpointError(
                     f"{_INDEX} and the header of {shard} disagree about {_few(disputed)}",
@@ -158,6 +203,26 @@ class Checkpoint:
                 "get the safetensors version of this checkpoint",
             )
         raise CheckpointError(f"{self.folder} has no {_SINGLE} and no {_INDEX}", self._missing_hint())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file. Raises CheckpointError."""
+    try:
+        if path.stat().st_size > MAX_JSON:
+            raise CheckpointError(f"{path} has more than {MAX_JSON:,} bytes", "download this file again")
+        return _object(path, path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as exc:
+        raise CheckpointError(f"{path} cannot be read: {exc}", "download this file again") from exc
+
+
+def _object(path: Path, text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as exc:
+        raise CheckpointError(f"{path} is not JSON: {exc}", "download this file again") from exc
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} is not a JSON object", "download this file again")
+    return value
 
 
 def _few(names: list[str]) -> str:

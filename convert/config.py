@@ -82,10 +82,6 @@ def _check_supported(config: Mapping[str, Any]) -> None:
             f"the architecture is {found}; supported are {' and '.join(ARCHITECTURES)}",
             "give a checkpoint of Qwen3: 0.6B to 32B, 30B-A3B, 235B-A22B, or one made from them",
         )
-    if config.get("quantization_config"):
-        method = config["quantization_config"]
-        method = method.get("quant_method", "unknown") if isinstance(method, Mapping) else "unknown"
-        raise CheckpointError(f"the weights are already quantised ({method})", "convert the original bf16 checkpoint")
     if config.get("attention_bias"):
         raise CheckpointError("config.json asks for attention_bias, which no Qwen3 has", CONFIG_HINT)
     if config.get("use_sliding_window") or "sliding_attention" in str(config.get("layer_types")):

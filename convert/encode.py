@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from convert import ggml
-from convert.quants import BF16, F16, F32, TensorType
-from convert.safetensors import DTYPES, SafetensorsFile, SourceTensor
+from convert.safetensors import SourceTensor, TensorFile
+from convert.tensor_types import BF16, F16, F32, MXFP4, TYPES, TensorType
 from localqwen.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 #: Elements per slice: small enough for a processor's cache, large enough that threads do not wait for each other.
 SLICE = 1 << 19
-_SAME = {"F32": F32, "F16": F16, "BF16": BF16}
 #: As unsigned numbers: the bits of the magnitude, the first magnitude that is not finite, the largest that float16
 #: can hold. IEEE 754 floats of one sign are ordered like their bits, and integers compare fast.
 _BITS = {
@@ -29,8 +28,17 @@ _BITS = {
 }
 
 
+@dataclass(frozen=True)
+class Part:
+    """A tensor in its file; `importance`, one number per column, tells the quantiser which of them matter more."""
+
+    file: TensorFile
+    tensor: SourceTensor
+    importance: NDArray[np.float32] | None = None
+
+
 def encoded(
-    parts: Sequence[tuple[SafetensorsFile, SourceTensor]], kind: TensorType, pool: ThreadPoolExecutor, ahead: int
+    parts: Sequence[Part], kind: TensorType, pool: ThreadPoolExecutor, ahead: int
 ) -> Iterator[tuple[NDArray[np.uint8], int]]:
     """The data of one tensor, stacked of `parts`, in order, as (slice, source bytes it was made from). At most `ahead`
     slices are alive.
@@ -38,9 +46,8 @@ def encoded(
     Raises CheckpointError for weights that are not finite or not in the type's range.
     """
     pending: deque[tuple[_Slice, Future[NDArray[np.uint8]]]] = deque()
-    for part in _slices(parts):
-        rows = part.file.rows(part.tensor, part.first, part.count)
-        pending.append((part, pool.submit(_encode, rows, part.tensor, kind)))
+    for piece in _slices(parts):
+        pending.append((piece, pool.submit(_encode, piece, kind)))
         if len(pending) >= ahead:
             yield from _taken(pending)
     while pending:
@@ -49,52 +56,58 @@ def encoded(
 
 @dataclass(frozen=True)
 class _Slice:
-    """Some rows of a tensor in its file."""
+    """Some rows of a tensor."""
 
-    file: SafetensorsFile
-    tensor: SourceTensor
+    part: Part
     first: int
     count: int
 
 
-def _slices(parts: Sequence[tuple[SafetensorsFile, SourceTensor]]) -> Iterator[_Slice]:
-    for file, tensor in parts:
-        rows = tensor.shape[0] if len(tensor.shape) > 1 else 1
-        step = max(1, SLICE // tensor.shape[-1])
+def _slices(parts: Sequence[Part]) -> Iterator[_Slice]:
+    for part in parts:
+        rows = part.tensor.rows
+        step = max(1, SLICE // part.tensor.shape[-1])
         for first in range(0, rows, step):
-            yield _Slice(file, tensor, first, min(step, rows - first))
+            yield _Slice(part, first, min(step, rows - first))
 
 
 def _taken(pending: deque[tuple[_Slice, Future[NDArray[np.uint8]]]]) -> Iterator[tuple[NDArray[np.uint8], int]]:
-    part, future = pending.popleft()
-    yield future.result(), part.count * part.tensor.shape[-1] * DTYPES[part.tensor.dtype]
-    part.file.forget(part.tensor, part.first + part.count)  # not before: unquantised data are a view on the file
+    piece, future = pending.popleft()
+    tensor = piece.part.tensor
+    yield future.result(), piece.count * tensor.row_bytes
+    piece.part.file.forget(tensor, piece.first + piece.count)  # not before: unquantised data are a view on the file
 
 
-def _encode(rows: NDArray[Any], tensor: SourceTensor, kind: TensorType) -> NDArray[np.uint8]:
+def _encode(piece: _Slice, kind: TensorType) -> NDArray[np.uint8]:
     import numpy as np
 
-    check_values(rows, tensor, kind)
-    if _SAME[tensor.dtype] is not kind:
-        widened = _to_float32(rows, tensor.dtype)
-        rows = ggml.quantise(widened, kind) if kind.quantised else _FROM_FLOAT32[kind](widened)
+    tensor = piece.part.tensor
+    rows: NDArray[Any] = piece.part.file.rows(tensor, piece.first, piece.count)
+    stored = TYPES[tensor.dtype.lower()]
+    if stored.quantised and stored is not kind:
+        rows, stored = ggml.dequantise(rows, stored, tensor.shape[-1]), F32
+    if not stored.quantised:
+        check_values(rows, tensor.name, stored.name, kind)
+    if stored is not kind:
+        widened = to_float32(rows, stored.name)
+        rows = ggml.quantise(widened, kind, piece.part.importance) if kind.quantised else from_float32(widened, kind)
     return rows.reshape(-1).view(np.uint8)
 
 
-def check_values(rows: NDArray[Any], tensor: SourceTensor, kind: TensorType) -> None:
+def check_values(rows: NDArray[Any], name: str, dtype: str, kind: TensorType) -> None:
     """Raises CheckpointError. Quantisers refuse what is not finite; float16 values and scales hold at most 65,504."""
-    unsigned, magnitude, infinite, half_limit = _BITS[tensor.dtype]
+    unsigned, magnitude, infinite, half_limit = _BITS[dtype]
     largest = (rows.view(unsigned) & magnitude).max()
     if largest >= infinite:
-        raise CheckpointError(f"{tensor.name} holds weights that are NaN or infinite", "download the checkpoint again")
-    if largest > half_limit and kind not in (F32, BF16):
+        raise CheckpointError(f"{name} holds weights that are NaN or infinite", "download the checkpoint again")
+    if largest > half_limit and kind not in (F32, BF16, MXFP4):
         raise CheckpointError(
-            f"{tensor.name} holds weights beyond 65,504, the reach of {kind.name}",
+            f"{name} holds weights beyond 65,504, the reach of {kind.name}",
             "convert to bf16, or check where this checkpoint comes from",
         )
 
 
-def _to_float32(rows: NDArray[Any], dtype: str) -> NDArray[np.float32]:
+def to_float32(rows: NDArray[Any], dtype: str) -> NDArray[np.float32]:
     """Exact for all three types: bfloat16 is the upper half of a float32. Aligned, as C code expects."""
     import numpy as np
 
@@ -110,6 +123,11 @@ def _to_bfloat16(rows: NDArray[np.float32]) -> NDArray[Any]:
 
     bits = rows.view(np.uint32)
     return ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype(np.uint16)
+
+
+def from_float32(rows: NDArray[np.float32], kind: TensorType) -> NDArray[Any]:
+    """In a type that is no quantisation."""
+    return _FROM_FLOAT32[kind](rows)
 
 
 _FROM_FLOAT32: dict[TensorType, Callable[[NDArray[np.float32]], NDArray[Any]]] = {

@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from convert.quants import TensorType
+from convert.tensor_types import TensorType
 from localqwen.errors import ConversionError, EngineUnavailable
 from localqwen.machine import set_openmp_defaults
 
@@ -31,19 +31,55 @@ _NAMES = {
 _HINT = "pip install --force-reinstall llama-cpp-python"
 
 
-def quantise(rows: NDArray[np.float32], kind: TensorType) -> NDArray[np.uint8]:
+def quantise(
+    rows: NDArray[np.float32], kind: TensorType, importance: NDArray[np.float32] | None = None
+) -> NDArray[np.uint8]:
     """`rows` (count, columns) as `count` rows of blocks, (count, kind.row_bytes(columns)). Releases the GIL.
 
-    Rows do not influence each other, so a matrix may come in slices.
+    Rows do not influence each other, so a matrix may come in slices. `importance` has a number for each column.
     """
     import numpy as np
 
     count, columns = rows.shape
     result = np.empty((count, kind.row_bytes(columns)), np.uint8)
-    written = library().ggml_quantize_chunk(kind.number, rows.ctypes.data, result.ctypes.data, 0, count, columns, None)
+    weights = None if importance is None else importance.ctypes.data
+    written = library().ggml_quantize_chunk(
+        kind.number, rows.ctypes.data, result.ctypes.data, 0, count, columns, weights
+    )
     if written != result.nbytes:
         raise ConversionError(f"llama.cpp wrote {written:,} bytes of {kind.name} where {result.nbytes:,} belong", _HINT)
     return result
+
+
+def dequantise(rows: NDArray[Any], kind: TensorType, columns: int) -> NDArray[np.float32]:
+    """Rows of blocks, (count, kind.row_bytes(columns)), as the numbers they stand for, (count, columns)."""
+    import numpy as np
+
+    blocks = np.require(rows, np.uint8, ["C", "A"])
+    result = np.empty((len(rows), columns), np.float32)
+    _to_float(kind.number)(blocks.ctypes.data, result.ctypes.data, result.size)
+    return result
+
+
+class _Traits(ctypes.Structure):
+    """ggml.h: ggml_type_traits, up to what is needed here."""
+
+    _fields_ = (
+        ("type_name", ctypes.c_char_p),
+        ("blck_size", ctypes.c_int64),
+        ("blck_size_interleave", ctypes.c_int64),
+        ("type_size", ctypes.c_size_t),
+        ("is_quantized", ctypes.c_bool),
+        ("to_float", ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)),
+    )
+
+
+@cache
+def _to_float(number: int) -> Any:
+    traits = library().ggml_get_type_traits(number).contents
+    if not traits.is_quantized or not traits.to_float:
+        raise EngineUnavailable(f"this llama.cpp cannot read its type {number} as numbers", _HINT)
+    return traits.to_float
 
 
 @cache
@@ -62,6 +98,8 @@ def library() -> Any:
             ctypes.c_int64,  # elements per row
             ctypes.c_void_p,  # importance matrix
         ]
+        lib.ggml_get_type_traits.restype = ctypes.POINTER(_Traits)
+        lib.ggml_get_type_traits.argtypes = [ctypes.c_int]
     except AttributeError as exc:
         raise EngineUnavailable(f"this llama.cpp has no quantiser to call: {exc}", _HINT) from exc
     return lib

@@ -1,26 +1,32 @@
 """The head of a GGUF file as bytes: magic, metadata, tensor table. The data that follow are written elsewhere.
 
-The layout is gguf's own (its GGUFWriter packs it); it is built in memory, some megabytes for a real vocabulary, so
-that the size of the whole file is known before the first byte is written.
+The layout is that of the GGUF specification, version 3; the head is built in memory, some megabytes for a real
+vocabulary, so that the size of the whole file is known before the first byte is written.
 """
 
 from __future__ import annotations
 
-import io
 import math
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from convert.quants import TensorType
+from convert.tensor_types import TensorType
 from localqwen.errors import CheckpointError
 
 #: The format's default: every tensor's data start at a multiple of it.
 ALIGNMENT = 32
+MAGIC, VERSION = b"GGUF", 3
+#: GGUF's numbers for the types of values.
+UINT16, UINT32, INT32, FLOAT32, BOOL, STRING, ARRAY = 2, 4, 5, 6, 7, 8, 9
 
 
 class Int32(int):
     """A number that llama.cpp writes signed; a plain int becomes uint32, a float float32."""
+
+
+class UInt16(int):
+    """A number that llama.cpp writes in 16 bits."""
 
 
 Value = str | bool | int | float | Sequence[str] | Sequence[int]
@@ -45,47 +51,49 @@ def padding(size: int) -> int:
     return -size % ALIGNMENT
 
 
-def head(architecture: str, metadata: Metadata, tensors: Sequence[StoredTensor]) -> bytes:
-    """Everything before the data of the first tensor, padding included. Raises CheckpointError."""
+def entries(metadata: Metadata) -> list[bytes]:
+    """Each key with its value, as it stands in the file; no empty lists. Raises CheckpointError."""
+    given = {key: value for key, value in metadata.items() if isinstance(value, str | bool | int | float) or value}
     try:
-        return _head(architecture, metadata, tensors)
+        return [_string(key) + _value(value) for key, value in given.items()]
     except UnicodeEncodeError as exc:  # JSON can spell half a character, UTF-8 cannot
         raise CheckpointError(
             f"the checkpoint's JSON files hold text that is no Unicode: {exc.reason}", "download them again"
         ) from exc
 
 
-def _head(architecture: str, metadata: Metadata, tensors: Sequence[StoredTensor]) -> bytes:
-    import gguf
-    import numpy as np
-
-    writer = gguf.GGUFWriter(None, architecture)
-    for key, value in metadata.items():
-        _add(writer, key, value)
+def head(entries: Sequence[bytes], tensors: Sequence[StoredTensor]) -> bytes:
+    """Everything before the data of the first tensor, padding included."""
+    parts = [MAGIC, struct.pack("<IQQ", VERSION, len(tensors), len(entries)), *entries]
+    offset = 0
     for tensor in tensors:
-        kind = gguf.GGMLQuantizationType(tensor.type.number)
-        writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), tensor.size, raw_dtype=kind)
-    buffer = io.BytesIO()
-    writer.fout = [buffer]  # instead of a path: the writer opens files by itself only
-    writer.state = gguf.gguf_writer.WriterState.EMPTY
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    buffer.write(bytes(padding(buffer.tell())))
-    return buffer.getvalue()
+        dimensions = tensor.shape[::-1]  # ggml counts the columns first
+        parts.append(_string(tensor.name) + struct.pack("<I", len(dimensions)))
+        parts.append(struct.pack(f"<{len(dimensions)}QIQ", *dimensions, tensor.type.number, offset))
+        offset += tensor.size + padding(tensor.size)
+    result = b"".join(parts)
+    return result + bytes(padding(len(result)))
 
 
-def _add(writer: Any, key: str, value: Value) -> None:
+def _string(text: str) -> bytes:
+    data = text.encode("utf-8")
+    return struct.pack("<Q", len(data)) + data
+
+
+def _value(value: Value) -> bytes:
     match value:
         case bool():
-            writer.add_bool(key, value)
+            return struct.pack("<I?", BOOL, value)
         case Int32():
-            writer.add_int32(key, value)
+            return struct.pack("<Ii", INT32, value)
+        case UInt16():
+            return struct.pack("<IH", UINT16, value)
         case int():
-            writer.add_uint32(key, value)
+            return struct.pack("<II", UINT32, value)
         case float():
-            writer.add_float32(key, value)
+            return struct.pack("<If", FLOAT32, value)
         case str():
-            writer.add_string(key, value)
-        case _:
-            writer.add_array(key, value)
+            return struct.pack("<I", STRING) + _string(value)
+    kind = STRING if isinstance(value[0], str) else INT32
+    items = [_string(item) if isinstance(item, str) else struct.pack("<i", item) for item in value]
+    return struct.pack("<IIQ", ARRAY, kind, len(items)) + b"".join(items)

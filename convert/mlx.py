@@ -14,17 +14,18 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from convert import Progress, manifest, mlx_layout, target, target_folder
-from convert.checkpoint import Checkpoint
+from convert.checkpoint import COMPANIONS, Checkpoint
 from convert.encode import check_values
 from convert.hashing import Digest, InputHashes, of_bytes
 from convert.mlx_planning import Plan, PlannedWeight
 from convert.mlx_schemes import Packing, Scheme
-from convert.quants import BF16, F16, F32
 from convert.safetensors import SourceTensor
 from convert.shard_writer import ShardWriter
+from convert.tensor_types import BF16, F16, F32
 from localqwen.errors import ConversionError, EngineUnavailable
 
 if TYPE_CHECKING:
@@ -32,11 +33,6 @@ if TYPE_CHECKING:
 
 #: Elements per slice: large enough that calls do not count, small enough that memory stays low.
 SLICE = 1 << 22
-#: What an engine or a person needs beside the weights; each is copied byte for byte where the checkpoint has it.
-COMPANIONS = (
-    "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "added_tokens.json",
-    "special_tokens_map.json", "chat_template.jinja", "generation_config.json", "LICENSE",
-)  # fmt: skip
 _KINDS = {"F32": F32, "F16": F16, "BF16": BF16}
 _NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
@@ -45,9 +41,15 @@ Piece = tuple[str, memoryview, int]
 
 
 def write(
-    checkpoint: Checkpoint, plan: Plan, out: Path, *, force: bool, progress: Callable[[Progress], None] | None = None
+    checkpoint: Checkpoint,
+    plan: Plan,
+    out: Path,
+    *,
+    force: bool,
+    progress: Callable[[Progress], None] | None = None,
+    changed: Mapping[str, object] = MappingProxyType({}),
 ) -> dict[str, Digest]:
-    """Makes the folder `out` and gives the digests of its files.
+    """Makes the folder `out` and gives the digests of its files. `changed` is what the manifest says beside the scheme.
 
     Raises CheckpointError, OutputError, ConversionError, EngineUnavailable.
     """
@@ -58,8 +60,9 @@ def write(
         target_folder.writing(out, size=plan.size, force=force) as folder,
     ):
         outputs = _write_weights(folder, checkpoint, plan, progress) | _write_small_files(folder, checkpoint, plan)
+        recipe = {**_recipe(plan.scheme), **changed}
         written = manifest.make(
-            checkpoint.folder, recipe=_recipe(plan.scheme), inputs=hashes.result(), outputs=outputs, packages=("mlx",)
+            checkpoint.folder, recipe=recipe, inputs=hashes.result(), outputs=outputs, packages=("mlx",)
         )
         manifest.write(folder / manifest.FOLDER_NAME, written)
     return outputs
@@ -118,11 +121,11 @@ def _slices(checkpoint: Checkpoint, planned: PlannedWeight) -> Iterator[tuple[ND
     """The rows of a weight in order, expert by expert. What was taken is dropped from memory with the next one."""
     for name in planned.weight.sources:
         file, tensor = checkpoint.file_of(name), checkpoint.tensors[name]
-        count = tensor.shape[0] if len(tensor.shape) > 1 else 1
+        count = tensor.rows
         step = max(1, SLICE // tensor.shape[-1])
         for first in range(0, count, step):
             rows = file.rows(tensor, first, min(step, count - first))
-            check_values(rows, tensor, _KINDS[planned.dtype])
+            check_values(rows, tensor.name, tensor.dtype, _KINDS[planned.dtype])
             yield rows, tensor
             file.forget(tensor, first + len(rows))
 
@@ -131,7 +134,7 @@ def _plain(slices: Iterator[tuple[NDArray[Any], SourceTensor]], planned: Planned
     (stored,) = planned.stored
     for rows, tensor in slices:
         same = tensor.dtype == planned.dtype
-        data = rows if same else _array(_as_mlx(rows, tensor.dtype, planned.dtype))
+        data = rows if same else as_numpy(_as_wanted(rows, tensor.dtype, planned.dtype))
         yield stored.name, _bytes(data), rows.nbytes
 
 
@@ -141,7 +144,7 @@ def _packed(
     weight, *others = planned.stored
     waiting: list[list[NDArray[Any]]] = [[] for _ in others]
     for rows, tensor in slices:
-        numbers, *rest = _quantise(_as_mlx(rows, tensor.dtype, planned.dtype), packing)
+        numbers, *rest = _quantise(_as_wanted(rows, tensor.dtype, planned.dtype), packing)
         for parts, part in zip(waiting, rest, strict=True):
             parts.append(part)
         yield weight.name, _bytes(numbers), rows.nbytes
@@ -154,7 +157,7 @@ def _quantise(rows: Any, packing: Packing) -> list[NDArray[Any]]:
     """Packed numbers, scales and, if affine, biases."""
     mx = library()
     try:
-        return [_array(each) for each in mx.quantize(rows, packing.group_size, packing.bits, mode=packing.mode)]
+        return [as_numpy(each) for each in mx.quantize(rows, packing.group_size, packing.bits, mode=packing.mode)]
     except (ValueError, RuntimeError, TypeError) as exc:
         raise ConversionError(
             f"this MLX does not quantise to {packing.bits} bits in groups of {packing.group_size} ({packing.mode}): "
@@ -163,7 +166,11 @@ def _quantise(rows: Any, packing: Packing) -> list[NDArray[Any]]:
         ) from exc
 
 
-def _as_mlx(rows: NDArray[Any], dtype: str, wanted: str) -> Any:
+def _as_wanted(rows: NDArray[Any], dtype: str, wanted: str) -> Any:
+    return as_mlx(rows, dtype).astype(getattr(library(), _NAMES[wanted]))
+
+
+def as_mlx(rows: NDArray[Any], dtype: str) -> Any:
     """bfloat16 comes as its bits; numpy has no such type."""
     import numpy as np
 
@@ -171,10 +178,10 @@ def _as_mlx(rows: NDArray[Any], dtype: str, wanted: str) -> Any:
     array = mx.array(np.require(rows, requirements=["C", "A"]))  # a header of odd length shifts what follows
     if dtype == "BF16":
         array = array.view(mx.bfloat16)
-    return array.astype(getattr(mx, _NAMES[wanted]))
+    return array
 
 
-def _array(array: Any) -> NDArray[Any]:
+def as_numpy(array: Any) -> NDArray[Any]:
     """A copy of an MLX array's numbers; bfloat16 as its bits."""
     import numpy as np
 

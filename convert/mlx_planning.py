@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import prod
+from pathlib import Path
 from typing import Any
 
-from convert import mlx_layout, qwen3
+from convert import Options, forecast, mlx_layout, qwen3
 from convert.checkpoint import Checkpoint
 from convert.config import read_config
 from convert.mlx_layout import Stored, Weight
 from convert.mlx_schemes import Packing, Scheme, packing
-from localqwen.errors import CheckpointError, ConversionError
+from localqwen.errors import CheckpointError, ConversionError, UsageError
 
 _TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
@@ -46,11 +48,30 @@ class Plan:
         return sum(tensor.bytes for tensors in self.shards.values() for tensor in tensors)
 
     @property
+    def tensor_count(self) -> int:
+        return sum(map(len, self.shards.values()))
+
+    @property
     def left_whole(self) -> tuple[str, ...]:
         """The matrices that a quantisation leaves as they are, because its groups do not divide their rows."""
         if self.scheme.usual is None:
             return ()
         return tuple(each.weight.path for each in self.weights if each.packing is None and len(each.weight.shape) > 1)
+
+
+@contextmanager
+def opened(source: Path, scheme: Scheme, options: Options) -> Iterator[tuple[Checkpoint, Plan]]:
+    """Raises UsageError, CheckpointError, ConversionError."""
+    from convert import adapters, yarn
+
+    if options.tensor_types or options.imatrix or options.part_bytes:
+        raise UsageError("types of single tensors, importance matrices and parts are for GGUF", "--to gguf")
+    if source.suffix == ".gguf" and source.is_file():
+        raise CheckpointError(f"{source} is a GGUF file, MLX needs a checkpoint folder", "give the official checkpoint")
+    with Checkpoint(source) as checkpoint:
+        yarn.apply(checkpoint, options.yarn)
+        adapters.apply(checkpoint, options.adapter)
+        yield checkpoint, make_plan(checkpoint, scheme)
 
 
 def make_plan(checkpoint: Checkpoint, scheme: Scheme) -> Plan:
@@ -84,3 +105,27 @@ def _dtype(checkpoint: Checkpoint, weight: Weight, scheme: Scheme) -> str:
     if len(found) > 1 and "torch_dtype" not in checkpoint.config:
         raise CheckpointError(f"the experts of {weight.path} are stored as {' and '.join(found)}", "store them alike")
     return "BF16" if scheme.usual is None and dtype == "F32" else dtype
+
+
+def forecast_of(checkpoint: Checkpoint, plan: Plan, out: Path) -> forecast.Forecast:
+    """Sizes are those of the weight files, headers included."""
+    from convert.mlx import SLICE
+    from convert.shard_writer import header
+
+    files = {
+        name: len(header(tensors)) + sum(tensor.bytes for tensor in tensors) for name, tensors in plan.shards.items()
+    }
+    kinds = [_kind(each) for each in plan.weights]
+    waiting = max(sum(tensor.bytes for tensor in each.stored[1:]) for each in plan.weights)
+    tokenizer = checkpoint.folder / "tokenizer.json"
+    memory = forecast.mlx_memory(SLICE, waiting, tokenizer.stat().st_size)
+    notes = checkpoint.notes + tuple(f"left unquantised: {path}" for path in plan.left_whole)
+    return forecast.Forecast(str(out), plan.scheme.name, files, forecast.counted(kinds), memory, notes)
+
+
+def _kind(planned: PlannedWeight) -> str:
+    packing = planned.packing
+    if packing is None:
+        return planned.dtype
+    bits = f"{packing.bits} bit" if packing.mode == "affine" else packing.mode
+    return f"{bits} in groups of {packing.group_size}"

@@ -10,8 +10,10 @@ from typing import Any
 from convert import qwen3, tokenizer
 from convert.checkpoint import Checkpoint
 from convert.config import Config, read_config
-from convert.gguf_file import Int32, Metadata, StoredTensor, head, padding
-from convert.quants import Quantization, tensor_type
+from convert.forecast import counted
+from convert.gguf_file import Int32, Metadata, StoredTensor, UInt16, entries, head, padding
+from convert.quants import Recipe, Sizes, tensor_types
+from convert.tensor_types import F32
 
 _QUANTIZATION_VERSION = 2  # GGML_QNT_VERSION of ggml.h: the layout of the quantised blocks
 
@@ -25,52 +27,107 @@ class PlannedTensor:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """`size` is the file's size in bytes; `types` counts the tensors of each type, such as {"Q4_K": 140, …}."""
+class PlannedFile:
+    """A file of the output: its head, and the tensors that follow it."""
 
-    quant: str
     head: bytes = field(repr=False)
     tensors: tuple[PlannedTensor, ...] = field(repr=False)
 
     @property
     def size(self) -> int:
+        """Bytes; every tensor is padded, the last one too."""
         return len(self.head) + data_size([tensor.stored for tensor in self.tensors])
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`size` is that of all files in bytes; `types` counts the tensors of each type, such as {"Q4_K": 140, …}."""
+
+    quant: str
+    files: tuple[PlannedFile, ...]
+
+    @property
+    def tensors(self) -> tuple[PlannedTensor, ...]:
+        return tuple(tensor for file in self.files for tensor in file.tensors)
+
+    @property
+    def size(self) -> int:
+        return sum(file.size for file in self.files)
 
     @property
     def types(self) -> dict[str, int]:
-        names = [tensor.stored.type.name for tensor in self.tensors]
-        return {name: names.count(name) for name in dict.fromkeys(names)}
+        return counted(tensor.stored.type.name for tensor in self.tensors)
 
 
 def data_size(tensors: Sequence[StoredTensor]) -> int:
-    """Bytes after the head: every tensor is padded, the last one too."""
+    """Bytes after the head."""
     return sum(tensor.size + padding(tensor.size) for tensor in tensors)
 
 
-def make_plan(checkpoint: Checkpoint, quantization: Quantization, name: str) -> Plan:
-    """Checks the whole checkpoint except the weights' values. Raises CheckpointError."""
+def make_plan(checkpoint: Checkpoint, recipe: Recipe, name: str, extra: Metadata, part_bytes: int | None) -> Plan:
+    """Checks the whole checkpoint except the weights' values. `extra` stands behind all other metadata.
+
+    Raises CheckpointError, UsageError.
+    """
     config = read_config(checkpoint.config)
     qwen3.check_tensors(config, checkpoint.tensors)
-    tensors = planned_tensors(config, quantization)
-    metadata = {
+    tensors = planned_tensors(config, recipe)
+    metadata: Metadata = {
+        "general.architecture": config.gguf_architecture,
         **_general(name, config, [tensor.stored for tensor in tensors]),
         **_sampling(checkpoint.generation_config),
         **qwen3.metadata(config),
         **tokenizer.metadata(checkpoint, config.vocabulary),
-        # Last, because llama.cpp's quantiser moves them there: with equal order, equal files have equal bytes.
-        "general.quantization_version": _QUANTIZATION_VERSION,
-        "general.file_type": quantization.file_type,
+        **of_quantisation(recipe),
+        **extra,
     }
-    stored = [tensor.stored for tensor in tensors]
-    return Plan(quantization.name, head(config.gguf_architecture, metadata, stored), tuple(tensors))
+    return Plan(recipe.quantization.name, cut(entries(metadata), tensors, part_bytes))
 
 
-def planned_tensors(config: Config, quantization: Quantization) -> list[PlannedTensor]:
+def of_quantisation(recipe: Recipe) -> Metadata:
+    """It stands last, as llama.cpp's quantiser puts it: with equal order, equal files have equal bytes."""
+    return {
+        "general.quantization_version": _QUANTIZATION_VERSION,
+        "general.file_type": recipe.quantization.file_type,
+    }
+
+
+def cut(keys: Sequence[bytes], tensors: Sequence[PlannedTensor], part_bytes: int | None) -> tuple[PlannedFile, ...]:
+    """One file, or parts of at most `part_bytes` of tensors each, as llama.cpp splits (tools/gguf-split)."""
+    if part_bytes is None:
+        return (_file(keys, tensors),)
+    parts: list[list[PlannedTensor]] = [[]]
+    room = part_bytes
+    for tensor in tensors:
+        size = tensor.stored.size + padding(tensor.stored.size)
+        if parts[-1] and size > room:
+            parts.append([])
+            room = part_bytes
+        parts[-1].append(tensor)
+        room -= size
     result = []
-    for tensor in qwen3.tensors(config):
-        kind = tensor_type(quantization, tensor.name, tensor.shape, config)
-        result.append(PlannedTensor(tensor.sources, StoredTensor(tensor.name, tensor.gguf_shape, kind)))
-    return result
+    for number, part in enumerate(parts):
+        of_split: Metadata = {
+            "split.no": UInt16(number),
+            "split.tensors.count": Int32(len(tensors)),
+            "split.count": UInt16(len(parts)),
+        }
+        result.append(_file([*(keys if number == 0 else ()), *entries(of_split)], part))
+    return tuple(result)
+
+
+def _file(keys: Sequence[bytes], tensors: Sequence[PlannedTensor]) -> PlannedFile:
+    return PlannedFile(head(keys, [tensor.stored for tensor in tensors]), tuple(tensors))
+
+
+def planned_tensors(config: Config, recipe: Recipe) -> list[PlannedTensor]:
+    tensors = qwen3.tensors(config)
+    sizes = Sizes(config.layers, config.experts, config.heads // config.kv_heads, config.tied)
+    types = tensor_types(recipe, [(tensor.name, tensor.gguf_shape) for tensor in tensors], sizes)
+    return [
+        PlannedTensor(tensor.sources, StoredTensor(tensor.name, tensor.gguf_shape, kind or F32))
+        for tensor, kind in zip(tensors, types, strict=True)
+    ]
 
 
 def _general(name: str, config: Config, tensors: Sequence[StoredTensor]) -> Metadata:

@@ -1,46 +1,36 @@
 """What a quantisation is called, and which type each tensor gets in it. Pure: touches no weights and no library.
 
-The rules are those of llama.cpp (llama-quant.cpp: llama_tensor_get_type), for Qwen3 and without an importance matrix,
-so that a file has the types that `llama-quantize` would give it.
+The rules are those of llama.cpp (llama-quant.cpp: llama_tensor_get_type), for Qwen3, so that a file has the types that
+`llama-quantize` would give it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
-from convert.config import Config
-
-
-@dataclass(frozen=True)
-class TensorType:
-    """A ggml type: its number in GGUF files, and how many bytes a block of how many elements takes."""
-
-    name: str
-    number: int
-    block: int
-    block_bytes: int
-
-    def fits(self, columns: int) -> bool:
-        return columns % self.block == 0
-
-    def row_bytes(self, columns: int) -> int:
-        return columns // self.block * self.block_bytes
-
-    @property
-    def quantised(self) -> bool:
-        return self.block > 1
-
-
-F32 = TensorType("F32", 0, 1, 4)
-F16 = TensorType("F16", 1, 1, 2)
-BF16 = TensorType("BF16", 30, 1, 2)
-Q4_0 = TensorType("Q4_0", 2, 32, 18)
-Q5_0 = TensorType("Q5_0", 6, 32, 22)
-Q5_1 = TensorType("Q5_1", 7, 32, 24)
-Q8_0 = TensorType("Q8_0", 8, 32, 34)
-Q4_K = TensorType("Q4_K", 12, 256, 144)
-Q5_K = TensorType("Q5_K", 13, 256, 176)
-Q6_K = TensorType("Q6_K", 14, 256, 210)
+from convert.tensor_types import (
+    BF16,
+    F16,
+    F32,
+    IQ4_NL,
+    IQ4_XS,
+    MXFP4,
+    Q2_K,
+    Q3_K,
+    Q4_0,
+    Q4_1,
+    Q4_K,
+    Q5_0,
+    Q5_1,
+    Q5_K,
+    Q6_K,
+    Q8_0,
+    TYPES,
+    TensorType,
+)
+from localqwen.errors import ConversionError, UsageError
 
 
 @dataclass(frozen=True)
@@ -50,72 +40,192 @@ class Quantization:
     name: str
     file_type: int
     base: TensorType
+    meaning: str
 
 
 QUANTIZATIONS = {
     each.name: each
     for each in (
-        Quantization("f32", 0, F32),
-        Quantization("f16", 1, F16),
-        Quantization("bf16", 32, BF16),
-        Quantization("q8_0", 7, Q8_0),
-        Quantization("q6_k", 18, Q6_K),
-        Quantization("q5_k_m", 17, Q5_K),
-        Quantization("q5_k_s", 16, Q5_K),
-        Quantization("q5_0", 8, Q5_0),
-        Quantization("q4_k_m", 15, Q4_K),
-        Quantization("q4_k_s", 14, Q4_K),
-        Quantization("q4_0", 2, Q4_0),
+        Quantization("f32", 0, F32, "32 bit, exact for every checkpoint"),
+        Quantization("f16", 1, F16, "16 bit, for processors that are slow with bf16"),
+        Quantization("bf16", 32, BF16, "16 bit, the numbers of the official checkpoints as they are"),
+        Quantization("q8_0", 7, Q8_0, "8 bit, hardly to be told from 16"),
+        Quantization("q6_k", 18, Q6_K, "6 bit"),
+        Quantization("q5_k_m", 17, Q5_K, "5 bit, 6 where they matter most"),
+        Quantization("q5_k_s", 16, Q5_K, "5 bit"),
+        Quantization("q5_0", 8, Q5_0, "5 bit, the older kind"),
+        Quantization("q4_k_m", 15, Q4_K, "4 bit, 6 where they matter most; the usual choice"),
+        Quantization("q4_k_s", 14, Q4_K, "4 bit, 5 in a few layers"),
+        Quantization("q4_0", 2, Q4_0, "4 bit, the older kind"),
+        Quantization("iq4_nl", 25, IQ4_NL, "4 bit on an uneven scale, blocks of 32"),
+        Quantization("iq4_xs", 30, IQ4_XS, "4 bit on an uneven scale, blocks of 256, a little smaller"),
+        Quantization("mxfp4", 38, MXFP4, "4 bit floats for the experts of a mixture, 8 bit for everything else"),
+        Quantization("q3_k_m", 12, Q3_K, "3 bit, 4 or 5 where they matter most"),
+        Quantization("q2_k", 10, Q2_K, "2 bit, 3 or 4 where they matter most; it hurts"),
     )
 }
+#: Other names that llama-quantize knows for the same files.
+ALIASES = {"q3_k": "q3_k_m", "q4_k": "q4_k_m", "q5_k": "q5_k_m", "mxfp4_moe": "mxfp4"}
 
-_QUANTISED = [name for name, each in QUANTIZATIONS.items() if each.base.quantised]
 #: Where rows do not divide into blocks of 256, the type with blocks of 32 that takes over (tensor_type_fallback).
-_FALLBACK = {Q4_K: Q5_0, Q5_K: Q5_1, Q6_K: Q8_0}
+_FALLBACK = {Q2_K: Q4_0, Q3_K: Q4_0, Q4_K: Q5_0, Q5_K: Q5_1, Q6_K: Q8_0, IQ4_XS: IQ4_NL}
+#: Without eight experts, attention's output gains from more bits only where the others have very few.
+_ATTENTION_OUTPUT = {"q2_k": Q3_K, "q3_k_m": Q4_K}
+_ATTENTION_OUTPUT_OF_EIGHT = dict.fromkeys(("q2_k", "q3_k_m", "q4_k_s", "q4_k_m", "iq4_nl", "iq4_xs"), Q5_K)
 
 
-#: Among exactly eight experts, attention is small and gets more bits: kind -> quantisation -> type.
-_OF_EIGHT_EXPERTS = {
-    "attn_k": dict.fromkeys(_QUANTISED, Q8_0),
-    "attn_v": dict.fromkeys(_QUANTISED, Q8_0),
-    "attn_output": {"q4_k_m": Q5_K, "q4_k_s": Q5_K},
-}
+def quantization(name: str) -> Quantization:
+    """Raises ConversionError for an unknown name; the hint lists the known ones."""
+    lower = name.lower()
+    try:
+        return QUANTIZATIONS[ALIASES.get(lower, lower)]
+    except KeyError:
+        raise ConversionError(
+            f"unknown quantisation {name!r}", f"known are {', '.join(QUANTIZATIONS)}: localqwen convert --list"
+        ) from None
 
 
-def tensor_type(quantization: Quantization, name: str, shape: tuple[int, ...], config: Config) -> TensorType:
-    """The type of the tensor with this GGUF `name` and `shape` (rows, columns)."""
-    if len(shape) < 2 or name.endswith(("_norm.weight", ".ffn_gate_inp.weight")):
-        return F32
-    if not quantization.base.quantised:
-        return quantization.base
-    columns = shape[-1]
-    if name == "output.weight" or (config.tied and name == "token_embd.weight"):
-        wanted = _output_type(quantization.base, columns)
-    else:
-        wanted = _layer_type(quantization, name, config)
-    return _fitting(wanted, columns)
+@dataclass(frozen=True)
+class Override:
+    """`pattern` is searched in a tensor's GGUF name, as by `llama-quantize --tensor-type`; the first match wins."""
+
+    pattern: re.Pattern[str]
+    type: TensorType
+
+
+def override(text: str) -> Override:
+    """`blk.*.ffn_down=q6_k`. Raises UsageError."""
+    pattern, equals, kind = text.rpartition("=")
+    if not equals or not pattern or kind.lower() not in TYPES:
+        raise UsageError(
+            f"{text!r} is not PATTERN=TYPE", f"for instance 'blk.*.ffn_down=q6_k'; types are {', '.join(TYPES)}"
+        )
+    try:
+        return Override(re.compile(pattern.lower()), TYPES[kind.lower()])
+    except re.error as exc:
+        raise UsageError(f"{pattern!r} is no regular expression: {exc}", "for instance 'blk.*.ffn_down=q6_k'") from exc
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A quantisation and what a user changes about it. `importance`: whether an importance matrix is given."""
+
+    quantization: Quantization
+    overrides: tuple[Override, ...] = ()
+    importance: bool = False
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What the rules look at: `experts` is 0 in a dense model, `sharing` query heads share a key-value head."""
+
+    layers: int
+    experts: int
+    sharing: int
+    tied: bool
+
+
+@dataclass
+class _Counters:
+    """How many tensors of a kind the rules have seen. llama.cpp counts so too: one that is overridden is not seen."""
+
+    recipe: Recipe
+    sizes: Sizes
+    seen: dict[str, int] = field(default_factory=dict)
+
+    def next(self, kind: str) -> int:
+        self.seen[kind] = self.seen.get(kind, -1) + 1
+        return self.seen[kind]
+
+
+#: A tensor's GGUF name and shape, rows first and experts before them.
+Named = tuple[str, tuple[int, ...]]
+
+
+def tensor_types(recipe: Recipe, tensors: Sequence[Named], sizes: Sizes) -> list[TensorType | None]:
+    """A type for each tensor, which must come in llama.cpp's order; None for those that a quantisation leaves alone."""
+    if recipe.overrides and not recipe.quantization.base.quantised:
+        raise UsageError(
+            f"types of single tensors belong to a quantisation, {recipe.quantization.name} is none", "--quant q8_0"
+        )
+    counters = _Counters(recipe, sizes)
+    return [_tensor_type(counters, name, shape) if quantisable(name, shape) else None for name, shape in tensors]
+
+
+def quantisable(name: str, shape: tuple[int, ...]) -> bool:
+    """Vectors, norms and routers are small, and everything depends on them."""
+    return len(shape) > 1 and name.endswith("weight") and not name.endswith(("_norm.weight", ".ffn_gate_inp.weight"))
+
+
+def _tensor_type(counters: _Counters, name: str, shape: tuple[int, ...]) -> TensorType:
+    base = counters.recipe.quantization.base
+    if not base.quantised:
+        return base
+    for each in counters.recipe.overrides:
+        if each.pattern.search(name):
+            return _fitting(each.type, shape[-1])
+    if name == "output.weight" or (counters.sizes.tied and name == "token_embd.weight"):
+        return _fitting(_output_type(base, shape[-1]), shape[-1])
+    if base is MXFP4:
+        return _fitting(MXFP4 if len(shape) == 3 and shape[0] > 1 else Q8_0, shape[-1])
+    return _fitting(_layer_type(counters, name), shape[-1])
 
 
 def _output_type(base: TensorType, columns: int) -> TensorType:
     """The head stays better than the rest; tied embeddings are the head too."""
-    if base is Q8_0 or not base.fits(columns):
-        return Q8_0
-    return Q6_K
+    return Q8_0 if base in (Q8_0, MXFP4) or not base.fits(columns) else Q6_K
 
 
-def _layer_type(quantization: Quantization, name: str, config: Config) -> TensorType:
+def _layer_type(counters: _Counters, name: str) -> TensorType:
     """attn_v and ffn_down gain most from more bits, and some layers more than others."""
-    kind, layers = name.removesuffix(".weight").removesuffix("_exps").rpartition(".")[2], config.layers
-    if config.experts == 8 and kind in _OF_EIGHT_EXPERTS:
-        return _OF_EIGHT_EXPERTS[kind].get(quantization.name, quantization.base)
-    if kind not in ("attn_v", "ffn_down"):
-        return quantization.base
-    layer = int(name.split(".")[1])
-    if quantization.name in ("q4_k_m", "q5_k_m") and _more_bits(layer, layers):
-        return Q6_K
-    if quantization.name == "q4_k_s" and layer < (4 if kind == "attn_v" else layers // 8):
-        return Q5_K
-    return quantization.base
+    quant, sizes = counters.recipe.quantization, counters.sizes
+    match name.removesuffix(".weight").removesuffix("_exps").rpartition(".")[2]:
+        case "attn_k" if sizes.experts == 8:
+            return Q8_0  # among exactly eight experts, attention is small
+        case "attn_v":
+            wanted = _attention_values(quant, counters.next("attn_v"), sizes)
+            return Q8_0 if sizes.experts == 8 else wanted
+        case "attn_output":
+            table = _ATTENTION_OUTPUT_OF_EIGHT if sizes.experts == 8 else _ATTENTION_OUTPUT
+            return table.get(quant.name, quant.base)
+        case "ffn_down":
+            counted = counters.next("ffn_down")
+            layer = int(name.split(".")[1]) if sizes.experts > 1 else counted
+            return _way_down(counters.recipe, layer, sizes.layers)
+    return quant.base
+
+
+def _attention_values(quant: Quantization, index: int, sizes: Sizes) -> TensorType:
+    match quant.name:
+        case "q2_k":
+            return Q4_K if sizes.sharing >= 4 else Q3_K
+        case "q3_k_m":
+            return Q5_K if index < 2 else Q4_K
+        case "iq4_nl" | "iq4_xs" if sizes.sharing >= 4:
+            return Q5_K
+        case "q4_k_m" | "q5_k_m" if _more_bits(index, sizes.layers):
+            return Q6_K
+        case "q4_k_s" if index < 4:
+            return Q5_K
+    return quant.base
+
+
+def _way_down(recipe: Recipe, layer: int, layers: int) -> TensorType:
+    quant, first_eighth = recipe.quantization, layer < layers // 8
+    match quant.name:
+        case "q2_k":
+            return Q3_K
+        case "q3_k_m":
+            return Q5_K if layer < layers // 16 else Q4_K
+        case "q4_k_m" | "q5_k_m" if _more_bits(layer, layers):
+            return Q6_K
+        case "q4_k_s" if first_eighth:
+            return Q5_K
+        case "iq4_nl" | "iq4_xs" if first_eighth and not recipe.importance:
+            return Q5_K
+        case "q4_0" | "q5_0" if first_eighth and recipe.importance:  # an importance matrix alone can spoil these
+            return Q4_1 if quant.name == "q4_0" else Q5_1
+    return quant.base
 
 
 def _more_bits(layer: int, layers: int) -> bool:

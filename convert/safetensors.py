@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from localqwen.errors import CheckpointError
 
@@ -28,6 +28,8 @@ DTYPES = {
 }  # fmt: skip
 #: numpy has no bfloat16: its bits are read as uint16.
 NUMPY_TYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+#: What can be read, and only then be decoded: eight-bit floats as their bits, packed integers.
+_READABLE = NUMPY_TYPES | {"F8_E4M3": "u1", "I32": "<i4", "U32": "<u4", "U8": "u1"}
 #: The reference implementation allows 100 MB; the whole of Qwen3-235B needs 5, and parsing takes many times as much.
 MAX_HEADER = 25_000_000
 MAX_DIMENSIONS = 8
@@ -36,13 +38,44 @@ _REPAIR = "download this file again"
 
 @dataclass(frozen=True)
 class SourceTensor:
-    """`start` is the offset in the file, `bytes` the length there; `shape` is in safetensors' order, rows first."""
+    """`start` is the offset in the file, `bytes` the length there; `shape` is in safetensors' order, rows first.
+
+    What is decoded while it is read has the type and the length that it is decoded to.
+    """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     start: int
     bytes: int
+
+    @property
+    def rows(self) -> int:
+        """A vector is one row."""
+        return self.shape[0] if len(self.shape) > 1 else 1
+
+    @property
+    def row_bytes(self) -> int:
+        return self.bytes // self.rows
+
+
+class TensorFile(Protocol):
+    """Where the rows of a tensor come from, whatever they are stored as."""
+
+    def rows(self, tensor: SourceTensor, first: int, count: int) -> NDArray[np.generic]:
+        """Rows [first, first + count), (count, columns). May be called on several threads."""
+
+    def forget(self, tensor: SourceTensor, rows: int) -> None:
+        """The first `rows` rows were taken for the last time."""
+
+
+class Weights(Protocol):
+    """Tensors by name, and the file of each."""
+
+    @property
+    def tensors(self) -> dict[str, SourceTensor]: ...
+
+    def file_of(self, name: str) -> TensorFile: ...
 
 
 class SafetensorsFile:
@@ -63,7 +96,7 @@ class SafetensorsFile:
         import numpy as np
 
         columns = tensor.shape[-1]
-        dtype = np.dtype(NUMPY_TYPES[tensor.dtype])
+        dtype = np.dtype(_READABLE[tensor.dtype])
         offset = tensor.start + first * columns * dtype.itemsize
         return np.frombuffer(self._map, dtype, count * columns, offset).reshape(count, columns)
 

@@ -20,14 +20,14 @@ from localqwen.errors import OutputError
 class ShardWriter:
     """The new file `path` with `tensors`, whose pieces come in that order. Use with `with`, then `finish`."""
 
-    def __init__(self, path: Path, tensors: Sequence[Stored]) -> None:
+    def __init__(self, path: Path, tensors: Sequence[Stored], *, made_for: str = "mlx") -> None:
         self._path = path
         self._waiting = list(reversed(tensors))
         self._room = tensors[0].bytes
         self._open = ExitStack()
         self._file = self._open.enter_context(path.open("xb", buffering=0))
         self._writer = self._open.enter_context(HashedWriter(self._file))
-        self._header = header(tensors)
+        self._header = header(tensors, made_for)
 
     def __enter__(self) -> ShardWriter:
         self._writer.write(memoryview(self._header))
@@ -64,9 +64,9 @@ class ShardWriter:
         return "nothing is" if self.is_full else f"{self._room:,} bytes of {self._waiting[-1].name} are"
 
 
-def header(tensors: Sequence[Stored]) -> bytes:
+def header(tensors: Sequence[Stored], made_for: str = "mlx") -> bytes:
     """Everything before the data, padded to whole eight bytes as the format's own library does."""
-    entries: dict[str, Any] = {"__metadata__": {"format": "mlx"}}
+    entries: dict[str, Any] = {"__metadata__": {"format": made_for}}
     offset = 0
     for tensor in tensors:
         end = offset + tensor.bytes

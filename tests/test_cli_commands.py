@@ -44,7 +44,7 @@ def test_convert_as_json(run: Run, tmp_path: Path) -> None:
     report = json.loads(out)
     assert code == 0
     assert (report["path"], report["bytes"], report["quant"]) == (str(target), target.stat().st_size, "bf16")
-    assert set(report) == {"path", "bytes", "tensors", "quant", "seconds"}
+    assert set(report) == {"path", "bytes", "tensors", "quant", "seconds", "notes"}
 
 
 def test_convert_replaces_a_file_only_with_force(run: Run, tmp_path: Path) -> None:

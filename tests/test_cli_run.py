@@ -293,7 +293,7 @@ def test_help_and_version(shell: Shell) -> None:
     assert code == 0
     assert [line.split()[0] for line in out.partition("Commands:\n")[2].splitlines()] == [
         "chat", "run", "serve", "pull", "list", "show", "verify", "rm", "recommend", "bench", "convert",
-        "quality", "tune", "doctor", "completion",
+        "imatrix", "quality", "tune", "doctor", "completion",
     ]  # fmt: skip
     assert "--budget N" in shell("run", "--help")[1]
 

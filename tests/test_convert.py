@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import subprocess
@@ -71,15 +72,16 @@ def fields(path: Path) -> dict[str, Any]:
 
 
 REFERENCES = {
-    "tied, bf16": (Shape(layers=9), "BF16", 1),  # nine layers: every branch of "more bits for some layers"
+    # Seventeen layers: every branch of "more bits for some layers"; four heads share keys, which some rules ask too.
+    "tied, bf16": (Shape(feed_forward=256, layers=17, kv_heads=1), "BF16", 1),
     "own head, f32 in three shards": (Shape(tied=False, heads=8, head_dim=32, kv_heads=1), "F32", 3),
     "rows that K-quants cannot divide": (
         Shape(hidden=96, feed_forward=160, head_dim=32, heads=3, kv_heads=1),
         "F16",
         1,
     ),
-    "twelve experts, two shards": (Shape(layers=9, tied=False, experts=12), "BF16", 2),
-    "eight experts, which llama.cpp treats apart": (Shape(layers=3, experts=8), "F32", 1),
+    "three experts, two shards": (Shape(layers=9, tied=False, experts=3), "BF16", 2),
+    "eight experts, which llama.cpp treats apart": (Shape(layers=2, experts=8), "F32", 1),
     "rows that nothing can divide": (Shape(hidden=80, head_dim=32, tied=False), "BF16", 1),
 }
 
@@ -101,6 +103,20 @@ def test_every_file_is_byte_for_byte_what_llama_cpp_quantises(case: str, tmp_pat
         ours, theirs = tmp_path / f"{quant}.gguf", tmp_path / f"{quant}.reference"
         assert types_by_name(ours) == types_by_name(theirs), quant
         assert ours.read_bytes() == theirs.read_bytes(), quant
+
+
+def test_tensors_have_the_recorded_hashes_of_llama_cpps_own_converter(tmp_path: Path) -> None:
+    """benchmarks/convert_against_llama.py runs that converter and the quantiser behind it, and records that."""
+    spec = importlib.util.spec_from_file_location("against_llama", ROOT / "benchmarks" / "convert_against_llama.py")
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    recorded = json.loads((ROOT / "tests" / "vectors" / "conversions.json").read_text())
+    for name, source in script.checkpoints(tmp_path):
+        for quant, expected in recorded[name].items():
+            convert.convert(source, tmp_path / "a.gguf", quant=quant, threads=2, force=True)
+            assert script.digest(script.tensors(tmp_path / "a.gguf")) == expected, (name, quant)
 
 
 def types_by_name(path: Path) -> dict[str, str]:
@@ -379,9 +395,10 @@ def test_sizes_of_the_official_files_are_reproduced(
 ) -> None:
     """Head and data planned from the official configs have exactly the bytes of the makers' GGUF files."""
     official = read_config(config(shape) | {"max_position_embeddings": 40960})
-    quantization = quants.QUANTIZATIONS[quant]
-    tensors = [tensor.stored for tensor in planning.planned_tensors(official, quantization)]
+    recipe = quants.Recipe(quants.QUANTIZATIONS[quant])
+    tensors = [tensor.stored for tensor in planning.planned_tensors(official, recipe)]
     metadata: gguf_file.Metadata = {
+        "general.architecture": official.gguf_architecture,
         "general.type": "model",
         "general.name": f"Qwen3 {size} Awq Compatible Instruct" if awq else f"Qwen3 {size} Instruct",
         "general.finetune": "awq-compatible-Instruct" if awq else "Instruct",
@@ -390,9 +407,9 @@ def test_sizes_of_the_official_files_are_reproduced(
         **qwen3.metadata(official),
         "tokenizer.stand_in": OFFICIAL_TOKENIZER,
         "general.quantization_version": 2,
-        "general.file_type": quantization.file_type,
+        "general.file_type": recipe.quantization.file_type,
     }
-    head = gguf_file.head(official.gguf_architecture, metadata, tensors)
+    head = gguf_file.head(gguf_file.entries(metadata), tensors)
     assert len(head) + planning.data_size(tensors) == expected
 
 

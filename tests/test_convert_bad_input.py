@@ -126,7 +126,9 @@ def test_missing_tokenizer(source: Path, out: Path) -> None:
         ({"use_sliding_window": True}, ["sliding window"]),
         ({"layer_types": ["full_attention", "sliding_attention"]}, ["sliding window"]),
         ({"hidden_act": "gelu"}, ["gelu", "silu"]),
-        ({"quantization_config": {"quant_method": "fp8"}}, ["already quantised", "fp8"]),
+        ({"quantization_config": {"quant_method": "bitnet"}}, ["are quantised (bitnet)", "FP8", "AWQ", "GPTQ"]),
+        ({"quantization_config": {"quant_method": "fp8"}}, ["says fp8", "no tensor is stored so"]),
+        ({"quantization_config": [1]}, ["no known kind"]),
     ],
 )
 def test_configs_that_do_not_fit(change: dict[str, Any], words: list[str], source: Path, out: Path) -> None:
@@ -426,7 +428,7 @@ def test_targets_that_cannot_be(source: Path, tmp_path: Path) -> None:
     assert "mkdir -p" in error.hint
     refused(source, tmp_path, OutputError, "is a folder", force=True)
     before = (source / "model.safetensors").read_bytes()
-    refused(source, source / "model.safetensors", OutputError, "part of the checkpoint", force=True)
+    refused(source, source / "model.safetensors", OutputError, "part of the model", force=True)
     assert (source / "model.safetensors").read_bytes() == before
 
 

@@ -274,7 +274,7 @@ def test_sources_that_cannot_be_converted(source: Path, out: Path, tmp_path: Pat
     """No checkpoint; one without tokenizer; one that is quantised already, by ourselves for instance."""
     refused(tmp_path, out, CheckpointError, "has no config.json")
     convert.convert_to_mlx(source, tmp_path / "quantised", bits=4)
-    refused(tmp_path / "quantised", out, CheckpointError, "already quantised")
+    assert "--dequantize" in refused(tmp_path / "quantised", out, CheckpointError, "a folder for MLX").hint
     (source / "tokenizer.json").unlink()
     refused(source, out, CheckpointError, "has no tokenizer.json")
 

@@ -533,3 +533,20 @@ def test_without_modelscopes_client_the_hint_says_how_to_get_it(machine: Machine
     message, hint = machine.fails("pull", "ms:Qwen/Qwen3-4B-GGUF", PYTHONPATH=path)
     assert "not installed" in message
     assert "localqwen[modelscope]" in hint
+
+
+def test_convert_pulls_the_official_weights_first(machine: Machine, tmp_path: Path) -> None:
+    """By name or repository, after a yes; of a repository with GGUF files the chosen one is requantised."""
+    out = tmp_path / "a.gguf"
+    message, hint = machine.fails("convert", "qwen3:0.6b", "--quant", "q5_k_m", "--out", str(out))
+    assert "Qwen/Qwen3-0.6B are not on this machine" in message
+    assert hint == "localqwen convert qwen3:0.6b --yes"
+    machine.good("convert", "qwen3:0.6b", "--quant", "q5_k_m", "--yes", "--out", str(out))
+    manifest = json.loads((tmp_path / "a.gguf.json").read_text())
+    assert manifest["source"].startswith("Qwen/Qwen3-0.6B@")
+    assert manifest["recipe"]["quant"] == "q5_k_m"
+    assert b"Qwen3 0.6B" in out.read_bytes()[:1000]
+
+    arguments = ("--quant", "q4_0", "--yes", "--out", str(tmp_path / "b.gguf"), "--json")
+    notes = json.loads(machine.good("convert", "hf:somebody/Tiny:q8_0", *arguments))["notes"]
+    assert "quantised already" in notes[0]

@@ -1,12 +1,9 @@
-"""`localqwen convert`: an official checkpoint folder becomes a GGUF file or an MLX folder."""
+"""`localqwen convert`: official weights, or a GGUF file, become a GGUF file or an MLX folder."""
 
 from __future__ import annotations
 
-import json
 import re
-import sys
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -15,16 +12,20 @@ import click
 from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
-from localqwen.cli import quality
+from localqwen.cli import convert_pages, convert_source, quality
+from localqwen.cli.completing import complete_names
 from localqwen.cli.config import ConfiguredCommand
+from localqwen.cli.convert_source import Source
 from localqwen.cli.options import json_option
 from localqwen.cli.progress import conversion_bar
-from localqwen.cli.sizes import readable_bytes
+from localqwen.cli.sizes import parsed_size
 from localqwen.errors import UsageError
 
 if TYPE_CHECKING:
     from convert import Report
+    from convert.forecast import Forecast
 
+_MLX_FLAGS = ("bits", "group_size", "mode", "recipe")
 #: Bits -> the GGUF quantisation that a user of `--bits` probably wants; q4_k_m for all others.
 _LIKE_BITS = {5: "q5_k_m", 6: "q6_k", 8: "q8_0", 16: "bf16"}
 
@@ -45,7 +46,7 @@ def _completing(
 
 
 @click.command("convert", cls=ConfiguredCommand)
-@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("source", required=False, metavar="SOURCE", shell_complete=complete_names)
 @click.option(
     "--to",
     "kind",
@@ -89,64 +90,166 @@ def _completing(
     shell_complete=_completing(lambda converter: converter.mlx_schemes.RECIPES),
     help="MLX: mixed_2_6, mixed_3_4, mixed_3_6 or mixed_4_6: more bits where they matter most.",
 )
+@click.option("--tensor-type", "tensor_types", multiple=True, metavar="P=T", help="'blk.*.ffn_down=q6_k': by pattern.")
+@click.option("--imatrix", type=click.Path(path_type=Path), metavar="FILE", help="GGUF: importance matrix.")
+@click.option("--split", metavar="SIZE", help="GGUF: in parts of at most SIZE, such as 4GB.")
+@click.option("--merge", is_flag=True, help="Only join the parts of a GGUF file (or, with --split, cut one).")
+@click.option("--dequantize", is_flag=True, help="Back to the official layout in 16 bit, from MLX, FP8, AWQ, GPTQ.")
+@click.option("--yarn", type=int, metavar="N", help="Stretch the context: 2 for 65,536 tokens, 4 for 131,072.")
+@click.option("--adapter", type=click.Path(path_type=Path), metavar="DIR", help="Merge a LoRA adapter of PEFT.")
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
     metavar="PATH",
-    help="Default, here: <folder>-<QUANT>.gguf, or <folder>-MLX-<N>bit.",
+    help="Default, here: <name>-<QUANT>.gguf, or <name>-MLX-<N>bit.",
 )
-@click.option("--force", is_flag=True, help="Replace PATH if it exists; a folder only if a conversion made it.")
+@click.option("--list", "listing", is_flag=True, help="List everything that can be written.")
+@click.option("--dry-run", is_flag=True, help="Say what would be written, and what it needs.")
+@click.option("--yes", "-y", is_flag=True, help="Pull a model that is not here without asking.")
+@click.option("--force", is_flag=True, help="Replace PATH; a folder only if a conversion made it. Also requantise up.")
 @click.option("--verify", is_flag=True, help="Then measure how far the result is from SOURCE (localqwen quality).")
 @json_option
 @click.pass_context
 def command(
     context: click.Context,
-    source: Path,
+    /,
+    source: str | None,
     kind: str,
-    quant: str,
-    bits: int | None,
-    group_size: int | None,
-    mode: str,
-    recipe: str | None,
-    out: Path | None,
-    force: bool,
+    dry_run: bool,
+    listing: bool,
+    merge: bool,
+    dequantize: bool,
+    yes: bool,
     verify: bool,
     as_json: bool,
+    **flags: Any,
 ) -> None:
-    """Turn SOURCE, a folder with an official Qwen3 checkpoint, into a GGUF file or a folder for MLX."""
-    _refuse_mixture(context, kind)
-    source, out = source.expanduser(), out.expanduser() if out else None
-    if kind == "gguf":
-        report = _to_gguf(source, out, quant, force)
-    else:
-        report = _to_mlx(source, out, bits, group_size, mode, recipe, force)
-    measured = _verified(source, report.path) if verify else None
-    if as_json:
-        fields = {**asdict(report), "path": str(report.path)}
-        if measured:
-            fields["quality"] = measured
-        if kind == "gguf":
-            del fields["left_whole"]  # llama.cpp has a type for every row
-        sys.stdout.write(json.dumps(fields, ensure_ascii=False) + "\n")
-        return
-    size, took = readable_bytes(report.bytes), f"{report.seconds:.1f} s"
-    sys.stdout.write(f"{report.path}: {report.tensors} tensors, {report.quant}, {size}, in {took}\n")
-    if measured:
-        sys.stdout.write(quality.described(measured) + "\n")
-    if left := report.left_whole:
-        more = f" and {len(left) - 1} more" if len(left) > 1 else ""
-        sys.stderr.write(f"left unquantised, because the groups do not divide the rows: {left[0]}{more}\n")
+    """Turn SOURCE into a GGUF file, or a folder for MLX.
 
-
-def _verified(source: Path, result: Path) -> dict[str, Any]:
-    """Measured on the bundled text, and kept in the manifest. A result for MLX is compared on MLX."""
+    SOURCE is a folder with an official Qwen3 checkpoint (bf16, FP8, AWQ, GPTQ), a GGUF file, a name, or a repository.
+    """
     from localqwen.models import provide
 
+    converter = provide.converter()
+    if listing:
+        convert_pages.show_list(converter, as_json)
+        return
+    if source is None:
+        raise UsageError("SOURCE is missing", "localqwen convert --help")
+    _refuse_mixture(context, kind)
+    if verify and (merge or dequantize or dry_run or flags["adapter"]):
+        raise UsageError("--verify measures a quantisation of SOURCE alone", "leave out --verify")
+    _refuse_what_is_not_used(flags, merge=merge, dequantize=dequantize, dry_run=dry_run)
+    _check_names(converter, kind, flags)
+    job = _Job(converter, convert_source.find(source, yes=yes), flags)
+    if merge:
+        convert_pages.show_report(job.merge(), as_json, mlx=False)
+    elif dequantize:
+        convert_pages.show_report(job.dequantize(), as_json, mlx=False)
+    elif dry_run:
+        convert_pages.show_forecast(job.forecast(kind), as_json)
+    else:
+        report = job.to_gguf() if kind == "gguf" else job.to_mlx()
+        measured = _verified(converter, job.source.path, report.path) if verify else None
+        convert_pages.show_report(report, as_json, mlx=kind == "mlx", measured=measured)
+
+
+def _refuse_what_is_not_used(flags: dict[str, Any], *, merge: bool, dequantize: bool, dry_run: bool) -> None:
+    """--merge and --dequantize only copy: a flag that changes the weights would be passed over without a word."""
+    if not (merge or dequantize):
+        return
+    if dry_run:
+        raise UsageError("--dry-run is for quantisations", "leave out --merge and --dequantize")
+    if merge and dequantize:
+        raise UsageError("--merge is for GGUF files, --dequantize for folders", "choose one of them")
+    names = ("tensor_types", "imatrix", "yarn", "adapter", *(() if merge else ("split",)))
+    if given := [name for name in names if flags[name]]:
+        flag = "--" + given[0].removesuffix("s").replace("_", "-")
+        alone = "--merge" if merge else "--dequantize"
+        raise UsageError(f"{alone} changes no weights, {flag} would", f"leave out {flag}, or {alone}")
+
+
+def _check_names(converter: ModuleType, kind: str, flags: dict[str, Any]) -> None:
+    """Before anything is pulled or read."""
+    if kind == "mlx":
+        converter.mlx_schemes.scheme(**{name: flags[name] for name in _MLX_FLAGS})
+    else:
+        converter.quants.quantization(flags["quant"])
+
+
+class _Job:
+    """One source and the typed flags, as the converter's functions want them."""
+
+    def __init__(self, converter: ModuleType, source: Source, flags: dict[str, Any]) -> None:
+        self._converter, self.source, self._flags = converter, source, flags
+        self._mlx = {name: flags[name] for name in _MLX_FLAGS}
+        self._parts = parsed_size(flags["split"]) if flags["split"] else None
+        self._options = converter.Options(
+            tuple(flags["tensor_types"]), _path(flags["imatrix"]), self._parts, flags["yarn"], _path(flags["adapter"])
+        )
+
+    def to_gguf(self) -> Report:
+        quant: str = self._converter.quants.quantization(self._flags["quant"]).name
+        with conversion_bar(f"{self.source.name} to {quant}") as progress:
+            report: Report = self._converter.convert(
+                self.source.path, self._out(f"-{quant.upper()}.gguf"), quant=quant, name=self.source.name,
+                force=self._flags["force"], progress=progress, options=self._options,
+            )  # fmt: skip
+        return report
+
+    def to_mlx(self) -> Report:
+        scheme = self._converter.mlx_schemes.scheme(**self._mlx).name
+        with conversion_bar(f"{self.source.name} to MLX {scheme}") as progress:
+            report: Report = self._converter.convert_to_mlx(
+                self.source.path, self._out(f"-MLX-{scheme}"), **self._mlx,
+                force=self._flags["force"], progress=progress, options=self._options,
+            )  # fmt: skip
+        return report
+
+    def forecast(self, kind: str) -> Forecast:
+        if kind == "mlx":
+            scheme = self._converter.mlx_schemes.scheme(**self._mlx).name
+            out = self._out(f"-MLX-{scheme}")
+            found: Forecast = self._converter.forecast_mlx(self.source.path, out, **self._mlx, options=self._options)
+            return found
+        quant = self._converter.quants.quantization(self._flags["quant"]).name
+        out = self._out(f"-{quant.upper()}.gguf")
+        force = self._flags["force"]
+        forecast: Forecast = self._converter.forecast_gguf(
+            self.source.path, out, quant=quant, name=self.source.name, force=force, options=self._options
+        )
+        return forecast
+
+    def merge(self) -> Report:
+        with conversion_bar(f"copying {self.source.name}") as progress:
+            report: Report = self._converter.merge(
+                self.source.path, self._out("-copy.gguf"), force=self._flags["force"], part_bytes=self._parts,
+                progress=progress,
+            )  # fmt: skip
+        return report
+
+    def dequantize(self) -> Report:
+        with conversion_bar(f"{self.source.name} to 16 bit") as progress:
+            report: Report = self._converter.dequantise(
+                self.source.path, self._out("-16bit"), force=self._flags["force"], progress=progress
+            )
+        return report
+
+    def _out(self, ending: str) -> Path:
+        return _path(self._flags["out"]) or Path(f"{self.source.name}{ending}")
+
+
+def _verified(converter: ModuleType, source: Path, result: Path) -> dict[str, Any]:
+    """Measured on the bundled text, and kept in the manifest. A result for MLX is compared on MLX."""
     engine = "mlx" if result.is_dir() else "llama.cpp"
     (row,) = quality.measure(str(source), (str(result),), text=quality.read_text(None), reference_engine=engine)
     values = {name: value for name, value in row.items() if name != "model"}
-    provide.converter().manifest.record_quality(result, values)
+    converter.manifest.record_quality(result, values)
     return values
+
+
+def _path(given: Path | None) -> Path | None:
+    return given.expanduser() if given else None
 
 
 def _refuse_mixture(context: click.Context, kind: str) -> None:
@@ -155,7 +258,7 @@ def _refuse_mixture(context: click.Context, kind: str) -> None:
     if kind == "mlx" and "quant" in typed:
         bits = re.match(r"q(\d)", typed["quant"].lower())
         raise UsageError("--quant names GGUF's quantisations", f"--to mlx --bits {bits[1] if bits else 16}")
-    for name in ("bits", "group_size", "mode", "recipe"):
+    for name in _MLX_FLAGS:
         if kind == "gguf" and name in typed:
             flag, near = f"--{name.replace('_', '-')}", _LIKE_BITS.get(typed.get("bits", 4), "q4_k_m")
             mlx = f"{'--bits 4 ' if name == 'group_size' else ''}{flag} {typed[name]}"
@@ -164,27 +267,3 @@ def _refuse_mixture(context: click.Context, kind: str) -> None:
 
 def _is_typed(context: click.Context, name: str) -> bool:
     return context.get_parameter_source(name) is ParameterSource.COMMANDLINE
-
-
-def _to_gguf(source: Path, out: Path | None, quant: str, force: bool) -> Report:
-    from localqwen.models import provide
-
-    name = source.resolve().name
-    target = out or Path(f"{name}-{quant.upper()}.gguf")
-    with conversion_bar(f"{name} to {quant}") as progress:
-        report: Report = provide.converter().convert(source, target, quant=quant, force=force, progress=progress)
-    return report
-
-
-def _to_mlx(
-    source: Path, out: Path | None, bits: int | None, group_size: int | None, mode: str, recipe: str | None, force: bool
-) -> Report:
-    from localqwen.models import provide
-
-    converter, name = provide.converter(), source.resolve().name
-    wanted = {"bits": bits, "group_size": group_size, "mode": mode, "recipe": recipe}
-    scheme = converter.mlx_schemes.scheme(**wanted).name
-    target = out or Path(f"{name}-MLX-{scheme}")
-    with conversion_bar(f"{name} to MLX {scheme}") as progress:
-        report: Report = converter.convert_to_mlx(source, target, **wanted, force=force, progress=progress)
-    return report

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
+from localqwen.errors import UsageError
+
+_SIZE = re.compile(r"(\d{1,9}(?:\.\d{1,3})?)\s*([KMGT])B?", re.IGNORECASE)
 _UNITS = ("bytes", "kB", "MB", "GB", "TB")
 
 
@@ -14,6 +18,14 @@ def readable_bytes(count: float) -> str:
         count /= 1000
         power += 1
     return f"{count:,.1f} {_UNITS[power]}" if power else f"{count:,.0f} bytes"
+
+
+def parsed_size(text: str) -> int:
+    """`4GB`, `500 MB` in bytes. Raises UsageError."""
+    match = _SIZE.fullmatch(text.strip())
+    if match is None or not float(match[1]):
+        raise UsageError(f"{text!r} is no size", "for instance 4GB or 500MB")
+    return int(float(match[1]) * 1000 ** ("KMGT".index(match[2].upper()) + 1))
 
 
 def aligned(rows: Sequence[tuple[str, ...]]) -> str:

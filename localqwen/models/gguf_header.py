@@ -18,6 +18,8 @@ from localqwen.models import cached
 #: GGUF value types with a fixed size: id -> struct format.
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
+_COUNTS = {"attention.head_count_kv", "attention.key_length"}
+_LONGEST_TEXT = 1 << 24
 _TOO_MUCH = 1 << 24  # no header has more entries; a larger count means a damaged file
 
 
@@ -96,6 +98,11 @@ def _wanted(reader: _Reader) -> dict[str, Any]:
             found[short] = value
         if key.startswith("tokenizer.") and needed <= found.keys():
             break
+    for key in (needed | _COUNTS) & found.keys():
+        if type(found[key]) is not int or found[key] < 1:
+            raise ValueError(f"its {key} is {found[key]!r}")
+    if not all(isinstance(found.get(key, ""), str) for key in ("general.name", "general.architecture")):
+        raise ValueError("its name is no text")
     missing = sorted((needed | {"general.architecture"}) - found.keys())
     if missing:
         raise ValueError(f"its header lacks {', '.join(missing)}")
@@ -131,9 +138,11 @@ class _Reader:
         kind, count = self._scalar("I"), self._count()
         if kind in _SCALARS:
             self._at += struct.calcsize(_SCALARS[kind]) * count
-        else:
+        elif kind == _STRING:
             for _ in range(count):
-                self._value(kind)
+                self._skip_string()
+        else:
+            raise ValueError(f"a list of values of type {kind}")
 
     def _count(self) -> int:
         count: int = self._scalar("Q")
@@ -142,11 +151,17 @@ class _Reader:
         return count
 
     def _string(self) -> str:
-        length = self._scalar("Q")
+        length = self._skip_string()
+        if length > _LONGEST_TEXT:
+            raise ValueError(f"a text of {length:,} bytes cannot be right")
+        return self._data[self._at - length : self._at].decode()
+
+    def _skip_string(self) -> int:
+        length: int = self._scalar("Q")
         if length > len(self._data) - self._at:
             raise ValueError("it ends inside a text")
         self._at += length
-        return self._data[self._at - length : self._at].decode()
+        return length
 
     def _scalar(self, code: str) -> Any:
         (value,) = struct.unpack_from("<" + code, self._data, self._at)

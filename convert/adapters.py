@@ -1,0 +1,131 @@
+"""LoRA adapters of PEFT's layout, merged into the weights while they are read: W + scale * B A, in float32.
+
+Read are adapter_config.json and adapter_model.safetensors; a pickled adapter is refused.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import sqrt
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from convert.checkpoint import Checkpoint, read_json
+from convert.safetensors import NUMPY_TYPES, SafetensorsFile, SourceTensor, TensorFile
+from convert.storage import Matrix
+from localqwen.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+_CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_NAME = re.compile(r"base_model\.model\.(?P<path>.+)\.lora_(?P<part>A|B)\.weight")
+_HINT = "train or export it as plain LoRA on this checkpoint"
+#: Kinds of LoRA whose merge is another computation.
+_OTHERS = ("use_dora", "modules_to_save", "layer_replication", "megatron_config", "trainable_token_indices")
+
+
+@dataclass(frozen=True)
+class _Adapted:
+    """A weight and what is added to it; `up` is (rows, rank), `down` (rank, columns), the scale already in it."""
+
+    base: TensorFile
+    tensor: SourceTensor
+    up: NDArray[np.float32]
+    down: NDArray[np.float32]
+
+    def rows(self, tensor: SourceTensor, first: int, count: int) -> NDArray[np.generic]:
+        from convert.encode import to_float32
+
+        before = to_float32(self.base.rows(self.tensor, first, count), self.tensor.dtype)
+        return before + self.up[first : first + count] @ self.down
+
+    def forget(self, tensor: SourceTensor, rows: int) -> None:
+        self.base.forget(self.tensor, rows)
+
+
+def apply(checkpoint: Checkpoint, folder: Path | None) -> None:
+    """From now on the checkpoint gives the merged weights. Raises CheckpointError if the adapter does not fit it."""
+    if folder is None:
+        return
+    if not (folder / _WEIGHTS).is_file():
+        pickled = " (pickle files can run code and are never loaded)" if any(folder.glob("*.bin")) else ""
+        raise CheckpointError(
+            f"{folder} has no {_WEIGHTS}{pickled}", "give the folder that PEFT's save_pretrained made"
+        )
+    config = read_json(folder / _CONFIG)
+    _check(config)
+    file = SafetensorsFile(folder / _WEIGHTS)
+    try:
+        pairs = _pairs(file)
+        for path, (up, down) in pairs.items():
+            name = f"{path}.weight"
+            checkpoint.replace(name, _adapted(checkpoint, name, up, down, _scale(config, path, down.shape[0])))
+    finally:
+        file.close()
+    checkpoint.notes += (f"{folder.name} is merged into {len(pairs)} weights",)
+
+
+def _check(config: Mapping[str, Any]) -> None:
+    if config.get("peft_type") != "LORA":
+        raise CheckpointError(f"the adapter is {config.get('peft_type')!r}, not LORA", _HINT)
+    if found := [name for name in _OTHERS if config.get(name)]:
+        raise CheckpointError(f"the adapter uses {', '.join(found)}, which is not merged here", _HINT)
+    if config.get("bias", "none") != "none" or config.get("fan_in_fan_out"):
+        raise CheckpointError("the adapter trains biases or turned matrices, which no Qwen3 has", _HINT)
+
+
+def _pairs(file: SafetensorsFile) -> dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]]:
+    """Path of a weight -> B and A. They are small: rank times rows, rank times columns."""
+    found: dict[str, dict[str, NDArray[np.float32]]] = {}
+    for name, tensor in file.tensors.items():
+        match = _NAME.fullmatch(name)
+        if match is None or tensor.dtype not in NUMPY_TYPES or len(tensor.shape) != 2:
+            raise CheckpointError(
+                f"the adapter has {name} ({tensor.dtype} {list(tensor.shape)}), no LoRA matrix", _HINT
+            )
+        found.setdefault(match["path"], {})[match["part"]] = _numbers(file, tensor)
+    if alone := [path for path, parts in found.items() if parts.keys() != {"A", "B"}]:
+        raise CheckpointError(f"of {alone[0]} the adapter has only one of its two matrices", _HINT)
+    return {path: (parts["B"], parts["A"]) for path, parts in found.items()}
+
+
+def _numbers(file: SafetensorsFile, tensor: SourceTensor) -> NDArray[np.float32]:
+    import numpy as np
+
+    from convert.encode import to_float32
+
+    values = np.array(to_float32(file.rows(tensor, 0, tensor.rows), tensor.dtype))
+    if not np.isfinite(values).all():
+        raise CheckpointError(f"{tensor.name} of the adapter holds NaN or infinite numbers", _HINT)
+    return values
+
+
+def _scale(config: Mapping[str, Any], path: str, rank: int) -> float:
+    """alpha / rank, or by its root with rsLoRA; PEFT's patterns may say another alpha for some weights."""
+    alpha = next(
+        (value for key, value in (config.get("alpha_pattern") or {}).items() if re.search(rf"(^|\.){key}$", path)),
+        config.get("lora_alpha"),
+    )
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or rank < 1:
+        raise CheckpointError(f"the adapter's lora_alpha is {alpha!r} at rank {rank}", _HINT)
+    return float(alpha) / (sqrt(rank) if config.get("use_rslora") else rank)
+
+
+def _adapted(
+    checkpoint: Checkpoint, name: str, up: NDArray[np.float32], down: NDArray[np.float32], scale: float
+) -> Matrix:
+    base = checkpoint.tensors.get(name)
+    if base is None or base.dtype not in NUMPY_TYPES:
+        raise CheckpointError(f"the adapter changes {name}, which the checkpoint does not have", _HINT)
+    if base.shape != (up.shape[0], down.shape[1]) or up.shape[1] != down.shape[0]:
+        raise CheckpointError(
+            f"the adapter's matrices for {name} are {list(up.shape)} and {list(down.shape)}, "
+            f"the weight {list(base.shape)}",
+            _HINT,
+        )
+    merged = SourceTensor(name, "F32", base.shape, 0, 4 * base.shape[0] * base.shape[1])
+    return merged, _Adapted(checkpoint.file_of(name), base, scale * up, down)

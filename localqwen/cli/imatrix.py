@@ -1,0 +1,51 @@
+"""`localqwen imatrix`: which columns of a model matter, measured on a text; for `convert --imatrix`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import click
+
+from localqwen.cli.completing import complete_names
+from localqwen.cli.config import ConfiguredCommand
+from localqwen.cli.options import json_option
+
+
+@click.command("imatrix", cls=ConfiguredCommand)
+@click.argument("model", shell_complete=complete_names)
+@click.option("--text", required=True, type=click.Path(path_type=Path), metavar="FILE", help="What the model reads.")
+@click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="Default, here: <model>.imatrix.gguf.")
+@click.option("--chunks", type=click.IntRange(min=1), metavar="N", help="At most N chunks of 512 tokens of the text.")
+@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads.")
+@click.option("--force", is_flag=True, help="Replace the file if it exists.")
+@json_option
+def command(
+    model: str, text: Path, out: Path | None, chunks: int | None, threads: int | None, force: bool, as_json: bool
+) -> None:
+    """Measure on a text which columns of MODEL's matrices matter, for `localqwen convert --imatrix`.
+
+    Take a model in 16 or 8 bit, and a text like those it will read: fifty thousand tokens are plenty.
+    """
+    from localqwen.models import provide
+
+    provide.converter()
+    from convert import activations
+
+    path = provide.provide(model)
+    target = out or Path(f"{path.stem}.imatrix.gguf")
+    tell = _tell if sys.stderr.isatty() else None
+    read, matrices = activations.measure(
+        path, text, target, force=force, chunks=chunks, threads=threads, progress=tell
+    )  # fmt: skip
+    if as_json:
+        fields = {"path": str(target), "chunks": read, "tokens": read * activations.CHUNK, "matrices": matrices}
+        sys.stdout.write(json.dumps(fields, ensure_ascii=False) + "\n")
+        return
+    sys.stdout.write(f"{target}: {matrices} matrices, over {read} chunks of {activations.CHUNK} tokens\n")
+
+
+def _tell(done: int, total: int) -> None:
+    sys.stderr.write(f"\rchunk {done} of {total}" + ("\n" if done == total else ""))
+    sys.stderr.flush()
