@@ -268,7 +268,7 @@ def test_the_second_turn_finds_its_prompt_read(client: openai.OpenAI) -> None:
 
 
 def test_models(client: openai.OpenAI) -> None:
-    assert [model.id for model in client.models.list()] == ["demo"]
+    assert "demo" in [model.id for model in client.models.list()]
     assert client.models.retrieve("demo").id == "demo"
     with pytest.raises(openai.NotFoundError, match="demo"):
         client.models.retrieve("gpt-4")

@@ -55,13 +55,11 @@ def _pulled(wanted: Repository, text: str, *, yes: bool) -> Path:
     asks = not yes and sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()
     if not yes and not asks:
         raise absent
-    planned = pull.plan(wanted)
-    checkpoint, planned = planned.convert, replace(planned, convert=False)
+    planned = replace(pull.plan(wanted), convert=False)
     sys.stderr.write(f"{wanted.text} is not here: {getting.announcement(planned)}\n")
     if asks and not click.confirm("Pull it now?", default=True, err=True):
         raise absent
-    first = getting.show_pull(planned)
-    return first.parent if checkpoint else first
+    return getting.show_pull(planned)
 
 
 def _model_name(path: Path) -> str:

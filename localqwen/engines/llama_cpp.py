@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from localqwen.engines import Constraint, FinishReason, Logprobs, Piece, Run, Sampling, common_prefix, logits
+from localqwen.engines import Constraint, FinishReason, Logprobs, Piece, Run, Sampling, logits, slots
 from localqwen.engines.llama_context import Context
 from localqwen.engines.llama_library import ModelFile, library, sampler_chain
 from localqwen.engines.settings import Settings, tuned
@@ -29,9 +29,6 @@ if TYPE_CHECKING:
 #: Seconds that a pass over a prompt may take: a cancel waits for it, also on a slow machine.
 LONGEST_PASS = 1.0
 SMALLEST_SLICE = 32
-#: Cells of keys and values that are copied while one token of a prompt is read, with a wide margin: on two cores with
-#: 0.6B about 400, with larger models more.
-CELLS_PER_TOKEN = 100
 #: Up to this size of the weights, waking a second thread takes longer than the work that it takes over.
 ONE_THREAD_BYTES = 64 << 20
 #: Positions per block of `evaluate`: each takes four bytes for every token of the vocabulary.
@@ -131,31 +128,12 @@ class LlamaCppEngine:
 
     def _take_slot(self, run: Run) -> _Slot:
         """A free slot that holds the longest known prefix of the prompt, and nothing else."""
-        free = [slot for slot in self._slots if slot.run is None]
-        if not free:
-            raise EngineError(f"all {self.max_runs} runs of the engine are busy", "wait for one to end")
-        donor = max(self._slots, key=lambda slot: (common_prefix(run.prompt, slot.tokens), slot.run is None))
-        # The last id is computed even if it is known: its logits are what the first token is drawn from.
-        keep = min(common_prefix(run.prompt, donor.tokens), run.prompt_tokens - 1)
-        if not keep:
-            slot = donor = self._least_missed(free)
-        elif donor.run is None and 2 * keep >= len(donor.tokens):
-            slot = donor
-        else:  # leave the donor its other tokens, if another slot is free
-            others = [slot for slot in free if slot is not donor]
-            slot = self._least_missed(others) if others else donor
-            if slot is not donor and keep * CELLS_PER_TOKEN < self.context_length:
-                keep = 0
-        self._share(donor, slot, keep)
+        index, donor, keep = slots.place(run.prompt, self._slots, self.context_length)
+        slot = self._slots[index]
+        self._share(self._slots[donor], slot, keep)
         self._clock += 1
         slot.run, slot.used = run, self._clock
         return slot
-
-    def _least_missed(self, free: Sequence[_Slot]) -> _Slot:
-        """Beside a live one, because neighbours are computed together; the one not used for the longest."""
-        live = {slot.index for slot in self._slots if slot.run is not None}
-        near = [slot for slot in free if live & {slot.index - 1, slot.index + 1}]
-        return min(near or free, key=lambda slot: slot.used)
 
     def _share(self, donor: _Slot, slot: _Slot, keep: int) -> None:
         # Removal goes by position, not by what we believe to be there: an interrupted step may have left more behind.

@@ -104,7 +104,7 @@ class MlxEngine:
         room = self._admit(len(prompt))
         run = Run(tuple(prompt), sampling, min(max_tokens, self.context_length - len(prompt), room))
         run.constraint, run.logprobs = constraint, logprobs
-        slot = self._slots.take(run)
+        slot = self._slots.take(run, self.context_length)
         run.cached_tokens = run.prefilled = len(slot.tokens)
         sampler = Sampler(sampling, run.prompt[len(run.prompt) - generated :], constraint)
         decoder = codecs.getincrementaldecoder("utf-8")("replace")

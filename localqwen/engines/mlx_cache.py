@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from localqwen.engines import Run, common_prefix
+from localqwen.engines import Run, slots
 from localqwen.engines.mlx_model import Caches, copy, trim
-from localqwen.errors import EngineError
 
 
 @dataclass(eq=False)
@@ -40,22 +39,13 @@ class Slots:
         return sorted((slot for slot in self._all if slot.run is None), key=lambda slot: slot.used)
 
     def check_free(self) -> None:
-        if not self._free():
-            raise EngineError(f"all {len(self._all)} runs of the engine are busy", "wait for one to end")
+        slots.check_free(self._all)
 
-    def take(self, run: Run) -> Slot:
+    def take(self, run: Run, context_length: int) -> Slot:
         """A free slot that holds the longest known prefix of the prompt, and nothing else."""
-        free = self._free()
-        donor = max(self._all, key=lambda slot: (common_prefix(run.prompt, slot.tokens), slot.run is None))
-        # The last id is computed even if it is known: its logits are what the first token is drawn from.
-        keep = min(common_prefix(run.prompt, donor.tokens), run.prompt_tokens - 1)
-        if not keep:
-            slot = donor = free[0]
-        elif donor.run is None and 2 * keep >= len(donor.tokens):
-            slot = donor
-        else:  # leave the donor its other tokens, if another slot is free
-            slot = next((slot for slot in free if slot is not donor), donor)
-        self._share(donor, slot, keep)
+        index, donor, keep = slots.place(run.prompt, self._all, context_length)
+        slot = self._all[index]
+        self._share(self._all[donor], slot, keep)
         self._clock += 1
         slot.run, slot.used = run, self._clock
         return slot

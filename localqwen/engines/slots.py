@@ -1,0 +1,57 @@
+"""Which slot of an engine a new run gets, and from whose cache it takes over its prompt's beginning.
+
+One rule for all engines, so that the same requests find the same tokens cached everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from localqwen.engines import Run, common_prefix
+from localqwen.errors import EngineError
+
+#: Positions of keys and values that are copied while one token of a prompt is read, with a wide margin: on two cores
+#: with 0.6B about 400, with larger models more. What is copied is a whole context at the worst.
+_COPIED_PER_TOKEN = 100
+
+
+class Held(Protocol):
+    """A slot: the ids whose keys and values it holds, its live run, and when it was used last, as a rising number."""
+
+    tokens: list[int]
+    run: Run | None
+    used: int
+
+
+def check_free(slots: Sequence[Held]) -> None:
+    """Raises EngineError where every slot has a live run."""
+    if all(slot.run is not None for slot in slots):
+        raise EngineError(f"all {len(slots)} runs of the engine are busy", "wait for one to end")
+
+
+def place(prompt: Sequence[int], slots: Sequence[Held], context_length: int) -> tuple[int, int, int]:
+    """The slot for the run, the donor, and how many of the donor's ids are kept: those of the longest known prefix.
+
+    The donor is the slot itself, or another one that keeps its other tokens.
+    """
+    check_free(slots)
+    free = [index for index, slot in enumerate(slots) if slot.run is None]
+    donor = max(range(len(slots)), key=lambda i: (common_prefix(prompt, slots[i].tokens), slots[i].run is None))
+    # The last id is computed even if it is known: its logits are what the first token is drawn from.
+    keep = min(common_prefix(prompt, slots[donor].tokens), len(prompt) - 1)
+    if keep and donor in free and 2 * keep >= len(slots[donor].tokens):
+        return donor, donor, keep
+    others = [index for index in free if index != donor] if keep else free
+    if not others:  # nobody else is free: the donor gives up what it does not share
+        return donor, donor, keep
+    index = _least_missed(slots, others)
+    if keep * _COPIED_PER_TOKEN < context_length:
+        return index, index, 0
+    return index, donor, keep
+
+
+def _least_missed(slots: Sequence[Held], free: Sequence[int]) -> int:
+    """Beside a live one, because llama.cpp computes neighbours together; the one not used for the longest."""
+    near = [i for i in free if any(0 <= j < len(slots) and slots[j].run is not None for j in (i - 1, i + 1))]
+    return min(near or free, key=lambda i: slots[i].used)
