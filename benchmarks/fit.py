@@ -31,8 +31,9 @@ def child(path: Path, context: int, kv: str, *, repack: bool) -> None:
     from localqwen.engines import Sampling
     from localqwen.engines.llama_cpp import OwnModelEngine
     from localqwen.engines.settings import Settings
+    from localqwen.machine import usable_cores
 
-    engine = OwnModelEngine(path, Settings(use_extra_bufts=repack, kv_type=kv), context_length=context)
+    engine = OwnModelEngine(path, Settings(usable_cores(), use_extra_bufts=repack, kv_type=kv), context_length=context)
     run = engine.start([1000 + n % 1000 for n in range(context - GENERATED)], Sampling(seed=1), max_tokens=GENERATED)
     while not run.finished:
         engine.step()

@@ -1,0 +1,130 @@
+"""A server under load for long: is memory flat, is a run left, is a thread left?
+
+    python benchmarks/soak.py demo --requests 20000        # or --minutes 30
+
+Clients ask beside each other, over all three APIs, streaming or not; a third go away in the middle of their answer.
+After each tenth of the work a line says what the process holds; at the end the server is asked to stop, and must.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections import Counter
+from typing import Any
+
+import psutil
+
+CLIENTS = 6
+PATHS = {
+    "/v1/chat/completions": {"max_tokens": 60},
+    "/api/chat": {"options": {"num_predict": 60}},
+    "/v1/messages": {"max_tokens": 60},
+}
+
+
+def ask(url: str, model: str, number: int, outcomes: Counter[str]) -> None:
+    choose = random.Random(number)
+    path, limits = choose.choice(list(PATHS.items()))
+    stream, leave = choose.random() < 0.7, choose.random() < 1 / 3
+    question = f"What is {choose.randrange(1000)} + {choose.randrange(1000)}?"
+    body: dict[str, Any] = {"model": model, "messages": [{"role": "user", "content": question}], "stream": stream}
+    request = urllib.request.Request(
+        url + path, json.dumps(body | limits).encode(), {"Content-Type": "application/json"}
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=120) as answer:
+            if leave:
+                answer.read(choose.randrange(1, 200))
+                outcomes["left"] += 1
+            else:
+                answer.read()
+                outcomes["answered"] += 1
+    except urllib.error.HTTPError as exc:
+        outcomes[f"status {exc.code}"] += 1
+
+
+class Numbers:
+    """Of the requests still to make, handed out to all clients."""
+
+    def __init__(self, numbers: range) -> None:
+        self._numbers, self._lock = iter(numbers), threading.Lock()
+
+    def next(self) -> int | None:
+        with self._lock:
+            return next(self._numbers, None)
+
+
+def client(url: str, model: str, numbers: Numbers, outcomes: Counter[str]) -> None:
+    while (number := numbers.next()) is not None:
+        ask(url, model, number, outcomes)
+
+
+def state(url: str, process: psutil.Process) -> dict[str, float]:
+    """Once nothing is asked any more."""
+    for _ in range(100):
+        with urllib.request.urlopen(f"{url}/metrics", timeout=10) as answer:
+            lines = answer.read().decode().splitlines()
+        busy = sum(
+            float(line.split()[-1]) for line in lines if line.startswith(("localqwen_running", "localqwen_queued"))
+        )
+        if not busy:
+            break
+        time.sleep(0.1)
+    return {"MB": process.memory_info().rss / 1e6, "threads": process.num_threads(), "busy": busy}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("--requests", type=int, default=20_000)
+    parser.add_argument("--minutes", type=float, default=30)
+    arguments = parser.parse_args()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    url, command = f"http://127.0.0.1:{port}", [sys.executable, "-m", "localqwen", "serve", arguments.model]
+    server = subprocess.Popen([*command, "--port", str(port), "--parallel", "4"], stderr=subprocess.DEVNULL)
+    process, outcomes = psutil.Process(server.pid), Counter[str]()
+    wait_for(url)
+    ends, part = time.monotonic() + 60 * arguments.minutes, arguments.requests // 10
+    for tenth in range(10):
+        numbers = Numbers(range(tenth * part, (tenth + 1) * part))
+        asked = (url, arguments.model, numbers, outcomes)
+        threads = [threading.Thread(target=client, args=asked) for _ in range(CLIENTS)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        now = state(url, process)
+        print(
+            f"{(tenth + 1) * part:>7,} requests: {now['MB']:.1f} MB, {now['threads']} threads, {now['busy']:.0f} runs"
+        )
+        if time.monotonic() > ends:
+            break
+    print(dict(outcomes))
+    server.send_signal(signal.SIGTERM)
+    print("exit code after SIGTERM:", server.wait(30))
+
+
+def wait_for(url: str) -> None:
+    for _ in range(300):
+        try:
+            urllib.request.urlopen(f"{url}/health", timeout=1).close()
+            return
+        except OSError:
+            time.sleep(0.1)
+    raise SystemExit("the server does not come up")
+
+
+if __name__ == "__main__":
+    main()
