@@ -11,7 +11,7 @@ short              tokens per second of one client: 50 tokens of question, 64 of
 one, four, eight   the same of so many clients together: 300 tokens of question, 128 of answer, no two alike
 beside three       seconds until a short question is answered with one token while three long answers stream
 second turn        seconds until the second answer's first token; the first answer had 400 tokens of thinking and 400 of
-                   text, and ended three seconds before, in which somebody read it
+                   text, and ended five seconds before, in which somebody read it
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def second_turn(url: str) -> float:
     """Seconds to the first token; the first answer's own text goes back as its history, as every client does."""
     first = [{"role": "user", "content": question(200)}]
     answer = ask(url, first, THINKING + ANSWER, reasoning_budget_tokens=THINKING)["choices"][0]["message"]
-    time.sleep(3)
+    time.sleep(5)
     said = {"role": "assistant", "content": answer["content"] or ""}
     if not said["content"]:
         raise SystemExit("the first answer has no text behind its thinking: the second turn would flatter")

@@ -16,7 +16,7 @@ from localqwen.chat.reply import ModelFacts, encode_request
 from localqwen.engines import Engine, Sampling, common_prefix
 
 #: Seconds that reading ahead may keep a newcomer waiting, and the ids that it takes at least.
-_LONGEST_READING = 0.2
+_LONGEST_READING = 0.15
 _SMALLEST_SLICE = 8
 
 

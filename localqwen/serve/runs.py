@@ -199,7 +199,9 @@ class Runs:
             except TemplateError:  # a template that allows no further turn: there is nothing to read ahead
                 continue
             if 0 < len(ids) < self.facts.context_length:
-                yield self._reading.begin(ids)
+                ahead = self._reading.begin(ids)
+                if _continued(reply.prompt, ids[: ahead.read]):  # else others have its slot: leave it to them
+                    yield ahead
 
     def close(self) -> None:
         self.engine.close()
