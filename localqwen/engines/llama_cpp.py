@@ -26,9 +26,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-#: Seconds that a pass over a prompt may take: a cancel waits for it, also on a slow machine.
-LONGEST_PASS = 1.0
-SMALLEST_SLICE = 32
 #: Up to this size of the weights, waking a second thread takes longer than the work that it takes over.
 ONE_THREAD_BYTES = 64 << 20
 #: Positions per block of `evaluate`: each takes four bytes for every token of the vocabulary.
@@ -75,7 +72,7 @@ class LlamaCppEngine:
         self.stop_tokens = self._model.stop_tokens()
         self._slots = [_Slot(index) for index in range(max_runs)]
         self._clock = 0
-        self._slice = SMALLEST_SLICE
+        self._slice = slots.SMALLEST_SLICE
         self._closed = False
 
     @property
@@ -108,10 +105,7 @@ class LlamaCppEngine:
         constraint: Constraint | None = None,
         logprobs: int | None = None,
     ) -> Run:
-        if not prompt or max_tokens < 0:
-            raise UsageError(f"a run needs a prompt and a number of tokens, not {len(prompt)} and {max_tokens}")
-        if len(prompt) >= self.context_length:
-            raise ContextTooLong(len(prompt), self.context_length)
+        slots.check_prompt(prompt, max_tokens, self.context_length)
         limit = min(max_tokens, self.context_length - len(prompt))
         run = Run(tuple(prompt), sampling, limit, constraint=constraint, logprobs=logprobs)
         slot = self._take_slot(run)
@@ -186,13 +180,8 @@ class LlamaCppEngine:
         began = time.perf_counter()
         self._context.compute(count)
         if prefilling:
-            self._adapt_slice(count, time.perf_counter() - began)
-
-    def _adapt_slice(self, count: int, seconds: float) -> None:
-        if count >= self._slice and 2 * seconds <= LONGEST_PASS:
-            self._slice = min(self.settings.batch, self._slice * 2)
-        elif seconds > 2 * LONGEST_PASS:
-            self._slice = max(SMALLEST_SLICE, self._slice // 2)
+            seconds = time.perf_counter() - began
+            self._slice = slots.next_slice(self._slice, count, seconds, self.settings.batch)
 
     def _computed(self, run: Run, count: int) -> None:
         state = _state(run)
@@ -306,18 +295,11 @@ def open(  # noqa: A001  (the name every engine module offers)
         raise Unsupported(
             f"{path.name} is a {header.architecture} model", "localqwen runs Qwen3: qwen3 and qwen3moe files"
         )
-    if context_length is not None and not 1 <= context_length <= header.context_length:
-        raise UsageError(
-            f"a context of {context_length:,} tokens was asked for, {path.name} was made for {header.context_length:,}",
-            f"use --ctx {header.context_length} or less",
-        )
     if threads is not None and threads < 1:
         raise UsageError(f"{threads} threads were asked for", "use --threads 1 or more")
     machine = this_machine()
     kv = fit.kv_type(kv_quant)
-    context = context_length or fit.default_context(header, machine, max_runs, kv)
-    if not force:
-        fit.check(header, context * max_runs, machine, kv)
+    context = fit.granted_context(header, context_length, machine, max_runs=max_runs, kv=kv, force=force)
     settings = Settings(
         threads=1 if header.bytes <= ONE_THREAD_BYTES else machine.cores,
         use_extra_bufts=probe().use_extra_bufts,

@@ -16,19 +16,17 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from localqwen.engines import Constraint, FinishReason, Piece, Run, Sampling, mlx_model
+from localqwen.engines import Constraint, FinishReason, Piece, Run, Sampling, mlx_model, slots
 from localqwen.engines.mlx_cache import Slot, Slots
 from localqwen.engines.mlx_model import Weights
 from localqwen.engines.mlx_sampling import Sampler, logprobs
 from localqwen.engines.mlx_tokenizer import FolderTokenizer
-from localqwen.errors import ContextTooLong, EngineError, NotEnoughMemory, UsageError
+from localqwen.errors import ContextTooLong, EngineError, NotEnoughMemory
 from localqwen.machine import this_machine
 from localqwen.models import checkpoint_header, fit
 
-#: Seconds that a pass over a prompt may take: a cancel waits for it.
-LONGEST_PASS = 1.0
-#: Ids of prompts per pass: on a machine not yet known, and at the most.
-SMALLEST_SLICE, LARGEST_SLICE = 32, 512
+#: Ids of prompts per pass, at the most.
+LARGEST_SLICE = 512
 #: Positions per block of `evaluate`: the logits of 128 take 78 MB with Qwen3's vocabulary.
 EVALUATED = 128
 
@@ -73,7 +71,7 @@ class MlxEngine:
         self._limit = memory_limit
         self._new_caches: Callable[[], mlx_model.Caches] = functools.partial(weights.new_caches, kv_quant)
         self._slots = Slots(max_runs, self._new_caches)
-        self._slice = SMALLEST_SLICE
+        self._slice = slots.SMALLEST_SLICE
         self._closed = False
 
     @property
@@ -96,10 +94,7 @@ class MlxEngine:
         constraint: Constraint | None = None,
         logprobs: int | None = None,
     ) -> Run:
-        if not prompt or max_tokens < 0:
-            raise UsageError(f"a run needs a prompt and room for a token, not {len(prompt)} and {max_tokens}")
-        if len(prompt) >= self.context_length:
-            raise ContextTooLong(len(prompt), self.context_length)
+        slots.check_prompt(prompt, max_tokens, self.context_length)
         self._slots.check_free()
         room = self._admit(len(prompt))
         run = Run(tuple(prompt), sampling, min(max_tokens, self.context_length - len(prompt), room))
@@ -156,7 +151,8 @@ class MlxEngine:
             _state(run).slot.settle()
         logits = self._weights.forward(rows, wanted)
         if any(count > 1 for _, count in shares):
-            self._adapt_slice(sum(count for _, count in shares), time.perf_counter() - began)
+            count, seconds = sum(count for _, count in shares), time.perf_counter() - began
+            self._slice = slots.next_slice(self._slice, count, seconds, LARGEST_SLICE)
         for run, count in shares:
             self._computed(run, count)
         return [(run, self._speak(run, logits[row])) for row, run in enumerate(outputs)]
@@ -182,12 +178,6 @@ class MlxEngine:
                 wanted.append(end - 1)
                 runs.append(run)
         return wanted, runs
-
-    def _adapt_slice(self, count: int, seconds: float) -> None:
-        if count >= self._slice and 2 * seconds <= LONGEST_PASS:
-            self._slice = min(LARGEST_SLICE, self._slice * 2)
-        elif seconds > 2 * LONGEST_PASS:
-            self._slice = max(SMALLEST_SLICE, self._slice // 2)
 
     def _computed(self, run: Run, count: int) -> None:
         state = _state(run)
@@ -258,15 +248,8 @@ def open(  # noqa: A001  (the name every engine module offers)
     """Open a checkpoint folder, official or quantised for MLX, with the context that the memory allows."""
     header = checkpoint_header.read(path)
     kv = fit.kv_type(kv_quant)
-    if context_length is not None and not 1 <= context_length <= header.context_length:
-        raise UsageError(
-            f"a context of {context_length:,} tokens was asked for, {path.name} was made for {header.context_length:,}",
-            f"use --ctx {header.context_length} or less",
-        )
     machine = this_machine()
-    context = context_length or fit.default_context(header, machine, max_runs, kv)
-    if not force:
-        fit.check(header, context * max_runs, machine, kv)
+    context = fit.granted_context(header, context_length, machine, max_runs=max_runs, kv=kv, force=force)
     limit = mlx_model.use_memory(int(machine.memory * fit.USABLE_SHARE))
     weights = Weights(path)
     return MlxEngine(

@@ -1,6 +1,7 @@
-"""Which slot of an engine a new run gets, and from whose cache it takes over its prompt's beginning.
+"""What all engines decide alike: which prompts they take, which slot a new run gets, from whose cache it takes over its
+prompt's beginning, and how much of a prompt is read in one pass.
 
-One rule for all engines, so that the same requests find the same tokens cached everywhere.
+One rule for all, so that the same requests find the same tokens cached everywhere.
 """
 
 from __future__ import annotations
@@ -9,11 +10,17 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from localqwen.engines import Run, common_prefix
-from localqwen.errors import EngineError
+from localqwen.errors import ContextTooLong, EngineError, UsageError
 
 #: Positions of keys and values that are copied while one token of a prompt is read, with a wide margin: on two cores
 #: with 0.6B about 400, with larger models more. What is copied is a whole context at the worst.
 _COPIED_PER_TOKEN = 100
+
+
+#: Seconds that a pass over a prompt may take: a cancel waits for it, also on a slow machine.
+LONGEST_PASS = 1.0
+#: Ids of prompts in a pass on a machine not yet known.
+SMALLEST_SLICE = 32
 
 
 class Held(Protocol):
@@ -22,6 +29,21 @@ class Held(Protocol):
     tokens: list[int]
     run: Run | None
     used: int
+
+
+def check_prompt(prompt: Sequence[int], max_tokens: int, context_length: int) -> None:
+    """Before any work. Raises UsageError, and ContextTooLong where no token would fit behind the prompt."""
+    if not prompt or max_tokens < 0:
+        raise UsageError(f"a run needs a prompt and a number of tokens, not {len(prompt)} and {max_tokens}")
+    if len(prompt) >= context_length:
+        raise ContextTooLong(len(prompt), context_length)
+
+
+def next_slice(present: int, count: int, seconds: float, most: int) -> int:
+    """How many ids the next pass may read, when one of `count` took `seconds`."""
+    if count >= present and 2 * seconds <= LONGEST_PASS:
+        return min(most, present * 2)
+    return max(SMALLEST_SLICE, present // 2) if seconds > 2 * LONGEST_PASS else present
 
 
 def check_free(slots: Sequence[Held]) -> None:

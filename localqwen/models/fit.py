@@ -92,6 +92,22 @@ def check(header: GgufHeader, context_length: int, machine: Machine, kv: str = "
         )
 
 
+def granted_context(
+    header: GgufHeader, asked: int | None, machine: Machine, *, max_runs: int, kv: str, force: bool
+) -> int:
+    """Tokens per run: what was asked for, else what memory affords. Raises UsageError for more than the model was made
+    for, NotEnoughMemory unless `force`."""
+    if asked is not None and not 1 <= asked <= header.context_length:
+        raise UsageError(
+            f"a context of {asked:,} tokens was asked for, {header.path.name} was made for {header.context_length:,}",
+            f"use --ctx {header.context_length} or less",
+        )
+    context = asked or default_context(header, machine, max_runs, kv)
+    if not force:
+        check(header, context * max_runs, machine, kv)
+    return context
+
+
 def _instead(header: GgufHeader, machine: Machine, kv: str) -> str:
     """The same model with the largest context that fits, else the largest model; --force for who knows better."""
     room = machine.memory - needed_bytes(header, 0)

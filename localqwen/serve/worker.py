@@ -273,13 +273,19 @@ class Worker:
         for model in self._models.values():
             model.runs.cancel(job)
 
-    def _load(self, name: str, keep_alive: float | None, answer: Future[Opened]) -> None:
+    def _opened_for(self, name: str, answer: Future[Opened] | Future[int]) -> _Model | None:
+        """None where nobody waits for the answer any more, or it already holds why the model cannot be opened."""
         if not answer.set_running_or_notify_cancel():
-            return
+            return None
         try:
-            model = self._opened(name)
+            return self._opened(name)
         except LocalqwenError as error:
             answer.set_exception(error)
+            return None
+
+    def _load(self, name: str, keep_alive: float | None, answer: Future[Opened]) -> None:
+        model = self._opened_for(name, answer)
+        if model is None:
             return
         if keep_alive is not None:
             model.keep_alive = keep_alive
@@ -287,12 +293,8 @@ class Worker:
         answer.set_result(model.opened)
 
     def _count(self, name: str, request: Request, answer: Future[int]) -> None:
-        if not answer.set_running_or_notify_cancel():
-            return
-        try:
-            model = self._opened(name)
-        except LocalqwenError as error:
-            answer.set_exception(error)
+        model = self._opened_for(name, answer)
+        if model is None:
             return
         model.encoding += 1
         future = self._encoder.submit(count_prompt, request, model.opened.facts)
