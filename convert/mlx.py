@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from convert import Progress, manifest, mlx_layout, target, target_folder
 from convert.checkpoint import COMPANIONS, Checkpoint
 from convert.encode import check_values
-from convert.hashing import Digest, InputHashes, of_bytes
+from convert.hashing import Digest, InputHashes
 from convert.mlx_planning import Plan, PlannedWeight
 from convert.mlx_schemes import Packing, Scheme
 from convert.safetensors import SourceTensor
@@ -78,13 +78,7 @@ def _write_small_files(folder: Path, checkpoint: Checkpoint, plan: Plan) -> dict
         "config.json": json.dumps(plan.config, indent=4).encode(),
         mlx_layout.INDEX: json.dumps(plan.index, indent=4).encode(),
     }
-    for name in COMPANIONS:
-        content = checkpoint.content(name)
-        if content is not None:
-            contents[name] = content
-    for name, content in contents.items():
-        (folder / name).write_bytes(content)
-    return {name: of_bytes(content) for name, content in contents.items()}
+    return target_folder.write_small_files(folder, checkpoint, contents)
 
 
 def _write_weights(

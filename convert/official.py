@@ -14,7 +14,7 @@ from convert import Progress, manifest, mlx_layout, qwen3, target, target_folder
 from convert.checkpoint import COMPANIONS, Checkpoint
 from convert.config import read_config
 from convert.encode import check_values, from_float32, to_float32
-from convert.hashing import Digest, InputHashes, of_bytes
+from convert.hashing import Digest, InputHashes
 from convert.mlx_layout import Stored
 from convert.safetensors import SourceTensor
 from convert.shard_writer import ShardWriter
@@ -70,13 +70,7 @@ def _write_small(folder: Path, checkpoint: Checkpoint, shards: Mapping[str, list
     contents = {"config.json": _json(checkpoint.config)}
     if len(shards) > 1:
         contents[mlx_layout.INDEX] = _json(mlx_layout.index(shards, 0))
-    for name in COMPANIONS:
-        content = checkpoint.content(name)
-        if content is not None:
-            contents[name] = content
-    for name, content in contents.items():
-        (folder / name).write_bytes(content)
-    return {name: of_bytes(content) for name, content in contents.items()}
+    return target_folder.write_small_files(folder, checkpoint, contents)
 
 
 def _json(value: Mapping[str, object]) -> bytes:

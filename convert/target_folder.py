@@ -11,11 +11,13 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from convert import target
+from convert.checkpoint import COMPANIONS, Checkpoint
+from convert.hashing import Digest, of_bytes
 from convert.manifest import FOLDER_NAME
 from localqwen.errors import OutputError
 
@@ -101,3 +103,15 @@ def _remove(path: Path) -> None:
         path.unlink()
     else:
         shutil.rmtree(path, ignore_errors=True)
+
+
+def write_small_files(folder: Path, checkpoint: Checkpoint, made: Mapping[str, bytes]) -> dict[str, Digest]:
+    """What was `made`, and what the checkpoint has of COMPANIONS; their digests by name."""
+    contents = dict(made)
+    for name in COMPANIONS:
+        content = checkpoint.content(name)
+        if content is not None:
+            contents[name] = content
+    for name, content in contents.items():
+        (folder / name).write_bytes(content)
+    return {name: of_bytes(content) for name, content in contents.items()}
