@@ -151,13 +151,13 @@ def test_a_long_prompt_is_prefilled_in_slices_beside_an_answering_run(engine: En
     while not talking.generated:
         engine.step()
     long = engine.start(engine.tokenize("a b c " * 60, special=False), GREEDY, max_tokens=2)
-    progress = []
+    progress, said = [long.prefilled], [talking.generated]
     while not long.generated:
-        before = talking.generated
         engine.step()
         progress.append(long.prefilled)
-        assert talking.finished or talking.generated == before + 1
-    assert len(progress) > 2
+        said.append(talking.generated)
+        assert talking.finished or progress[-1] == progress[-2] or len(said) < 3 or said[-1] > said[-3]
+    assert len(set(progress)) > 2
     assert progress == sorted(progress)
     assert progress[-1] == long.prompt_tokens
     engine.cancel(talking)

@@ -167,7 +167,8 @@ class Engine(Protocol):
         ...
 
     def step(self) -> list[tuple[Run, Piece]]:
-        """One batch: slices of prompts, and one token for every run that is past its prompt."""
+        """One batch: slices of prompts, or one token for every run that is past its prompt, or both. Neither is left out
+        twice in succession."""
         ...
 
     def cancel(self, run: Run) -> None:

@@ -73,6 +73,7 @@ class LlamaCppEngine:
         self._slots = [_Slot(index) for index in range(max_runs)]
         self._clock = 0
         self._slice = slots.SMALLEST_SLICE
+        self._reads = False  # the last pass read prompts
         self._closed = False
 
     @property
@@ -142,7 +143,7 @@ class LlamaCppEngine:
         if not shares:
             return []
         outputs = self._fill(shares)
-        self._decode(sum(count for _, count in shares), prefilling=any(count > 1 for _, count in shares))
+        self._decode(sum(count for _, count in shares), prefilling=self._reads)
         for run, count in shares:
             self._computed(run, count)
             if not run.max_tokens and run.prefilled == run.prompt_tokens:
@@ -150,12 +151,19 @@ class LlamaCppEngine:
         return [(run, self._speak(run, row)) for run, row in outputs]
 
     def _shares(self) -> list[tuple[Run, int]]:
-        """How many ids of each live run this pass takes: answers one each, then prompts up to a slice."""
+        """How many ids of each live run this pass takes: answers one each, or prompts up to a slice, in turns.
+
+        Never both: llama.cpp computes only pieces of one length together, so a mixed batch is two passes all the same,
+        and everybody would wait for both.
+        """
         live = [slot.run for slot in self._slots if slot.run is not None]
         answering = [run for run in live if len(_state(run).todo) == 1]
-        shares = [(run, 1) for run in answering]
-        room = min(self._slice, self.settings.batch - len(shares))
-        for run in sorted((run for run in live if run not in answering), key=lambda run: _state(run).slot.used):
+        reading = [run for run in live if len(_state(run).todo) > 1]
+        self._reads = bool(reading) and not (answering and self._reads)
+        if not self._reads:
+            return [(run, 1) for run in answering]
+        shares, room = [], min(self._slice, self.settings.batch)
+        for run in sorted(reading, key=lambda run: _state(run).slot.used):
             count = min(room, len(_state(run).todo))
             if count > 0:
                 shares.append((run, count))
