@@ -9,7 +9,8 @@ completion tokens that a server reports, against the time that its client waited
 
 short              tokens per second of one client: 50 tokens of question, 64 of answer
 one, four, eight   the same of so many clients together: 300 tokens of question, 128 of answer, no two alike
-beside three       seconds until a short question is answered with one token while three long answers stream
+beside three       seconds until a short question is answered with one token while three long answers stream (512 tokens
+                   to questions of 300): the median of thirteen, one after the other
 second turn        seconds until the second answer's first token; the first answer had 400 tokens of thinking and 400 of
                    text, and ended five seconds before, in which somebody read it
 """
@@ -36,6 +37,7 @@ SLOTS, CONTEXT = 8, 2048
 #: Words of a question and tokens of its answer.
 SHORT, USUAL = (40, 64), (280, 128)
 THINKING = ANSWER = 400
+LONG = 512
 WORDS = ("harbour", "ice", "tap", "bus", "market", "spring", "city", "alarm", "train", "proof", "letter", "car", "rice")
 Command = Callable[[int], list[str]]
 
@@ -111,13 +113,21 @@ def throughput(url: str, clients: int, first: int, size: tuple[int, int]) -> flo
 
 def beside_three(url: str) -> float:
     with ThreadPoolExecutor(3) as pool:
-        busy = [pool.submit(ask, url, question(100 + number), 384) for number in range(3)]
-        time.sleep(2)
-        began = time.perf_counter()
-        ask(url, "And?", 1)
-        seconds = time.perf_counter() - began
+        busy = [pool.submit(ask, url, question(100 + number, USUAL[0]), LONG) for number in range(3)]
+        time.sleep(6)  # the questions are read
+        waits = [waited(url, f"{word}?") for word in WORDS]
+        if any(one.done() for one in busy):
+            raise SystemExit("a long answer ended too early: the short questions were not beside three")
         for one in busy:
             one.result()
+    return statistics.median(waits)
+
+
+def waited(url: str, question: str) -> float:
+    began = time.perf_counter()
+    ask(url, question, 1)
+    seconds = time.perf_counter() - began
+    time.sleep(0.97)  # so that the questions fall on different moments of a step
     return seconds
 
 

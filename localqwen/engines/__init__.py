@@ -167,8 +167,8 @@ class Engine(Protocol):
         ...
 
     def step(self) -> list[tuple[Run, Piece]]:
-        """One batch: slices of prompts, or one token for every run that is past its prompt, or both. Neither is left out
-        twice in succession."""
+        """One batch: slices of prompts, or one token for every run that is past its prompt, or both; neither has to wait
+        for two batches."""
         ...
 
     def cancel(self, run: Run) -> None:
