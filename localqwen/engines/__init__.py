@@ -59,6 +59,10 @@ class Sampling:
                 f"repetition_penalty is {self.repetition_penalty}, it must be above 0", "1.0 switches it off"
             )
 
+    @property
+    def penalises(self) -> bool:
+        return (self.repetition_penalty, self.frequency_penalty, self.presence_penalty) != (1.0, 0.0, 0.0)
+
 
 _RANGES: tuple[tuple[str, float, float], ...] = (
     ("temperature", 0, 100),
@@ -167,8 +171,8 @@ class Engine(Protocol):
         ...
 
     def step(self) -> list[tuple[Run, Piece]]:
-        """One batch: slices of prompts, or one token for every run that is past its prompt, or both; neither has to wait
-        for two batches."""
+        """One batch: slices of prompts, or one token for every run that is past its prompt, or both. Neither waits for
+        more than one batch of the other."""
         ...
 
     def cancel(self, run: Run) -> None:

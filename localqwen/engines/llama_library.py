@@ -149,8 +149,8 @@ def sampler_chain(model: ModelFile, sampling: Sampling, *, window: int) -> Any:
     """
     lib = library()
     chain = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
-    penalties = (sampling.repetition_penalty, sampling.frequency_penalty, sampling.presence_penalty)
-    if penalties != (1.0, 0.0, 0.0):
+    if sampling.penalises:
+        penalties = (sampling.repetition_penalty, sampling.frequency_penalty, sampling.presence_penalty)
         added = lib.llama_sampler_init_penalties(model.vocabulary_size, window, *penalties)
         lib.llama_sampler_chain_add(chain, added)
     if sampling.temperature == 0:

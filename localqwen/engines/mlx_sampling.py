@@ -46,8 +46,7 @@ class Sampler:
         """As llama.cpp's penalties (llama-sampling.cpp), which are those of the papers: repetition divides what speaks
         for a token and multiplies what speaks against it; frequency is taken off per occurrence, presence once."""
         sampling = self._sampling
-        off = (sampling.repetition_penalty, sampling.frequency_penalty, sampling.presence_penalty) == (1, 0, 0)
-        if off or not self._counts:
+        if not sampling.penalises or not self._counts:
             return logits
         ids = mx.array(list(self._counts))
         seen, counts = logits[ids], mx.array(list(self._counts.values()))
