@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from localqwen.errors import LocalqwenError, NotEnoughMemory, Unsupported, UsageError
 from localqwen.machine import Machine
-from localqwen.models import checkpoint_header, gguf_header, registry
+from localqwen.models import checkpoint_header, gguf_header, registry, yarn
 from localqwen.models.gguf_header import GgufHeader
 from localqwen.models.registry import Model
 from localqwen.models.store import LocalFile
@@ -97,15 +97,17 @@ def granted_context(
 ) -> int:
     """Tokens per run: what was asked for, else what memory affords. Raises UsageError for more than the model was made
     for, NotEnoughMemory unless `force`."""
-    if asked is not None and not 1 <= asked <= header.context_length:
-        raise UsageError(
-            f"a context of {asked:,} tokens was asked for, {header.path.name} was made for {header.context_length:,}",
-            f"use --ctx {header.context_length} or less",
-        )
+    if asked is not None:
+        stretched(header, asked)
     context = asked or default_context(header, machine, max_runs, kv)
     if not force:
         check(header, context * max_runs, machine, kv)
     return context
+
+
+def stretched(header: GgufHeader, context: int) -> yarn.Scaling | None:
+    """The scaling that a context takes beyond what the file carries. Raises UsageError where it is too long."""
+    return yarn.needed(context, header.context_length, header.scaling, name=header.path.name)
 
 
 def _instead(header: GgufHeader, machine: Machine, kv: str) -> str:

@@ -14,11 +14,14 @@ from typing import Any
 
 from localqwen.errors import ModelNotFound, Unsupported
 from localqwen.models import cached
+from localqwen.models.yarn import Scaling
 
 #: GGUF value types with a fixed size: id -> struct format.
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
-_COUNTS = {"attention.head_count_kv", "attention.key_length"}
+_COUNTS = {"attention.head_count_kv", "attention.key_length", "rope.scaling.original_context_length"}
+_SCALING = {f"rope.scaling.{part}" for part in ("type", "factor", "original_context_length")}
+_TEXTS = ("general.name", "general.architecture", "rope.scaling.type")
 _LONGEST_TEXT = 1 << 24
 _TOO_MUCH = 1 << 24  # no header has more entries; a larger count means a damaged file
 
@@ -37,6 +40,7 @@ class GgufHeader:
     head_length: int
     width: int = 0
     heads: int = 0
+    scaling: Scaling | None = None
 
     @property
     def kv_elements_per_token(self) -> int:
@@ -69,7 +73,16 @@ def read(path: Path) -> GgufHeader:
         head_length=values.get("attention.key_length", values["embedding_length"] // heads),
         width=values["embedding_length"],
         heads=heads,
+        scaling=_scaling(values),
     )
+
+
+def _scaling(values: dict[str, Any]) -> Scaling | None:
+    kind = values.get("rope.scaling.type", "none")
+    if kind == "none":
+        return None
+    factor = values.get("rope.scaling.factor", 1.0)
+    return Scaling(factor, values.get("rope.scaling.original_context_length", 0), kind)
 
 
 def metadata(path: Path) -> dict[str, Any]:
@@ -90,7 +103,7 @@ def _not_whole(path: Path, problem: Exception) -> Unsupported:
 def _wanted(reader: _Reader) -> dict[str, Any]:
     """Values by key, the architecture's prefix removed. The tokenizer's long arrays come last and are not read."""
     needed = {"context_length", "block_count", "embedding_length", "attention.head_count"}
-    optional = {"general.name", "general.architecture", "attention.head_count_kv", "attention.key_length"}
+    optional = {"general.name", "general.architecture", "attention.head_count_kv", "attention.key_length", *_SCALING}
     found: dict[str, Any] = {}
     for key, value in reader.entries():
         short = key.removeprefix(f"{found.get('general.architecture', '')}.")
@@ -101,8 +114,11 @@ def _wanted(reader: _Reader) -> dict[str, Any]:
     for key in (needed | _COUNTS) & found.keys():
         if type(found[key]) is not int or found[key] < 1:
             raise ValueError(f"its {key} is {found[key]!r}")
-    if not all(isinstance(found.get(key, ""), str) for key in ("general.name", "general.architecture")):
-        raise ValueError("its name is no text")
+    if not all(isinstance(found.get(key, ""), str) for key in _TEXTS):
+        raise ValueError("its name or its rope.scaling.type is no text")
+    factor = found.get("rope.scaling.factor", 1.0)
+    if type(factor) is not float or not 0 < factor < float("inf"):
+        raise ValueError(f"its rope.scaling.factor is {factor!r}")
     missing = sorted((needed | {"general.architecture"}) - found.keys())
     if missing:
         raise ValueError(f"its header lacks {', '.join(missing)}")
