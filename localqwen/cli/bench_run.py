@@ -54,6 +54,7 @@ class Asked:
     form: str | None
     llama_bench: bool
     plot: Path | None
+    adapter: str | None
     save: bool
     force: bool
     yes: bool
@@ -81,6 +82,8 @@ def run(asked: Asked) -> int:
         raise UsageError(
             "there is no model to measure", "localqwen bench demo; to see earlier runs: localqwen bench list"
         )
+    if asked.quality and asked.adapter:
+        raise UsageError("--quality measures the models as they are on disk, without --adapter", "leave one of them out")
     profile = profiles.named(asked.profile) if asked.profile else None
     if asked.hold and profile is None:
         raise UsageError("--hold needs the limits of a profile", "localqwen bench MODEL --profile phone --hold")
@@ -152,6 +155,7 @@ def _plan(asked: Asked, workloads: dict[str, Workload], profile: Profile | None)
         threads=threads,
         context_length=max((workload.context_needed for workload in workloads.values()), default=0),
         force=asked.force,
+        adapter=asked.adapter,
         limits=profile.held if profile and asked.hold else limits.NO_LIMITS,
         options={
             "workloads": {name: asdict(workload) for name, workload in workloads.items()},
@@ -183,7 +187,8 @@ def _measure_server(asked: Asked, workloads: dict[str, Workload], profile: Profi
     from localqwen.bench.remote import RemoteModel
     from localqwen.bench.remote_runner import RemoteRunner
 
-    refused = [flag for flag, given in (("--sustain", asked.sustain), ("--quality", asked.quality)) if given]
+    flags = (("--sustain", asked.sustain), ("--quality", asked.quality), ("--adapter", asked.adapter))
+    refused = [flag for flag, given in flags if given]
     if refused or asked.speed_asked or asked.hold:
         raise UsageError(
             f"a server is measured by what it answers: {', '.join(refused) or 'no raw speed, no --hold'} with --url",

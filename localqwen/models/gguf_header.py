@@ -20,6 +20,7 @@ from localqwen.models.yarn import Scaling
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
 _COUNTS = {"attention.head_count_kv", "attention.key_length", "rope.scaling.original_context_length"}
+_WIDTHS = {"feed_forward_length", "expert_count", "expert_feed_forward_length"}
 _SCALING = {f"rope.scaling.{part}" for part in ("type", "factor", "original_context_length")}
 _TEXTS = ("general.name", "general.architecture", "rope.scaling.type")
 _LONGEST_TEXT = 1 << 24
@@ -41,6 +42,23 @@ class GgufHeader:
     width: int = 0
     heads: int = 0
     scaling: Scaling | None = None
+    feed_forward: int = 0
+    experts: int = 0
+    expert_feed_forward: int = 0
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """What shapes the weights, by the file's own keys without the architecture."""
+        return {
+            "block_count": self.block_count,
+            "embedding_length": self.width,
+            "feed_forward_length": self.feed_forward,
+            "attention.head_count": self.heads,
+            "attention.head_count_kv": self.kv_heads,
+            "attention.key_length": self.head_length,
+            "expert_count": self.experts,
+            "expert_feed_forward_length": self.expert_feed_forward,
+        }
 
     @property
     def kv_elements_per_token(self) -> int:
@@ -74,7 +92,16 @@ def read(path: Path) -> GgufHeader:
         width=values["embedding_length"],
         heads=heads,
         scaling=_scaling(values),
+        feed_forward=_width(values, "feed_forward_length"),
+        experts=_width(values, "expert_count"),
+        expert_feed_forward=_width(values, "expert_feed_forward_length"),
     )
+
+
+def _width(values: dict[str, Any], key: str) -> int:
+    """0 where it is not said, or not for all layers alike."""
+    value = values.get(key)
+    return value if type(value) is int else 0
 
 
 def _scaling(values: dict[str, Any]) -> Scaling | None:
@@ -103,7 +130,7 @@ def _not_whole(path: Path, problem: Exception) -> Unsupported:
 def _wanted(reader: _Reader) -> dict[str, Any]:
     """Values by key, the architecture's prefix removed. The tokenizer's long arrays come last and are not read."""
     needed = {"context_length", "block_count", "embedding_length", "attention.head_count"}
-    optional = {"general.name", "general.architecture", "attention.head_count_kv", "attention.key_length", *_SCALING}
+    optional = {"general.name", "general.architecture", *_COUNTS, *_WIDTHS, *_SCALING}
     found: dict[str, Any] = {}
     for key, value in reader.entries():
         short = key.removeprefix(f"{found.get('general.architecture', '')}.")

@@ -31,6 +31,15 @@ class Scaling:
         return f"{'YaRN' if self.kind == 'yarn' else self.kind} {self.factor:g}"
 
     @property
+    def as_config(self) -> dict[str, str | float | int]:
+        """`rope_scaling` of config.json."""
+        return {
+            "rope_type": self.kind,
+            "factor": self.factor,
+            "original_max_position_embeddings": self.original,
+        }
+
+    @property
     def warning(self) -> str:
         return (
             f"the context is stretched by YaRN, factor {self.factor:g}: texts shorter than {self.original:,} tokens "
@@ -60,7 +69,7 @@ def needed(asked: int, native: int, carried: Scaling | None, *, name: str = "thi
     if asked <= native or carried is not None:
         return None
     original = min(native, TRAINED)
-    return Scaling(next(factor for factor in FACTORS if factor * original >= asked), original)
+    return Scaling(float(next(factor for factor in FACTORS if factor * original >= asked)), original)
 
 
 def _made_for(native: int, longest: int, carried: Scaling | None) -> str:
