@@ -18,7 +18,7 @@ from convert.adapters import LowRank
 from convert.config import ARCHITECTURES, Config, read_config
 from convert.gguf_file import StoredTensor, padding
 from convert.mlx_layout import Stored
-from convert.tensor_types import TYPES
+from convert.tensor_types import F32
 from localqwen.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def write_gguf(folder: Path, out: Path, architecture: str, sizes: Mapping[str, i
         "adapter.type": "lora",
         "adapter.lora.alpha": 0.0,  # llama.cpp then scales by nothing: the scales are in the matrices
     }
-    stored = [StoredTensor(name, values.shape, TYPES["F32"]) for name, values in matrices.items()]
+    stored = [StoredTensor(name, values.shape, F32) for name, values in matrices.items()]
     _write(out, gguf_file.head(gguf_file.entries(metadata), stored), [*matrices.values()])
 
 

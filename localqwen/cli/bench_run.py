@@ -83,7 +83,9 @@ def run(asked: Asked) -> int:
             "there is no model to measure", "localqwen bench demo; to see earlier runs: localqwen bench list"
         )
     if asked.quality and asked.adapter:
-        raise UsageError("--quality measures the models as they are on disk, without --adapter", "leave one of them out")
+        raise UsageError(
+            "--quality measures the models as they are on disk, without --adapter", "leave one of them out"
+        )
     profile = profiles.named(asked.profile) if asked.profile else None
     if asked.hold and profile is None:
         raise UsageError("--hold needs the limits of a profile", "localqwen bench MODEL --profile phone --hold")
