@@ -208,12 +208,15 @@ def test_pickled_and_half_adapters_are_refused(tmp_path: Path) -> None:
             engines.open(base, engine=engine, context_length=64, adapter=tmp_path / "lora")
     make_adapter(tmp_path / "half", ATTENTION)
     (tmp_path / "half" / "adapter_config.json").unlink()
-    with pytest.raises(CheckpointError, match="adapter_config.json"):
+    with pytest.raises(CheckpointError, match=r"adapter_config\.json"):
         engines.open(base, engine="mlx", context_length=64, adapter=tmp_path / "half")
 
 
 @pytest.mark.parametrize("said", ["https://x.org/lora", "hf:owner/lora", "MS:owner/lora", "nowhere", "README.md"])
-def test_an_adapter_that_is_no_folder_here_is_wrong_usage(said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_adapter_that_is_no_folder_here_is_wrong_usage(
+    said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", None)
     assert main(["run", "demo", "hi", "--adapter", said]) == 2
     told = capsys.readouterr().err
     assert said in told
@@ -223,7 +226,10 @@ def test_an_adapter_that_is_no_folder_here_is_wrong_usage(said: str, capsys: pyt
 # Where it can be given
 
 
-def test_run_answers_with_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_answers_with_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", None)
     base = make_checkpoint(tmp_path / "m")
     make_adapter(tmp_path / "lora", ATTENTION | DENSE)
     line = ["run", str(base), "hi", "--max-tokens", "8", "--temperature", "0", "--stats", "--threads", "1"]

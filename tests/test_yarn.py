@@ -76,7 +76,7 @@ def test_a_scaling_that_the_file_carries_is_left_as_it_is() -> None:
     assert yarn.needed(65_536, 65_536, Scaling(2.0, BASE)) is None
 
 
-@pytest.mark.parametrize(("native", "factor"), product([64, 8192, BASE, HYBRID, 131_072, JULY], [2, 4]))
+@pytest.mark.parametrize(("native", "factor"), [*product([64, 8192, BASE, HYBRID, 131_072, JULY], [2, 4])])
 def test_opening_and_converting_stretch_alike(native: int, factor: int, tmp_path: Path) -> None:
     """The longest context of `convert --yarn N` takes factor N here; what one refuses the other refuses."""
     folder = make_checkpoint(tmp_path / "m", Shape(layers=1, hidden=64, feed_forward=64, heads=1, kv_heads=1))
@@ -231,7 +231,10 @@ def test_the_first_answer_warns_once() -> None:
 
 
 @pytest.mark.parametrize("name", ENGINES)
-def test_run_stretches_warns_and_says_the_factor(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_stretches_warns_and_says_the_factor(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", None)
     folder = tmp_path / "m"
     make_stretchable(folder, Shape(), "BF16")
     line = ["run", str(folder), "hi", "--engine", name, "--max-tokens", "2", "--stats", "--threads", "1"]

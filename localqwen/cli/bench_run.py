@@ -116,11 +116,14 @@ def _tests(asked: Asked, workloads: dict[str, Workload]) -> list[Test]:
 def _measure_models(asked: Asked, workloads: dict[str, Workload], profile: Profile | None) -> int:
     from localqwen.bench import history, qualities, runner
     from localqwen.cli import getting
+    from localqwen.models import provide
 
     plan = _plan(asked, workloads, profile)
     if asked.quality:
         qualities.check(len(set(plan.models)) * len(plan.engines), asked.reference)
     plan.limits.check()
+    if plan.adapter:
+        provide.adapter_folder(plan.adapter)  # before anything is pulled
     for engine in plan.engines:
         for name in dict.fromkeys(plan.models):
             getting.ensure(name, engine=engine, yes=asked.yes, force=asked.force)

@@ -67,11 +67,19 @@ class Loading:
     yes: bool = False
     force: bool = False
 
+    def check_adapter(self) -> None:
+        """Before anything is pulled. Raises UsageError."""
+        from localqwen.models import provide
+
+        if self.adapter is not None:
+            provide.adapter_folder(self.adapter)
+
     def open(self, name: str) -> ChatModel:
         """What is not here is pulled after asking; what must be converted shows a bar, because it takes a while."""
         import localqwen
         from localqwen.cli import getting
 
+        self.check_adapter()
         getting.ensure(name, engine=self.engine, yes=self.yes, force=self.force)
         given = {"force": self.force or None, "kv_quant": self.kv_quant, "adapter": self.adapter}
         options: dict[str, Any] = {key: value for key, value in given.items() if value is not None}

@@ -94,6 +94,7 @@ def command(models: tuple[str, ...], host: str, port: int, loading: Loading, **f
         models = (choice.model,)
     if loading.adapter and len(models) > 1:
         raise UsageError("--adapter is for one model, several are named", "serve the model that it was trained on")
+    loading.check_adapter()
     for model in models:
         getting.ensure(model, yes=loading.yes, force=loading.force)
     listener = running.bind(host, port)  # before seconds are spent on loading

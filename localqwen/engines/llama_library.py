@@ -17,7 +17,7 @@ from localqwen.engines import Sampling
 from localqwen.errors import EngineError, EngineUnavailable
 from localqwen.models.yarn import Scaling
 
-_ERROR_LEVEL = 3  # ggml_log_level: 1 info, 2 warning, 3 error, 5 continues the line before
+_ERROR_LEVEL = 4  # ggml_log_level: 1 debug, 2 info, 3 warning, 4 error, 5 continues the line before
 _RANDOM_SEED = 0xFFFFFFFF  # LLAMA_DEFAULT_SEED: the library draws one
 
 #: Type of keys and values -> ggml_type (ggml.h).

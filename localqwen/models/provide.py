@@ -109,7 +109,7 @@ def adapted(adapter: str | Path | None, model: Path, *, engine: str) -> Iterator
     if adapter is None:
         yield None
         return
-    folder = _adapter_folder(str(adapter))
+    folder = adapter_folder(str(adapter))
     with tempfile.TemporaryDirectory(prefix="localqwen-") as made:
         if engine == forms.MLX:
             out = Path(made) / f"{folder.name}.safetensors"
@@ -121,7 +121,8 @@ def adapted(adapter: str | Path | None, model: Path, *, engine: str) -> Iterator
         yield out
 
 
-def _adapter_folder(said: str) -> Path:
+def adapter_folder(said: str) -> Path:
+    """Raises UsageError for what is no folder of this machine."""
     if "://" in said or said.lower().startswith(("hf:", "ms:")):
         raise UsageError(f"the adapter {said} is not on this machine", f"download it, then {_ADAPTER_HINT}")
     folder = Path(said).expanduser().resolve()
