@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from convert import adapters, gguf_file, mlx_layout, qwen3, shard_writer, target
 from convert.adapters import LowRank
-from convert.config import ARCHITECTURES, Config, read_config
+from convert.config import ARCHITECTURES, MAX_EXPERTS, MAX_LAYERS, Config, read_config
 from convert.gguf_file import StoredTensor, padding
 from convert.mlx_layout import Stored
 from convert.tensor_types import F32
@@ -95,6 +95,8 @@ def _config(architecture: str, sizes: Mapping[str, int], vocabulary: int) -> Con
     layers, hidden, feed_forward, heads, kv_heads, head_size, experts, expert_feed_forward = (
         sizes.get(key, 0) for key in GGUF_KEYS
     )
+    if layers > MAX_LAYERS or experts > MAX_EXPERTS:
+        raise CheckpointError(f"the model says that it has {layers:,} layers, {experts:,} experts", "download it again")
     return Config(
         official[architecture], layers, hidden, feed_forward, heads, kv_heads, head_size, vocabulary,
         context=0, norm_epsilon=0.0, rope_theta=0.0, tied=False, yarn=None,

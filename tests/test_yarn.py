@@ -15,12 +15,13 @@ from engine_runs import ENGINES, evaluated, torch_logprobs
 from numpy.typing import NDArray
 
 import convert
+from convert import gguf_file
 from localqwen import engines
 from localqwen.chat.local import LocalChatModel
 from localqwen.chat.messages import Message, Request, Started
 from localqwen.cli import main
 from localqwen.engines.scripted import ScriptedEngine
-from localqwen.errors import LocalqwenError, NotEnoughMemory, UsageError
+from localqwen.errors import LocalqwenError, NotEnoughMemory, Unsupported, UsageError
 from localqwen.machine import this_machine
 from localqwen.models import checkpoint_header, fit, gguf_header, yarn
 from localqwen.models.yarn import Scaling
@@ -110,6 +111,39 @@ def test_memory_is_predicted_for_the_stretched_context(tmp_path: Path) -> None:
     assert granted == [65_536, 131_072]
     with pytest.raises(NotEnoughMemory, match="131,072"):
         fit.granted_context(header, 131_072, machine, max_runs=1, kv="f16", force=False)
+
+
+def test_the_hint_is_the_context_that_fits_for_each_run(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "m")
+    write_json(folder / "config.json", config(Shape()) | {"max_position_embeddings": HYBRID})
+    header = checkpoint_header.read(folder)
+    machine = replace(this_machine(), memory=fit.needed_bytes(header, 0) + header.kv_bytes_per_token * 4 * 100_000)
+    with pytest.raises(NotEnoughMemory, match="for each of 4 runs") as caught:
+        fit.granted_context(header, 131_072, machine, max_runs=4, kv="f16", force=False)
+    fits = int(caught.value.hint.partition("--ctx ")[2].partition(";")[0])
+    assert 99_000 < fits <= 100_000, "so many that attention goes without scores"
+    assert fit.granted_context(header, fits, machine, max_runs=4, kv="f16", force=False) == fits
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"factor": -4.0}, "factor is -4"),
+        ({"factor": 4}, "factor is 4"),
+        ({"type": 2}, "is no text"),
+        ({"original_context_length": 0}, "original_context_length is 0"),
+    ],
+)
+def test_scalings_that_no_gguf_file_has(values: dict[str, Any], words: str, tmp_path: Path) -> None:
+    scaling = {"type": "yarn", "factor": 4.0, "original_context_length": BASE} | values
+    sizes = {"context_length": HYBRID, "block_count": 1, "embedding_length": 64, "attention.head_count": 1}
+    keys = sizes | {f"rope.scaling.{key}": value for key, value in scaling.items()}
+    entries = gguf_file.entries(
+        {"general.architecture": "qwen3", **{f"qwen3.{key}": value for key, value in keys.items()}}
+    )
+    (tmp_path / "a.gguf").write_bytes(gguf_file.head(entries, []))
+    with pytest.raises(Unsupported, match=words):
+        gguf_header.read(tmp_path / "a.gguf")
 
 
 @pytest.mark.parametrize("key", ["rope_scaling", "rope_parameters"])

@@ -155,7 +155,7 @@ class Runner:
         with provide.adapted(self.plan.adapter, path, engine=engine):
             pass  # it fits, or says why not
         if not self.plan.force:
-            fit.check(header, self.plan.context * self.plan.max_runs, this_machine())
+            fit.check(header, self.plan.context, this_machine(), max_runs=self.plan.max_runs)
 
     def _fit_together(self) -> bool:
         if len(self._openings) == 1:
