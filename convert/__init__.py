@@ -11,6 +11,7 @@ recipe, versions, digests.
     storage.py       how official quantised weights are stored, and what numbers they stand for
     yarn.py          a longer context, before anything reads the config
     adapters.py      LoRA adapters, merged while the weights are read
+    adapter_files.py LoRA adapters as files for the engines
     qwen3.py         the architecture: tensors, names, keys
     tokenizer.py     tokenizer.json -> tokenizer keys
     tensor_types.py  the types of ggml
@@ -44,10 +45,10 @@ with a hint, EngineUnavailable where llama.cpp or MLX is missing, UsageError for
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from convert import mlx_schemes, quants
 from localqwen.errors import OutputError
@@ -62,6 +63,8 @@ __all__ = [
     "Options",
     "Progress",
     "Report",
+    "adapter_for_llama_cpp",
+    "adapter_for_mlx",
     "convert",
     "convert_to_mlx",
     "dequantise",
@@ -215,6 +218,24 @@ def dequantise(
         written, tensors = official.write(checkpoint, out, force=force, progress=progress)
     size = sum(digest.bytes for digest in written.values())
     return Report(out, size, tensors, "16bit", time.monotonic() - started)
+
+
+def adapter_for_llama_cpp(folder: Path, out: Path, *, architecture: str, sizes: Mapping[str, int]) -> None:
+    """Writes the LoRA adapter in `folder`, of PEFT's layout, as the GGUF file `out` that llama.cpp applies.
+
+    `sizes` are the model's, by GGUF's keys without the architecture. Raises CheckpointError for an adapter that is no
+    plain LoRA or does not fit the model, OutputError.
+    """
+    from convert import adapter_files
+
+    adapter_files.write_gguf(folder, out, architecture, sizes)
+
+
+def adapter_for_mlx(folder: Path, out: Path, *, config: Mapping[str, Any]) -> None:
+    """The same for the MLX engine, as the safetensors file `out`. `config` is the model's config.json."""
+    from convert import adapter_files
+
+    adapter_files.write_mlx(folder, out, config)
 
 
 def convert_to_mlx(

@@ -1,4 +1,4 @@
-"""LoRA adapters of PEFT's layout, merged into the weights while they are read: W + scale * B A, in float32.
+"""LoRA adapters of PEFT's layout, read, and merged into the weights while these are read: W + scale * B A, in float32.
 
 Read are adapter_config.json and adapter_model.safetensors; a pickled adapter is refused.
 """
@@ -29,19 +29,35 @@ _OTHERS = ("use_dora", "modules_to_save", "layer_replication", "megatron_config"
 
 
 @dataclass(frozen=True)
+class LowRank:
+    """What is added to a weight: `up` is (rows, rank), the scale already in it, `down` (rank, columns)."""
+
+    up: NDArray[np.float32]
+    down: NDArray[np.float32]
+
+    def check(self, name: str, shape: tuple[int, ...]) -> None:
+        """Raises CheckpointError unless it can be added to the weight `name` of that shape."""
+        if shape != (self.up.shape[0], self.down.shape[1]) or self.up.shape[1] != self.down.shape[0]:
+            raise CheckpointError(
+                f"the adapter's matrices for {name} are {list(self.up.shape)} and {list(self.down.shape)}, "
+                f"the weight {list(shape)}",
+                _HINT,
+            )
+
+
+@dataclass(frozen=True)
 class _Adapted:
-    """A weight and what is added to it; `up` is (rows, rank), `down` (rank, columns), the scale already in it."""
+    """A weight and what is added to it."""
 
     base: TensorFile
     tensor: SourceTensor
-    up: NDArray[np.float32]
-    down: NDArray[np.float32]
+    added: LowRank
 
     def rows(self, tensor: SourceTensor, first: int, count: int) -> NDArray[np.generic]:
         from convert.encode import to_float32
 
         before = to_float32(self.base.rows(self.tensor, first, count), self.tensor.dtype)
-        return before + self.up[first : first + count] @ self.down
+        return before + self.added.up[first : first + count] @ self.added.down
 
     def forget(self, tensor: SourceTensor, rows: int) -> None:
         self.base.forget(self.tensor, rows)
@@ -51,6 +67,14 @@ def apply(checkpoint: Checkpoint, folder: Path | None) -> None:
     """From now on the checkpoint gives the merged weights. Raises CheckpointError if the adapter does not fit it."""
     if folder is None:
         return
+    pairs = read(folder)
+    for path, added in pairs.items():
+        checkpoint.replace(f"{path}.weight", _adapted(checkpoint, f"{path}.weight", added))
+    checkpoint.notes += (f"{folder.name} is merged into {len(pairs)} weights",)
+
+
+def read(folder: Path) -> dict[str, LowRank]:
+    """By the path of the weight, without `.weight`. Raises CheckpointError for what is no plain LoRA."""
     if not (folder / _WEIGHTS).is_file():
         pickled = " (pickle files can run code and are never loaded)" if any(folder.glob("*.bin")) else ""
         raise CheckpointError(
@@ -61,12 +85,9 @@ def apply(checkpoint: Checkpoint, folder: Path | None) -> None:
     file = SafetensorsFile(folder / _WEIGHTS)
     try:
         pairs = _pairs(file)
-        for path, (up, down) in pairs.items():
-            name = f"{path}.weight"
-            checkpoint.replace(name, _adapted(checkpoint, name, up, down, _scale(config, path, down.shape[0])))
     finally:
         file.close()
-    checkpoint.notes += (f"{folder.name} is merged into {len(pairs)} weights",)
+    return {path: LowRank(_scale(config, path, down.shape[0]) * up, down) for path, (up, down) in pairs.items()}
 
 
 def _check(config: Mapping[str, Any]) -> None:
@@ -115,17 +136,14 @@ def _scale(config: Mapping[str, Any], path: str, rank: int) -> float:
     return float(alpha) / (sqrt(rank) if config.get("use_rslora") else rank)
 
 
-def _adapted(
-    checkpoint: Checkpoint, name: str, up: NDArray[np.float32], down: NDArray[np.float32], scale: float
-) -> Matrix:
+def _adapted(checkpoint: Checkpoint, name: str, added: LowRank) -> Matrix:
     base = checkpoint.tensors.get(name)
     if base is None or base.dtype not in NUMPY_TYPES:
-        raise CheckpointError(f"the adapter changes {name}, which the checkpoint does not have", _HINT)
-    if base.shape != (up.shape[0], down.shape[1]) or up.shape[1] != down.shape[0]:
-        raise CheckpointError(
-            f"the adapter's matrices for {name} are {list(up.shape)} and {list(down.shape)}, "
-            f"the weight {list(base.shape)}",
-            _HINT,
-        )
+        raise not_there(name, "checkpoint")
+    added.check(name, base.shape)
     merged = SourceTensor(name, "F32", base.shape, 0, 4 * base.shape[0] * base.shape[1])
-    return merged, _Adapted(checkpoint.file_of(name), base, scale * up, down)
+    return merged, _Adapted(checkpoint.file_of(name), base, added)
+
+
+def not_there(name: str, where: str) -> CheckpointError:
+    return CheckpointError(f"the adapter changes {name}, which the {where} does not have", _HINT)

@@ -10,8 +10,8 @@ from localqwen.errors import CheckpointError
 
 #: transformers' architecture -> GGUF's.
 ARCHITECTURES = {"Qwen3ForCausalLM": "qwen3", "Qwen3MoeForCausalLM": "qwen3moe"}
-_MAX_LAYERS = 512  # LLAMA_MAX_LAYERS of llama.cpp; also keeps a forged config from growing a list without end
-_MAX_EXPERTS = 512  # LLAMA_MAX_EXPERTS
+MAX_LAYERS = 512  # LLAMA_MAX_LAYERS of llama.cpp; also keeps a forged config from growing a list without end
+MAX_EXPERTS = 512  # LLAMA_MAX_EXPERTS
 _MAX_SIZE = 2**31 - 1
 CONFIG_HINT = "compare config.json with the makers' original"
 
@@ -51,7 +51,7 @@ def read_config(config: Mapping[str, Any]) -> Config:
     rope = _rope(config)
     result = Config(
         architecture=config["architectures"][0],
-        layers=_count(config, "num_hidden_layers", _MAX_LAYERS),
+        layers=_count(config, "num_hidden_layers", MAX_LAYERS),
         hidden=_count(config, "hidden_size"),
         feed_forward=_count(config, "intermediate_size"),
         heads=_count(config, "num_attention_heads"),
@@ -98,7 +98,7 @@ def _experts(config: Mapping[str, Any]) -> dict[str, int]:
         raise CheckpointError("config.json has layers without experts, which GGUF's qwen3moe cannot have", CONFIG_HINT)
     if config.get("norm_topk_prob") is not True:
         raise CheckpointError("config.json does not set norm_topk_prob, as every Qwen3 mixture does", CONFIG_HINT)
-    experts = _count(config, "num_experts", _MAX_EXPERTS)
+    experts = _count(config, "num_experts", MAX_EXPERTS)
     return {
         "experts": experts,
         "experts_used": _count(config, "num_experts_per_tok", experts),

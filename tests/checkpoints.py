@@ -261,3 +261,22 @@ def write_raw_safetensors(path: Path, header: Any, data: bytes) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, ensure_ascii=False, indent=2), encoding="utf-8")
+
+
+def make_adapter(
+    folder: Path, targets: Mapping[str, tuple[int, int]], *, rank: int = 4, **settings: Any
+) -> dict[str, Any]:
+    """A LoRA adapter in PEFT's layout for weights by path and shape; gives what is to be added to each weight, in
+    float64, for alpha / rank = 2."""
+    folder.mkdir()
+    random = np.random.default_rng(6)
+    tensors, added = {}, {}
+    for path, (rows, columns) in targets.items():
+        down, up = (random.standard_normal(size).astype(np.float32) * 0.1 for size in ((rank, columns), (rows, rank)))
+        tensors[f"base_model.model.{path}.lora_A.weight"] = down
+        tensors[f"base_model.model.{path}.lora_B.weight"] = up
+        added[f"{path}.weight"] = 2.0 * (up.astype(np.float64) @ down.astype(np.float64))
+    write_safetensors(folder / "adapter_model.safetensors", tensors, "F32")
+    usual = {"peft_type": "LORA", "lora_alpha": 2 * rank, "r": rank, "bias": "none", "fan_in_fan_out": False}
+    write_json(folder / "adapter_config.json", usual | settings)
+    return added

@@ -70,3 +70,14 @@ def log_softmax(logits: NDArray[np.floating]) -> NDArray[np.float64]:
 def evaluated(engine: Engine, tokens: Sequence[int]) -> NDArray[np.float64]:
     """Log-probabilities behind each token, shape (tokens, vocabulary)."""
     return log_softmax(np.concatenate(list(engine.evaluate(tokens))))
+
+
+def torch_logprobs(folder: Path, ids: list[int]) -> NDArray[np.float64]:
+    """transformers in float32 on the CPU."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    torch.set_num_threads(1)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    with torch.no_grad():
+        return log_softmax(model(torch.tensor([ids])).logits[0].numpy())

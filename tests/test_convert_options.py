@@ -12,7 +12,7 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
-from checkpoints import Shape, as_dtype, config, make_checkpoint, weights, write_json, write_safetensors
+from checkpoints import Shape, as_dtype, config, make_adapter, make_checkpoint, weights, write_json
 
 import convert
 from convert import Options, imatrix, quants
@@ -252,24 +252,6 @@ def test_yarn_is_refused_where_the_model_was_not_made_for_it(
 
 
 # LoRA
-
-
-def make_adapter(
-    folder: Path, targets: dict[str, tuple[int, int]], *, rank: int = 4, **settings: Any
-) -> dict[str, Any]:
-    """PEFT's layout; gives what is to be added to each weight, in float64, for alpha / rank = 2."""
-    folder.mkdir()
-    random = np.random.default_rng(6)
-    tensors, added = {}, {}
-    for path, (rows, columns) in targets.items():
-        down, up = (random.standard_normal(size).astype(np.float32) * 0.1 for size in ((rank, columns), (rows, rank)))
-        tensors[f"base_model.model.{path}.lora_A.weight"] = down
-        tensors[f"base_model.model.{path}.lora_B.weight"] = up
-        added[f"{path}.weight"] = 2.0 * (up.astype(np.float64) @ down.astype(np.float64))
-    write_safetensors(folder / "adapter_model.safetensors", tensors, "F32")
-    usual = {"peft_type": "LORA", "lora_alpha": 2 * rank, "r": rank, "bias": "none", "fan_in_fan_out": False}
-    write_json(folder / "adapter_config.json", usual | settings)
-    return added
 
 
 def exact(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

@@ -13,7 +13,18 @@ import numpy as np
 import pytest
 import real_vocabulary
 from checkpoints import Shape, make_checkpoint, write_json
-from engine_runs import ENGINES, GREEDY, answer, chat, collect, demo_for, evaluated, open_demo, tokens_of
+from engine_runs import (
+    ENGINES,
+    GREEDY,
+    answer,
+    chat,
+    collect,
+    demo_for,
+    evaluated,
+    open_demo,
+    tokens_of,
+    torch_logprobs,
+)
 from numpy.typing import NDArray
 
 from localqwen import engines
@@ -133,18 +144,6 @@ def text(both: Mapping[str, Engine]) -> list[int]:
 @pytest.fixture(scope="module")
 def reference(text: list[int]) -> NDArray[np.float64]:
     return torch_logprobs(provide.demo_checkpoint(), text)
-
-
-def torch_logprobs(folder: Path, ids: list[int]) -> NDArray[np.float64]:
-    """transformers in float32 on the CPU."""
-    import torch
-    from engine_runs import log_softmax
-    from transformers import AutoModelForCausalLM
-
-    torch.set_num_threads(1)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    with torch.no_grad():
-        return log_softmax(model(torch.tensor([ids])).logits[0].numpy())
 
 
 #: Of tokens with a probability above 0.001. bf16 has 8 bits of mantissa, so a logit of 16 to 32 is known to 1/16, and

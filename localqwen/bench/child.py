@@ -71,13 +71,20 @@ class Bench:
         max_runs: int,
         force: bool,
         limits: Mapping[str, Any],
+        adapter: str | None = None,
     ) -> None:
         _hold(limits)
         from localqwen import engines
 
         began = time.perf_counter()
         self.engine: Engine = engines.open(
-            name, engine=engine, threads=threads, context_length=context_length, max_runs=max_runs, force=force
+            name,
+            engine=engine,
+            threads=threads,
+            context_length=context_length,
+            max_runs=max_runs,
+            force=force,
+            adapter=adapter,
         )
         self._load_ms = (time.perf_counter() - began) * 1000
         self._name, self._label = name, label

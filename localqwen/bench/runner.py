@@ -18,7 +18,7 @@ from localqwen.bench.speed import context_needed
 from localqwen.bench.worker import Opening, Worker, interleaved
 from localqwen.errors import Unsupported, UsageError
 from localqwen.machine import Machine, this_machine
-from localqwen.models import fit, gguf_header, provide
+from localqwen.models import checkpoint_header, fit, gguf_header, provide, yarn
 
 #: Told what is going on, and how many samples of how many are there.
 Tell = Callable[[str, int, int], None]
@@ -30,7 +30,8 @@ _APART = "the models do not fit into memory together: each was loaded anew for e
 @dataclass(frozen=True)
 class Plan:
     """What to measure. Every model is measured on every engine and with every number of threads; None leaves those to
-    the machine. `context_length` is what chat and workloads need; raw speed takes what its tests need."""
+    the machine. `context_length` is what chat and workloads need; raw speed takes what its tests need. `adapter` is a
+    folder with a LoRA adapter, applied to all models."""
 
     models: Sequence[str]
     tests: Sequence[Test]
@@ -39,6 +40,7 @@ class Plan:
     threads: Sequence[int | None] = (None,)
     context_length: int = 0
     force: bool = False
+    adapter: str | None = None
     limits: Limits = NO_LIMITS
     options: Mapping[str, Any] | None = None  # for chat, workloads and endurance: what the child needs to know
 
@@ -107,6 +109,8 @@ class Runner:
     def measure(self) -> None:
         """Raises what opening or measuring a model raises; samples that came before stay in `run`."""
         self._describe()
+        if self.plan.adapter:
+            self._note(f"with the adapter {self.plan.adapter}")
         with ExitStack() as stack:
             if self._fit_together():
                 self._turns([stack.enter_context(self._open(opening)) for opening in self._openings])
@@ -137,17 +141,21 @@ class Runner:
 
     def _check(self, name: str, engine: str) -> None:
         path = provide.provide(name, engine=engine)
-        if not path.is_file():
-            return
-        header = gguf_header.read(path)
-        if self.plan.context > header.context_length:
+        header = checkpoint_header.read(path) if path.is_dir() else gguf_header.read(path)
+        try:
+            scaling = fit.stretched(header, self.plan.context)
+        except UsageError as exc:
             raise Unsupported(
                 f"the tests need a context of {self.plan.context:,} tokens, {path.name} was made for "
-                f"{header.context_length:,}",
+                f"{yarn.reach(header.context_length, header.scaling):,}",
                 "take away from --depth, --prompt, --generate or --workload",
-            )
+            ) from exc
+        if scaling is not None:
+            self._note(f"{path.name}: {scaling.warning}")
+        with provide.adapted(self.plan.adapter, path, engine=engine):
+            pass  # it fits, or says why not
         if not self.plan.force:
-            fit.check(header, self.plan.context * self.plan.max_runs, this_machine())
+            fit.check(header, self.plan.context, this_machine(), max_runs=self.plan.max_runs)
 
     def _fit_together(self) -> bool:
         if len(self._openings) == 1:
@@ -239,7 +247,9 @@ def _openings(plan: Plan) -> Iterator[Opening]:
                 label += f" {threads} threads" if len(plan.threads) > 1 else ""
                 seen[label] = seen.get(label, 0) + 1
                 label += f" #{seen[label]}" if seen[label] > 1 else ""
-                yield Opening(name, label, engine, threads, plan.context, plan.max_runs, plan.force, plan.limits)
+                yield Opening(
+                    name, label, engine, threads, plan.context, plan.max_runs, plan.force, plan.limits, plan.adapter
+                )
 
 
 def settings_of(plan: Plan) -> dict[str, Any]:
@@ -250,4 +260,5 @@ def settings_of(plan: Plan) -> dict[str, Any]:
         "context_length": plan.context,
         "max_runs": plan.max_runs,
         "limits": asdict(plan.limits),
+        **({"adapter": plan.adapter} if plan.adapter else {}),
     }

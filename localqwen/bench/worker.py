@@ -32,6 +32,7 @@ class Opening:
     max_runs: int = 1
     force: bool = False
     limits: Limits = NO_LIMITS
+    adapter: str | None = None
 
 
 class Worker:

@@ -6,10 +6,12 @@ import functools
 import time
 from collections import deque
 from collections.abc import Generator, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
 
 from localqwen.chat import sampling
 from localqwen.chat.grammar import Grammars
-from localqwen.chat.messages import Event, Message, Request, ThinkingMode, Working
+from localqwen.chat.messages import Event, Message, Request, Started, ThinkingMode, Working
 from localqwen.chat.prepare import ReadingAhead, next_turn
 from localqwen.chat.reply import ModelFacts, Reply
 from localqwen.chat.sampling import MAKERS, Presets
@@ -85,13 +87,14 @@ class LocalChatModel:
         self.engine = engine
         self._inbox: dict[Run, deque[Piece]] = {}
         self._reply: Reply | None = None
+        self._untold = engine.warnings
         self._reading = ReadingAhead(engine)
 
     def stream(self, request: Request) -> Generator[Event, None, None]:
         reply = self._reply = Reply(request, self._facts)
         spec, run = reply.run, self._start(reply)
         try:
-            yield from reply.begin(run)
+            yield from self._warned(reply.begin(run))
             while not reply.finished:
                 yield from self._advance(reply, run) or [Working(run.prefilled, run.prompt_tokens)]
                 if reply.run is not spec and not reply.finished:
@@ -99,6 +102,14 @@ class LocalChatModel:
                     spec, run = reply.run, self._start(reply)
         finally:
             self._stop(run)
+
+    def _warned(self, events: list[Event]) -> list[Event]:
+        """The first answer also says what the opening of the model gave reason to warn of."""
+        untold, self._untold = self._untold, ()
+        return [
+            replace(event, warnings=untold + event.warnings) if isinstance(event, Started) else event
+            for event in events
+        ]
 
     @property
     def setup(self) -> str:
@@ -152,6 +163,7 @@ def load(
     threads: int | None = None,
     force: bool = False,
     kv_quant: int | None = None,
+    adapter: str | Path | None = None,
 ) -> LocalChatModel:
     """Open a model by name or path and make it answer. See `localqwen.engines.open` for the parameters and errors."""
     from localqwen import engines
@@ -159,7 +171,13 @@ def load(
 
     begin = time.perf_counter()
     opened = engines.open(
-        name, engine=engine, context_length=context_length, threads=threads, force=force, kv_quant=kv_quant
+        name,
+        engine=engine,
+        context_length=context_length,
+        threads=threads,
+        force=force,
+        kv_quant=kv_quant,
+        adapter=adapter,
     )
     model = names.model_of(name)
     return LocalChatModel(

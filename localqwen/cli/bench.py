@@ -101,6 +101,7 @@ def _several(flag: str, default: str, help: str, *, least: int = 0) -> Callable[
 @click.option("--llama-bench", is_flag=True, help="With --json: the keys of llama.cpp's llama-bench.")
 @click.option("--plot", type=click.Path(path_type=Path), metavar="DIR", help="Charts and an HTML report into DIR.")
 @click.option("--save/--no-save", default=True, help="Keep the run (default), or do not.")
+@click.option("--adapter", metavar="FOLDER", help="Apply a LoRA adapter of PEFT's layout to the models.")
 @click.option("--force", is_flag=True, help="Load models even if they do not fit the memory.")
 @click.option("--yes", "-y", is_flag=True, help="Pull models that are not here without asking.")
 @click.pass_context

@@ -54,6 +54,7 @@ class Asked:
     form: str | None
     llama_bench: bool
     plot: Path | None
+    adapter: str | None
     save: bool
     force: bool
     yes: bool
@@ -80,6 +81,10 @@ def run(asked: Asked) -> int:
     if not asked.models and not asked.url:
         raise UsageError(
             "there is no model to measure", "localqwen bench demo; to see earlier runs: localqwen bench list"
+        )
+    if asked.quality and asked.adapter:
+        raise UsageError(
+            "--quality measures the models as they are on disk, without --adapter", "leave one of them out"
         )
     profile = profiles.named(asked.profile) if asked.profile else None
     if asked.hold and profile is None:
@@ -111,11 +116,14 @@ def _tests(asked: Asked, workloads: dict[str, Workload]) -> list[Test]:
 def _measure_models(asked: Asked, workloads: dict[str, Workload], profile: Profile | None) -> int:
     from localqwen.bench import history, qualities, runner
     from localqwen.cli import getting
+    from localqwen.models import provide
 
     plan = _plan(asked, workloads, profile)
     if asked.quality:
         qualities.check(len(set(plan.models)) * len(plan.engines), asked.reference)
     plan.limits.check()
+    if plan.adapter:
+        provide.adapter_folder(plan.adapter)  # before anything is pulled
     for engine in plan.engines:
         for name in dict.fromkeys(plan.models):
             getting.ensure(name, engine=engine, yes=asked.yes, force=asked.force)
@@ -152,6 +160,7 @@ def _plan(asked: Asked, workloads: dict[str, Workload], profile: Profile | None)
         threads=threads,
         context_length=max((workload.context_needed for workload in workloads.values()), default=0),
         force=asked.force,
+        adapter=asked.adapter,
         limits=profile.held if profile and asked.hold else limits.NO_LIMITS,
         options={
             "workloads": {name: asdict(workload) for name, workload in workloads.items()},
@@ -183,7 +192,8 @@ def _measure_server(asked: Asked, workloads: dict[str, Workload], profile: Profi
     from localqwen.bench.remote import RemoteModel
     from localqwen.bench.remote_runner import RemoteRunner
 
-    refused = [flag for flag, given in (("--sustain", asked.sustain), ("--quality", asked.quality)) if given]
+    flags = (("--sustain", asked.sustain), ("--quality", asked.quality), ("--adapter", asked.adapter))
+    refused = [flag for flag, given in flags if given]
     if refused or asked.speed_asked or asked.hold:
         raise UsageError(
             f"a server is measured by what it answers: {', '.join(refused) or 'no raw speed, no --hold'} with --url",

@@ -54,6 +54,7 @@ def command(
     if goes_on and last is None:
         raise SessionError("there is no conversation to go on with", "start one: localqwen chat")
     choice = choose(model, last, largest)
+    loading.check_adapter()
     getting.ensure(choice.model, yes=loading.yes, force=loading.force)  # before a conversation begins
     session = _session(choice, last if goes_on else None, folder, system)
     with session:

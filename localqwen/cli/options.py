@@ -63,16 +63,25 @@ class Loading:
     threads: int | None = None
     engine: str | None = None
     kv_quant: int | None = None
+    adapter: str | None = None
     yes: bool = False
     force: bool = False
+
+    def check_adapter(self) -> None:
+        """Before anything is pulled. Raises UsageError."""
+        from localqwen.models import provide
+
+        if self.adapter is not None:
+            provide.adapter_folder(self.adapter)
 
     def open(self, name: str) -> ChatModel:
         """What is not here is pulled after asking; what must be converted shows a bar, because it takes a while."""
         import localqwen
         from localqwen.cli import getting
 
+        self.check_adapter()
         getting.ensure(name, engine=self.engine, yes=self.yes, force=self.force)
-        given = {"force": self.force or None, "kv_quant": self.kv_quant}
+        given = {"force": self.force or None, "kv_quant": self.kv_quant, "adapter": self.adapter}
         options: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
         return localqwen.load(name, engine=self.engine, context_length=self.ctx, threads=self.threads, **options)
 
@@ -96,10 +105,11 @@ _SETTINGS = (
     click.option("--stats", is_flag=True, help="Tokens and speeds after each answer, on stderr."),
 )
 _LOADING = (
-    click.option("--ctx", type=click.IntRange(min=1), metavar="N", help="Context in tokens, prompt and answer."),
+    click.option("--ctx", type=click.IntRange(min=1), metavar="N", help="Context in tokens; beyond its own, by YaRN."),
     click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads (llama.cpp)."),
     click.option("--engine", metavar="mlx|gguf", help="Engine instead of the one for this machine (localqwen doctor)."),
     click.option("--kv-quant", type=click.Choice([8, 4]), help="Keep keys and values in 8 or 4 bits: longer contexts."),
+    click.option("--adapter", metavar="FOLDER", help="Apply a LoRA adapter of PEFT's layout."),
     click.option("--yes", "-y", is_flag=True, help="Pull a model that is not here without asking."),
     click.option("--force", is_flag=True, help="Load it even if it does not fit the memory."),
 )

@@ -14,7 +14,7 @@ import click
 from localqwen.cli import chat, getting
 from localqwen.cli.config import ConfiguredCommand
 from localqwen.cli.options import Loading, loading_options
-from localqwen.errors import EngineUnavailable
+from localqwen.errors import EngineUnavailable, UsageError
 
 if TYPE_CHECKING:
     from localqwen.serve.app import Settings
@@ -92,6 +92,9 @@ def command(models: tuple[str, ...], host: str, port: int, loading: Loading, **f
         choice = chat.choose(None, None, chat.largest)
         sys.stderr.write(f"{choice.reason}\n")
         models = (choice.model,)
+    if loading.adapter and len(models) > 1:
+        raise UsageError("--adapter is for one model, several are named", "serve the model that it was trained on")
+    loading.check_adapter()
     for model in models:
         getting.ensure(model, yes=loading.yes, force=loading.force)
     listener = running.bind(host, port)  # before seconds are spent on loading
@@ -108,7 +111,15 @@ def _serve(models: Sequence[str], listener: Any, loading: Loading, host: str, fl
 
     _log_to(sys.stderr)
     _warn_of_strangers(host, flags["api_key"], flags["cors"])
-    opening = Opening(loading.engine, loading.ctx, loading.threads, flags["parallel"], loading.force)
+    opening = Opening(
+        loading.engine,
+        loading.ctx,
+        loading.threads,
+        flags["parallel"],
+        loading.force,
+        loading.kv_quant,
+        adapter=loading.adapter,
+    )
     catalogue = Catalogue(models, opening)
     service = Service(catalogue, catalogue.open, _settings(host, flags))
     server = running.Listening(service, started=lambda: _announce(service, running.url(listener)))

@@ -137,10 +137,12 @@ class Engine(Protocol):
     chat_template: str
     special_tokens: Mapping[str, str]
     stop_tokens: frozenset[int]
+    warnings: tuple[str, ...]
+    """What a user should know of how the model was opened, to be told once."""
 
     @property
     def setup(self) -> str:
-        """What computes at the moment, in a few words: "2 threads, tuned"."""
+        """What computes at the moment, in a few words: "2 threads, tuned, YaRN 4"."""
         ...
 
     def tokenize(self, text: str, *, special: bool) -> list[int]:
@@ -302,26 +304,31 @@ def open(  # noqa: A001  (the public name: localqwen.engines.open)
     max_runs: int = 1,
     force: bool = False,
     kv_quant: int | None = None,
+    adapter: str | Path | None = None,
 ) -> Engine:
     """Open a model by name or path on the engine that fits this machine.
 
     `context_length` is tokens per run (default: what the model and this machine's memory allow), `threads` defaults to
     the physical cores this process may use, `force` loads what does not fit the memory, `kv_quant` keeps keys and
-    values in 8 or 4 bits instead of 16. Raises ModelNotFound, EngineUnavailable, EngineError, ConversionError.
+    values in 8 or 4 bits instead of 16. A context beyond what the file says is stretched by YaRN, as far as the model
+    was made for it (models/yarn.py). `adapter` is a folder with a LoRA adapter of PEFT's layout, applied to the model
+    as it stands. Raises ModelNotFound, UsageError, EngineUnavailable, EngineError, ConversionError.
     """
     from localqwen.models import provide
 
     choice = choose_for(str(name_or_path), engine)
     path = provide.provide(str(name_or_path), engine=choice.engine)
     module = importlib.import_module(ENGINES[choice.engine])
-    opened: Engine = module.open(
-        path,
-        context_length=context_length,
-        threads=threads,
-        max_runs=max_runs,
-        force=force,
-        kv_quant=kv_quant,
-    )
+    with provide.adapted(adapter, path, engine=choice.engine) as lora:
+        opened: Engine = module.open(
+            path,
+            context_length=context_length,
+            threads=threads,
+            max_runs=max_runs,
+            force=force,
+            kv_quant=kv_quant,
+            adapter=lora,
+        )
     return opened
 
 

@@ -46,6 +46,10 @@ class Context:
         params.type_k = params.type_v = KV_TYPES[self.settings.kv_type]
         if not self._flash_attention(cells):
             params.flash_attn_type = 0  # LLAMA_FLASH_ATTN_TYPE_DISABLED
+        if self.settings.yarn is not None:
+            params.rope_scaling_type = 2  # LLAMA_ROPE_SCALING_TYPE_YARN; its other numbers stay those of the model
+            params.rope_freq_scale = 1 / self.settings.yarn.factor
+            params.yarn_orig_ctx = self.settings.yarn.original
         params.no_perf = True
         context = self._lib.llama_init_from_model(self._model.handle, params)
         if not context:
@@ -53,6 +57,7 @@ class Context:
                 f"llama.cpp cannot make a context of {cells:,} tokens: {last_errors()}",
                 "ask for a smaller one with --ctx",
             )
+        self._model.apply_adapter(context)
         return context
 
     def _flash_attention(self, cells: int) -> bool:

@@ -75,6 +75,8 @@ class LlamaCppEngine:
         self._slice = slots.SMALLEST_SLICE
         self._reads = self._oldest_first = False  # the last pass read prompts, and the oldest one first
         self._closed = False
+        self.warnings: tuple[str, ...] = (settings.yarn.warning,) if settings.yarn else ()
+        self._labels = model.labels
 
     @property
     def settings(self) -> Settings:
@@ -88,7 +90,9 @@ class LlamaCppEngine:
     @property
     def setup(self) -> str:
         count = "1 thread" if self.threads == 1 else f"{self.threads} threads"
-        return f"{count}, tuned" if self.settings.tuned else count
+        tuned = ("tuned",) if self.settings.tuned else ()
+        yarn = (self.settings.yarn.label,) if self.settings.yarn else ()
+        return ", ".join((count, *tuned, *yarn, *self._labels))
 
     def tokenize(self, text: str, *, special: bool) -> list[int]:
         return self._model.tokenize(text, special=special)
@@ -280,9 +284,13 @@ class LlamaCppEngine:
 class OwnModelEngine(LlamaCppEngine):
     """Opens the file itself, and closes it. Raises EngineError where llama.cpp cannot load it."""
 
-    def __init__(self, path: Path, settings: Settings, *, context_length: int, max_runs: int = 1) -> None:
+    def __init__(
+        self, path: Path, settings: Settings, *, context_length: int, max_runs: int = 1, adapter: Path | None = None
+    ) -> None:
         model = ModelFile(path, use_extra_bufts=settings.use_extra_bufts)
         try:
+            if adapter is not None:
+                model.adapt(adapter)
             super().__init__(model, settings, context_length=context_length, max_runs=max_runs)
         except EngineError:
             model.close()
@@ -306,11 +314,12 @@ def open(  # noqa: A001  (the name every engine module offers)
     max_runs: int,
     force: bool = False,
     kv_quant: int | None = None,
+    adapter: Path | None = None,
 ) -> LlamaCppEngine:
     """Open a GGUF file with the settings that this build needs on this CPU and the context that the memory allows.
 
     Without `threads`, what was tuned, else every core that other programs leave free. `kv_quant` is the bits of keys
-    and values, 8 or 4; None keeps them in 16.
+    and values, 8 or 4; None keeps them in 16. `adapter` is a GGUF file too, and read at once.
     """
     from localqwen.engines.probe import probe
 
@@ -323,14 +332,17 @@ def open(  # noqa: A001  (the name every engine module offers)
         raise UsageError(f"{threads} threads were asked for", "use --threads 1 or more")
     machine = this_machine()
     kv = fit.kv_type(kv_quant)
+    if adapter is not None:
+        header = replace(header, bytes=header.bytes + adapter.stat().st_size)
     context = fit.granted_context(header, context_length, machine, max_runs=max_runs, kv=kv, force=force)
     settings = Settings(
         threads=1 if header.bytes <= ONE_THREAD_BYTES else machine.cores,
         use_extra_bufts=probe().use_extra_bufts,
         kv_type=kv,
         adapt_threads=threads is None,
+        yarn=fit.stretched(header, context),
     )
     settings = tuned(path, settings)
     if threads is not None:
         settings = replace(settings, threads=threads, prefill_threads=None)
-    return OwnModelEngine(path, settings, context_length=context, max_runs=max_runs)
+    return OwnModelEngine(path, settings, context_length=context, max_runs=max_runs, adapter=adapter)

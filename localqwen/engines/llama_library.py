@@ -15,8 +15,9 @@ from typing import Any
 from localqwen import machine
 from localqwen.engines import Sampling
 from localqwen.errors import EngineError, EngineUnavailable
+from localqwen.models.yarn import Scaling
 
-_ERROR_LEVEL = 3  # ggml_log_level: 1 info, 2 warning, 3 error, 5 continues the line before
+_ERROR_LEVEL = 4  # ggml_log_level: 1 debug, 2 info, 3 warning, 4 error, 5 continues the line before
 _RANDOM_SEED = 0xFFFFFFFF  # LLAMA_DEFAULT_SEED: the library draws one
 
 #: Type of keys and values -> ggml_type (ggml.h).
@@ -76,6 +77,38 @@ class ModelFile:
         self.vocab = self._lib.llama_model_get_vocab(self.handle)
         self.vocabulary_size: int = self._lib.llama_vocab_n_tokens(self.vocab)
         self._pieces: dict[int, bytes] = {}
+        self._adapter: Any = None
+        self._adapter_name = ""
+
+    def adapt(self, path: Path) -> None:
+        """From now on every context made of this model applies the LoRA adapter in that GGUF file, which is read now.
+
+        Raises EngineError where it was not made for this model.
+        """
+        _log.clear()
+        self._adapter = self._lib.llama_adapter_lora_init(self.handle, str(path).encode())
+        if not self._adapter:
+            raise EngineError(
+                f"llama.cpp cannot apply the adapter: {last_errors()}", "use the model that it was trained on"
+            )
+        self._adapter_name = path.stem
+
+    def apply_adapter(self, context: Any) -> None:
+        """To a new context, in full. Does nothing without an adapter."""
+        if self._adapter is None:
+            return
+        handles = (self._lib.llama_adapter_lora_p_ctypes * 1)(self._adapter)
+        if self._lib.llama_set_adapters_lora(context, handles, 1, (ctypes.c_float * 1)(1.0)):
+            raise EngineError(f"llama.cpp cannot apply the adapter: {last_errors()}")
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What the weights compute beyond the plain model: scaling that stands in the file, an adapter."""
+        architecture = self.metadata("general.architecture")
+        kind = self.metadata(f"{architecture}.rope.scaling.type") or "none"
+        factor = self.metadata(f"{architecture}.rope.scaling.factor") or "1"
+        scaling = (Scaling(float(factor), 0, kind).label,) if kind != "none" else ()
+        return scaling + ((f"adapter {self._adapter_name}",) if self._adapter_name else ())
 
     def metadata(self, key: str) -> str:
         """A metadata value as text, "" if the file has none."""

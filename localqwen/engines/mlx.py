@@ -10,7 +10,7 @@ import codecs
 import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,7 @@ from localqwen.engines.mlx_tokenizer import FolderTokenizer
 from localqwen.errors import ContextTooLong, EngineError, NotEnoughMemory
 from localqwen.machine import this_machine
 from localqwen.models import checkpoint_header, fit
+from localqwen.models.yarn import Scaling
 
 #: Ids of prompts per pass, at the most.
 LARGEST_SLICE = 512
@@ -60,7 +61,13 @@ class MlxEngine:
         kv_quant: int | None = None,
         kv_bytes_per_token: int = 0,
         memory_limit: int | None = None,
+        yarn: Scaling | None = None,
+        labels: Sequence[str] = (),
     ) -> None:
+        """`yarn` is the scaling that was applied beyond what the folder says; `labels` tell what computes, for people,
+        beside the device."""
+        self.warnings: tuple[str, ...] = (yarn.warning,) if yarn else ()
+        self._labels = labels
         self._weights, self._tokenizer = weights, tokenizer
         self.context_length = context_length
         self.max_runs = max_runs
@@ -76,7 +83,7 @@ class MlxEngine:
 
     @property
     def setup(self) -> str:
-        return mlx_model.device()
+        return ", ".join((mlx_model.device(), *self._labels))
 
     def tokenize(self, text: str, *, special: bool) -> list[int]:
         return self._tokenizer.encode(text, special=special)
@@ -244,14 +251,21 @@ def open(  # noqa: A001  (the name every engine module offers)
     max_runs: int,
     force: bool = False,
     kv_quant: int | None = None,
+    adapter: Path | None = None,
 ) -> MlxEngine:
-    """Open a checkpoint folder, official or quantised for MLX, with the context that the memory allows."""
+    """Open a checkpoint folder, official or quantised for MLX, with the context that the memory allows. `adapter` is a
+    safetensors file, read at once."""
     header = checkpoint_header.read(path)
+    if adapter is not None:
+        header = replace(header, bytes=header.bytes + adapter.stat().st_size)
     kv = fit.kv_type(kv_quant)
     machine = this_machine()
     context = fit.granted_context(header, context_length, machine, max_runs=max_runs, kv=kv, force=force)
     limit = mlx_model.use_memory(int(machine.memory * fit.USABLE_SHARE))
-    weights = Weights(path)
+    yarn = fit.stretched(header, context)
+    rope = yarn.as_config if yarn else checkpoint_header.rope_settings(checkpoint_header.config_of(path))
+    weights = Weights(path, rope=rope, adapter=adapter)
+    scaling = yarn or header.scaling
     return MlxEngine(
         weights,
         FolderTokenizer(path, weights.rows),
@@ -260,4 +274,6 @@ def open(  # noqa: A001  (the name every engine module offers)
         kv_quant=kv_quant,
         kv_bytes_per_token=int(header.kv_elements_per_token * fit.KV_BYTES[kv]),
         memory_limit=None if force else limit,
+        yarn=yarn,
+        labels=(*([scaling.label] if scaling else []), *([f"adapter {adapter.stem}"] if adapter else [])),
     )

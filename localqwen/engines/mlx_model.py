@@ -9,7 +9,8 @@ the operations that it would have alone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ try:
     from mlx.utils import tree_flatten, tree_map
     from mlx_lm.models.base import scaled_dot_product_attention
     from mlx_lm.models.cache import KVCache, QuantizedKVCache
+    from mlx_lm.models.rope_utils import initialize_rope
+    from mlx_lm.tuner.lora import LoRALinear, LoRASwitchLinear
     from mlx_lm.utils import load_model
 except (ImportError, OSError) as exc:
     raise EngineUnavailable(f"MLX does not load: {exc}", "pip install --force-reinstall mlx-lm") from exc
@@ -36,9 +39,15 @@ Logits = mx.array
 class Weights:
     """The model of a checkpoint folder, bf16 or quantised for MLX. Raises EngineError if it cannot be loaded."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, rope: Mapping[str, Any] | None = None, adapter: Path | None = None) -> None:
+        """`rope` scales the rotary positions, as config.json would say it; `adapter` is a LoRA adapter's file
+        (convert/adapter_files.py), read now."""
         try:
             self.model: Any = load_model(folder)[0]
+            if rope is not None:
+                _scale_positions(self.model, rope)
+            if adapter is not None:
+                _adapt(self.model, adapter)
         except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, OSError) as exc:
             raise EngineError(f"MLX cannot load {folder}: {exc}", "download or convert it again") from exc
         self.bytes: int = sum(array.nbytes for _, array in tree_flatten(self.model.parameters()))
@@ -88,6 +97,39 @@ class Weights:
         tied = self.model.args.tie_word_embeddings
         logits: mx.array = self.model.model.embed_tokens.as_linear(normed) if tied else self.model.lm_head(normed)
         return logits.astype(mx.float32)
+
+
+def _scale_positions(model: Any, rope: Mapping[str, Any]) -> None:
+    """By mlx_lm's own scalings. It reads config.json's for dense models and ignores it for mixtures (qwen3_moe.py)."""
+    for layer in model.layers:
+        scaled = initialize_rope(
+            model.args.head_dim,
+            base=model.args.rope_theta,
+            traditional=False,
+            scaling_config=dict(rope),
+            max_position_embeddings=model.args.max_position_embeddings,
+        )
+        if rope.get("attention_factor") is not None:
+            scaled.mscale = rope["attention_factor"]
+        layer.self_attn.rope = scaled
+
+
+def _adapt(model: Any, file: Path) -> None:
+    """Wraps the layers that the adapter changes: exact for quantised weights too, and nothing is rounded to them."""
+    matrices: Any = mx.load(str(file))
+    for path in dict.fromkeys(name.rpartition(".")[0] for name in matrices):
+        down, up = matrices[f"{path}.lora_a"], matrices[f"{path}.lora_b"]
+        holder, _, name = path.rpartition(".")
+        module = functools.reduce(_part, holder.split("."), model) if holder else model
+        kind = LoRALinear if down.ndim == 2 else LoRASwitchLinear
+        wrapped = kind.from_base(getattr(module, name), r=1, scale=1.0)
+        wrapped.lora_a, wrapped.lora_b = down, up
+        setattr(module, name, wrapped)
+        mx.eval(down, up)  # the file goes away
+
+
+def _part(module: Any, name: str) -> Any:
+    return module[int(name)] if name.isdigit() else getattr(module, name)
 
 
 def _attention(attention: Any, hidden: mx.array, parts: Sequence[tuple[int, Any]]) -> mx.array:

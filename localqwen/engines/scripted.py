@@ -51,6 +51,7 @@ class ScriptedEngine:
     prefill: int = 4096
     name: str = "scripted"
     special_tokens: Mapping[str, str] = field(default_factory=lambda: {"eos_token": _STOP})
+    warnings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         self._script = iter(self.answers)

@@ -14,6 +14,7 @@ from typing import Any
 
 from localqwen.models import store
 from localqwen.models.fit import BATCH
+from localqwen.models.yarn import Scaling
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,8 @@ class Settings:
 
     `flash_attention` None leaves it to the engine's rule. With `use_extra_bufts` llama.cpp keeps the weights in another
     order beside the file; `kv_type` is that of keys and values: f16, q8_0 or q4_0. `adapt_threads` gives threads away
-    while other programs want their cores. `tuned` says that the values were measured.
+    while other programs want their cores. `tuned` says that the values were measured; `yarn` stretches the positions of
+    a file that does not do so itself.
     """
 
     threads: int = 1
@@ -33,6 +35,7 @@ class Settings:
     kv_type: str = "f16"
     adapt_threads: bool = False
     tuned: bool = False
+    yarn: Scaling | None = None
 
     @property
     def threads_for_prompts(self) -> int:

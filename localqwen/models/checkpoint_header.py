@@ -8,6 +8,7 @@ from typing import Any
 
 from localqwen.errors import ModelNotFound, Unsupported
 from localqwen.models.gguf_header import GgufHeader
+from localqwen.models.yarn import Scaling
 
 _ARCHITECTURES = {"qwen3": "qwen3", "qwen3_moe": "qwen3moe"}
 
@@ -31,9 +32,32 @@ def read(folder: Path) -> GgufHeader:
             head_length=config.get("head_dim", config["hidden_size"] // heads),
             width=config["hidden_size"],
             heads=heads,
+            scaling=_scaling(config),
         )
     except (KeyError, TypeError) as exc:
         raise Unsupported(f"{folder / 'config.json'} lacks {exc}", "take the folder of a Qwen3 checkpoint") from exc
+
+
+def rope_settings(config: dict[str, Any]) -> dict[str, Any] | None:
+    """How rotary positions are scaled; None where they are not.
+
+    Up to transformers 4 it is called `rope_scaling`, since 5 `rope_parameters`. Raises Unsupported.
+    """
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if not isinstance(rope, dict):
+        raise Unsupported(f"config.json: rope_scaling is {rope!r}, not an object", "compare it with the makers' own")
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    return {**rope, "rope_type": kind} if kind != "default" else None
+
+
+def _scaling(config: dict[str, Any]) -> Scaling | None:
+    rope = rope_settings(config)
+    if rope is None:
+        return None
+    factor, original = rope.get("factor", 1.0), rope.get("original_max_position_embeddings", 0)
+    if type(factor) not in (int, float) or not 0 < factor < float("inf") or type(original) is not int or original < 0:
+        raise Unsupported(f"config.json: its rope_scaling is {rope}", "compare it with the makers' own")
+    return Scaling(float(factor), original, str(rope["rope_type"]))
 
 
 def is_for_mlx(folder: Path) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from localqwen.models import checkpoint_header, digests, fit, forms, gguf_header, inventory, names, provide
+from localqwen.models import checkpoint_header, digests, fit, forms, gguf_header, inventory, names, provide, yarn
 from localqwen.models.gguf_header import GgufHeader
 from localqwen.models.names import Named
 from localqwen.models.registry import Model
@@ -63,7 +63,7 @@ def _repository(named: Named) -> str | None:
 
 
 def _memory(model: Model, quant: str) -> dict[str, int]:
-    contexts = sorted({min(context, model.longest) for context in (*_CONTEXTS, model.longest)})
+    contexts = sorted({min(context, model.longest) for context in (*_CONTEXTS, model.longest)} | {model.yarn} - {0})
     return {str(context): fit.model_need(model, quant, context).total for context in contexts}
 
 
@@ -90,6 +90,8 @@ def _of_file(name: str, path: Path, model: Model | None) -> dict[str, Any]:
         "kv_heads": header.kv_heads,
         "head_length": header.head_length,
         "context_length": header.context_length,
+        "yarn_context": _yarn_context(header),
+        "rope_scaling": header.scaling.label if header.scaling else None,
         "path": str(path),
         "bytes": header.bytes,
         "memory": _memory_of_file(header),
@@ -97,5 +99,12 @@ def _of_file(name: str, path: Path, model: Model | None) -> dict[str, Any]:
 
 
 def _memory_of_file(header: GgufHeader) -> dict[str, int]:
-    contexts = sorted({min(context, header.context_length) for context in (*_CONTEXTS, header.context_length)})
+    longest = header.context_length
+    contexts = sorted({min(context, longest) for context in (*_CONTEXTS, longest)} | {_yarn_context(header) or longest})
     return {str(context): fit.needed_bytes(header, context) for context in contexts}
+
+
+def _yarn_context(header: GgufHeader) -> int | None:
+    """The longest context that YaRN gives beyond what the file says."""
+    longest = yarn.reach(header.context_length, header.scaling)
+    return longest if longest > header.context_length else None

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from localqwen.errors import LocalqwenError, NotEnoughMemory, Unsupported, UsageError
 from localqwen.machine import Machine
-from localqwen.models import checkpoint_header, gguf_header, registry
+from localqwen.models import checkpoint_header, gguf_header, registry, yarn
 from localqwen.models.gguf_header import GgufHeader
 from localqwen.models.registry import Model
 from localqwen.models.store import LocalFile
@@ -81,14 +81,18 @@ def needed_bytes(header: GgufHeader, context_length: int, kv: str = "f16") -> in
     return header_need(header, context_length, kv).total
 
 
-def check(header: GgufHeader, context_length: int, machine: Machine, kv: str = "f16") -> None:
-    """Raises NotEnoughMemory where it is more than the whole machine has; the hint is the largest choice that fits."""
-    needed = needed_bytes(header, context_length, kv)
+def check(header: GgufHeader, context_length: int, machine: Machine, kv: str = "f16", *, max_runs: int = 1) -> None:
+    """Raises NotEnoughMemory where it is more than the whole machine has; the hint is the largest choice that fits.
+
+    `context_length` is that of each of `max_runs`.
+    """
+    needed = needed_bytes(header, context_length * max_runs, kv)
     if needed > machine.memory:
         raise NotEnoughMemory(
-            f"{header.path.name} with a context of {context_length:,} tokens needs about {needed / 1e9:.1f} GB, "
+            f"{header.path.name} with a context of {context_length:,} tokens"
+            f"{f' for each of {max_runs} runs' if max_runs > 1 else ''} needs about {needed / 1e9:.1f} GB, "
             f"this machine has {machine.memory / 1e9:.1f} GB",
-            _instead(header, machine, kv),
+            _instead(header, machine, kv, max_runs),
         )
 
 
@@ -97,22 +101,25 @@ def granted_context(
 ) -> int:
     """Tokens per run: what was asked for, else what memory affords. Raises UsageError for more than the model was made
     for, NotEnoughMemory unless `force`."""
-    if asked is not None and not 1 <= asked <= header.context_length:
-        raise UsageError(
-            f"a context of {asked:,} tokens was asked for, {header.path.name} was made for {header.context_length:,}",
-            f"use --ctx {header.context_length} or less",
-        )
+    if asked is not None:
+        stretched(header, asked)
     context = asked or default_context(header, machine, max_runs, kv)
     if not force:
-        check(header, context * max_runs, machine, kv)
+        check(header, context, machine, kv, max_runs=max_runs)
     return context
 
 
-def _instead(header: GgufHeader, machine: Machine, kv: str) -> str:
+def stretched(header: GgufHeader, context: int) -> yarn.Scaling | None:
+    """The scaling that a context takes beyond what the file carries. Raises UsageError where it is too long."""
+    return yarn.needed(context, header.context_length, header.scaling, name=header.path.name)
+
+
+def _instead(header: GgufHeader, machine: Machine, kv: str, max_runs: int) -> str:
     """The same model with the largest context that fits, else the largest model; --force for who knows better."""
-    room = machine.memory - needed_bytes(header, 0)
-    context = int(room // _kv_bytes_per_token(header, kv)) // 1024 * 1024
-    if context >= 1024:
+    # From above: beyond what attention scores may take, a longer context can need less.
+    longest = yarn.reach(header.context_length, header.scaling) // 1024 * 1024
+    fitting = (n for n in range(longest, 0, -1024) if needed_bytes(header, n * max_runs, kv) <= machine.memory)
+    if context := next(fitting, 0):
         return f"use a smaller context: --ctx {context}; --force loads it all the same"
     best = largest_choice(machine)
     smaller = f"localqwen pull {best}" if best else "use a smaller model or quantisation"

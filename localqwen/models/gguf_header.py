@@ -14,11 +14,15 @@ from typing import Any
 
 from localqwen.errors import ModelNotFound, Unsupported
 from localqwen.models import cached
+from localqwen.models.yarn import Scaling
 
 #: GGUF value types with a fixed size: id -> struct format.
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
-_COUNTS = {"attention.head_count_kv", "attention.key_length"}
+_COUNTS = {"attention.head_count_kv", "attention.key_length", "rope.scaling.original_context_length"}
+_WIDTHS = {"feed_forward_length", "expert_count", "expert_feed_forward_length"}
+_SCALING = {f"rope.scaling.{part}" for part in ("type", "factor", "original_context_length")}
+_TEXTS = ("general.name", "general.architecture", "rope.scaling.type")
 _LONGEST_TEXT = 1 << 24
 _TOO_MUCH = 1 << 24  # no header has more entries; a larger count means a damaged file
 
@@ -37,6 +41,24 @@ class GgufHeader:
     head_length: int
     width: int = 0
     heads: int = 0
+    scaling: Scaling | None = None
+    feed_forward: int = 0
+    experts: int = 0
+    expert_feed_forward: int = 0
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """What shapes the weights, by the file's own keys without the architecture."""
+        return {
+            "block_count": self.block_count,
+            "embedding_length": self.width,
+            "feed_forward_length": self.feed_forward,
+            "attention.head_count": self.heads,
+            "attention.head_count_kv": self.kv_heads,
+            "attention.key_length": self.head_length,
+            "expert_count": self.experts,
+            "expert_feed_forward_length": self.expert_feed_forward,
+        }
 
     @property
     def kv_elements_per_token(self) -> int:
@@ -69,7 +91,25 @@ def read(path: Path) -> GgufHeader:
         head_length=values.get("attention.key_length", values["embedding_length"] // heads),
         width=values["embedding_length"],
         heads=heads,
+        scaling=_scaling(values),
+        feed_forward=_width(values, "feed_forward_length"),
+        experts=_width(values, "expert_count"),
+        expert_feed_forward=_width(values, "expert_feed_forward_length"),
     )
+
+
+def _width(values: dict[str, Any], key: str) -> int:
+    """0 where it is not said, or not for all layers alike."""
+    value = values.get(key)
+    return value if type(value) is int else 0
+
+
+def _scaling(values: dict[str, Any]) -> Scaling | None:
+    kind = values.get("rope.scaling.type", "none")
+    if kind == "none":
+        return None
+    factor = values.get("rope.scaling.factor", 1.0)
+    return Scaling(factor, values.get("rope.scaling.original_context_length", 0), kind)
 
 
 def metadata(path: Path) -> dict[str, Any]:
@@ -90,7 +130,7 @@ def _not_whole(path: Path, problem: Exception) -> Unsupported:
 def _wanted(reader: _Reader) -> dict[str, Any]:
     """Values by key, the architecture's prefix removed. The tokenizer's long arrays come last and are not read."""
     needed = {"context_length", "block_count", "embedding_length", "attention.head_count"}
-    optional = {"general.name", "general.architecture", "attention.head_count_kv", "attention.key_length"}
+    optional = {"general.name", "general.architecture", *_COUNTS, *_WIDTHS, *_SCALING}
     found: dict[str, Any] = {}
     for key, value in reader.entries():
         short = key.removeprefix(f"{found.get('general.architecture', '')}.")
@@ -101,8 +141,11 @@ def _wanted(reader: _Reader) -> dict[str, Any]:
     for key in (needed | _COUNTS) & found.keys():
         if type(found[key]) is not int or found[key] < 1:
             raise ValueError(f"its {key} is {found[key]!r}")
-    if not all(isinstance(found.get(key, ""), str) for key in ("general.name", "general.architecture")):
-        raise ValueError("its name is no text")
+    if not all(isinstance(found.get(key, ""), str) for key in _TEXTS):
+        raise ValueError("its name or its rope.scaling.type is no text")
+    factor = found.get("rope.scaling.factor", 1.0)
+    if type(factor) is not float or not 0 < factor < float("inf"):
+        raise ValueError(f"its rope.scaling.factor is {factor!r}")
     missing = sorted((needed | {"general.architecture"}) - found.keys())
     if missing:
         raise ValueError(f"its header lacks {', '.join(missing)}")

@@ -6,14 +6,16 @@ Never loads anything over the network: that is `pull`, and a person says so firs
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
 from localqwen.errors import EngineUnavailable, ModelNotFound, NotPulled, UsageError
-from localqwen.models import forms, inventory, names, store
+from localqwen.models import checkpoint_header, forms, gguf_header, inventory, names, store
 from localqwen.models.names import LocalPath, Named, Reference, Repository
 
 if TYPE_CHECKING:
@@ -95,6 +97,41 @@ def _made_of_whole_weights(reference: Reference, progress: Callable[[Progress], 
         raise not_pulled(reference)
     target = store.made_file(repo, folder.name, quant)
     return make(folder, target, quant=quant, name=repo.rpartition("/")[2], progress=progress)
+
+
+@contextmanager
+def adapted(adapter: str | Path | None, model: Path, *, engine: str) -> Iterator[Path | None]:
+    """The LoRA adapter in that folder as a file that the engine reads beside `model`, which is what it opens.
+
+    The file is there until the block ends: an engine reads all of it when it opens the model. None without an adapter.
+    Raises UsageError for what is no folder, ConversionError for an adapter that is no plain LoRA or does not fit.
+    """
+    if adapter is None:
+        yield None
+        return
+    folder = adapter_folder(str(adapter))
+    with tempfile.TemporaryDirectory(prefix="localqwen-") as made:
+        if engine == forms.MLX:
+            out = Path(made) / f"{folder.name}.safetensors"
+            converter().adapter_for_mlx(folder, out, config=checkpoint_header.config_of(model))
+        else:
+            out = Path(made) / f"{folder.name}.gguf"
+            header = gguf_header.read(model)
+            converter().adapter_for_llama_cpp(folder, out, architecture=header.architecture, sizes=header.sizes)
+        yield out
+
+
+def adapter_folder(said: str) -> Path:
+    """Raises UsageError for what is no folder of this machine."""
+    if "://" in said or said.lower().startswith(("hf:", "ms:")):
+        raise UsageError(f"the adapter {said} is not on this machine", f"download it, then {_ADAPTER_HINT}")
+    folder = Path(said).expanduser().resolve()
+    if not folder.is_dir():
+        raise UsageError(f"there is no folder {said} with an adapter", _ADAPTER_HINT)
+    return folder
+
+
+_ADAPTER_HINT = "give the folder that PEFT's save_pretrained made: --adapter FOLDER"
 
 
 def refuse_built_in(reference: Reference, what: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from localqwen.serve.runs import Opened
 
 if TYPE_CHECKING:
     from localqwen.models.names import Named, Repository
+
+_log = logging.getLogger("localqwen.serve")
 
 #: Ollama's clients put this behind a name without a tag.
 _LATEST = ":latest"
@@ -34,7 +37,7 @@ class Known:
 
 @dataclass(frozen=True)
 class Opening:
-    """How every model is opened; see `localqwen.engines.open`."""
+    """How every model is opened; see `localqwen.engines.open`. The adapter is for those of the command line."""
 
     engine: str | None = None
     context_length: int | None = None
@@ -42,6 +45,7 @@ class Opening:
     max_runs: int = 4
     force: bool = False
     kv_quant: int | None = None
+    adapter: str | None = None
 
 
 class Catalogue:
@@ -107,7 +111,10 @@ class Catalogue:
             max_runs=how.max_runs,
             force=how.force,
             kv_quant=how.kv_quant,
+            adapter=how.adapter if name in self._served else None,
         )
+        for warning in engine.warnings:
+            _log.warning("%s: %s", name, warning)
         model = names.model_of(source)
         load_ms = (time.perf_counter() - began) * 1000
         facts = facts_of(

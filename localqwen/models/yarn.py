@@ -1,0 +1,78 @@
+"""How far a context reaches: as the model was trained, or stretched by YaRN when it is opened. Pure.
+
+The makers' rule (model cards of Qwen3, "Processing Long Texts"): the models of 32,768 tokens are validated with YaRN up
+to 131,072, by the factor that the texts need, 2 or 4; the models of July 2025 read 262,144 without it. `convert --yarn`
+writes what is applied here; it cannot import this module, so a test holds the two together.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from localqwen.errors import UsageError
+
+FACTORS = (2, 4)
+#: What the hybrids were trained on; the 40,960 that their files say add room for an answer.
+TRAINED, WITH_ANSWER = 32_768, 40_960
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """Rotary positions scaled by `factor` over `original` tokens (0: the file does not say); `kind` as GGUF and
+    config.json spell it: yarn, linear, …"""
+
+    factor: float
+    original: int
+    kind: str = "yarn"
+
+    @property
+    def label(self) -> str:
+        """For people: `YaRN 4`."""
+        return f"{'YaRN' if self.kind == 'yarn' else self.kind} {self.factor:g}"
+
+    @property
+    def as_config(self) -> dict[str, str | float | int]:
+        """`rope_scaling` of config.json."""
+        return {
+            "rope_type": self.kind,
+            "factor": self.factor,
+            "original_max_position_embeddings": self.original,
+        }
+
+    @property
+    def warning(self) -> str:
+        return (
+            f"the context is stretched by YaRN, factor {self.factor:g}: texts shorter than {self.original:,} tokens "
+            "are understood a little worse"
+        )
+
+
+def reach(native: int, carried: Scaling | None) -> int:
+    """The longest context in tokens of a model whose file says `native` and carries that scaling."""
+    if carried is not None:
+        # The makers' model cards add the scaling to config.json and leave its 40,960 as they are.
+        return max(native, int(carried.factor * carried.original) if carried.kind == "yarn" else 0)
+    return FACTORS[-1] * min(native, TRAINED) if native <= WITH_ANSWER else native
+
+
+def needed(asked: int, native: int, carried: Scaling | None, *, name: str = "this model") -> Scaling | None:
+    """The scaling that a context of `asked` tokens takes beyond what the file carries; None: it goes as it is.
+
+    Raises UsageError for more than the model was made for, and for less than one token.
+    """
+    longest = reach(native, carried)
+    if not 1 <= asked <= longest:
+        raise UsageError(
+            f"a context of {asked:,} tokens was asked for, {name} was made for {_made_for(native, longest, carried)}",
+            f"use --ctx {longest} or less",
+        )
+    if asked <= native or carried is not None:
+        return None
+    original = min(native, TRAINED)
+    return Scaling(float(next(factor for factor in FACTORS if factor * original >= asked)), original)
+
+
+def _made_for(native: int, longest: int, carried: Scaling | None) -> str:
+    if carried is not None:
+        return f"{longest:,} with the {carried.label} that stands in its file"
+    return f"{native:,}" + (f", or {longest:,} with YaRN" if longest > native else "")
