@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -215,3 +216,25 @@ def test_a_profile_of_another_shape_is_told(own_profiles: Path, text: str, messa
     own_profiles.write_text(text)
     with pytest.raises(ConfigError, match=message):
         profiles.named("watch")
+
+
+def test_overall_figures_are_mlperf_clients() -> None:
+    """Arithmetic mean of first tokens and harmonic mean of rates within a task, geometric means over the five tasks."""
+    tasks = [workload.test for workload in workloads.named([workloads.OVERALL])]
+    waits, rates = {0: (100.0, 300.0), 1: (800.0, 800.0)}, {0: (20.0, 30.0), 1: (6.0, 6.0)}
+    samples = [
+        Sample("m", test, {"first_token_ms": waits[number % 2][each], "tokens_per_second": rates[number % 2][each]})
+        for number, test in enumerate(tasks)
+        for each in (0, 1)
+    ]
+    run = Benchmark("r", "", {}, {}, {}, subjects=(Subject("m", "x"),), samples=tuple(samples))
+    first, speed = (200**3 * 800**2) ** 0.2, (24**3 * 6**2) ** 0.2
+    assert tables.suites(run)[1] == ("m", "mlperf-client", tables.seconds(first), tables.number(speed))
+    assert tables.suites(replace(run, samples=tuple(samples[2:]))) == []  # a task is missing: nothing overall
+
+
+def test_extended_tasks_have_no_overall_figure() -> None:
+    tasks = [workload.test for workload in workloads.named(["mlperf-client-extended"])]
+    samples = tuple(Sample("m", test, {"first_token_ms": 1.0, "tokens_per_second": 1.0}) for test in tasks)
+    run = Benchmark("r", "", {}, {}, {}, subjects=(Subject("m", "x"),), samples=samples)
+    assert tables.suites(run) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -128,13 +129,13 @@ def markdown(lines: Sequence[Cells]) -> str:
 def csv_rows(run: Benchmark) -> list[list[str]]:
     """One line per metric of a row: the shape that spreadsheets and data frames pivot."""
     head = ["run", "subject", "kind", "name", "prompt", "generate", "depth", "batch", "turn", "metric"]
-    statistics = list(Summary.__dataclass_fields__)
-    lines = [head + statistics]
+    columns = list(Summary.__dataclass_fields__)
+    lines = [head + columns]
     for row in rows(run.samples):
         test = asdict(row.test)
         known = [run.id, row.subject, *(str(test[name]) for name in head[2:9])]
         for metric, value in row.metrics.items():
-            lines.append([*known, metric, *(f"{getattr(value, each):.6g}" for each in statistics)])
+            lines.append([*known, metric, *(f"{getattr(value, each):.6g}" for each in columns)])
     return lines
 
 
@@ -172,20 +173,28 @@ def seconds(milliseconds: float) -> str:
 
 
 def suites(run: Benchmark) -> list[Cells]:
-    """The two figures of MLPerf Client for each suite of workloads that was measured whole: geometric means."""
+    """MLPerf Client's two overall figures, where all of its base tasks were measured."""
+    base = {workload.name for workload in workloads.named([workloads.OVERALL])}
     lines = []
     for subject in run.subjects:
-        for suite in dict.fromkeys(workload.suite for workload in workloads.known().values() if workload.suite):
-            members = [workload for workload in workloads.known().values() if workload.suite == suite]
-            measured = [row for row in rows(run.samples) if row.subject == subject.label and row.test.batch == 1]
-            found = [row for row in measured if row.test.name in {member.name for member in members}]
-            if len(found) == len(members) and all("tokens_per_second" in row.metrics for row in found):
-                first, speed = (
-                    geometric_mean([row.metrics[metric].median for row in found])
-                    for metric in ("first_token_ms", "tokens_per_second")
-                )
-                lines.append((subject.label, suite, seconds(first), number(speed)))
+        measured = [row for row in rows(run.samples) if row.subject == subject.label and row.test.batch == 1]
+        tasks = [row for row in measured if row.test.kind == "workload" and row.test.name in base]
+        if len(tasks) == len(base) and all("tokens_per_second" in each.values for row in tasks for each in row.samples):
+            first, speed = overall(tasks)
+            lines.append((subject.label, workloads.OVERALL, seconds(first), number(speed)))
     return [("model", "geometric mean over", "first token", "tokens/s"), *lines] if lines else []
+
+
+def overall(tasks: Sequence[Row]) -> tuple[float, float]:
+    """Milliseconds to the first token and tokens per second: geometric means over tasks.
+
+    As mlcommons/mlperf_client computes them (its LLM executor, v1.5): within a task the mean time to the first token of
+    all iterations, and the rate that belongs to the mean latency of the tokens behind the first, which is the harmonic
+    mean of the iterations' rates.
+    """
+    speeds = [[sample.values["tokens_per_second"] for sample in row.samples] for row in tasks]
+    first = geometric_mean([row.metrics["first_token_ms"].mean for row in tasks])
+    return first, geometric_mean([statistics.harmonic_mean(found) for found in speeds])
 
 
 def throughput(run: Benchmark) -> list[Cells]:

@@ -19,6 +19,8 @@ from localqwen.errors import UsageError
 Count = Callable[[str], int]
 #: Tokens that a chat template puts around a few messages, tools included.
 _TEMPLATE_TOKENS = 256
+#: The suite that has an overall figure: MLPerf Client reports its extended tasks one by one.
+OVERALL = "mlperf-client"
 
 _TOOL = Tool(
     "look_up",
