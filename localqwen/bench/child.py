@@ -14,7 +14,8 @@ from dataclasses import asdict, is_dataclass
 from functools import cached_property
 from typing import Any, TextIO
 
-from localqwen.bench import chat, limits, memory
+from localqwen.bench import chat, memory
+from localqwen.bench.limits import hold
 from localqwen.bench.samples import Sample, Test
 from localqwen.bench.sensors import Sensors
 from localqwen.bench.speed import SpeedBench
@@ -50,12 +51,22 @@ def serve(requests: TextIO, answers: Callable[[Answer], None]) -> None:
         except LocalqwenError as error:
             told = {"class": type(error).__name__, "message": error.message, "hint": error.hint}
             answers({"error": told})
-        except (MemoryError, OSError) as error:
-            if isinstance(error, OSError) and error.errno != errno.ENOMEM:
+        except (MemoryError, OSError, ImportError) as error:
+            if not _for_want_of_memory(error):
                 raise
             answers({"error": {"class": "NotEnoughMemory", "message": _NO_MEMORY, "hint": _LESS}})
     if bench is not None:
         bench.close()
+
+
+def _for_want_of_memory(error: Exception) -> bool:
+    """The loader of libraries (glibc) has no number for it, only words."""
+    match error:
+        case OSError():
+            return error.errno == errno.ENOMEM or "failed to map segment" in str(error)
+        case ImportError():
+            return "failed to map segment" in str(error)
+    return isinstance(error, MemoryError)
 
 
 class Bench:
@@ -70,9 +81,9 @@ class Bench:
         context_length: int | None,
         max_runs: int,
         force: bool,
-        limits: Mapping[str, Any],
+        limits: Mapping[str, int | None],
     ) -> None:
-        _hold(limits)
+        hold(**limits)
         from localqwen import engines
 
         began = time.perf_counter()
@@ -138,10 +149,6 @@ def _settings(engine: Engine) -> Answer:
     """How the engine computes, where it tells."""
     told = getattr(engine, "settings", None)
     return asdict(told) if is_dataclass(told) and not isinstance(told, type) else {}
-
-
-def _hold(wanted: Mapping[str, Any]) -> None:
-    limits.Limits(**wanted).hold()
 
 
 def main() -> None:

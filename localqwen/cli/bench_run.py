@@ -113,9 +113,9 @@ def _measure_models(asked: Asked, workloads: dict[str, Workload], profile: Profi
     from localqwen.cli import getting
 
     plan = _plan(asked, workloads, profile)
+    plan = replace(plan, limits=plan.limits.here())
     if asked.quality:
         qualities.check(len(set(plan.models)) * len(plan.engines), asked.reference)
-    plan.limits.check()
     for engine in plan.engines:
         for name in dict.fromkeys(plan.models):
             getting.ensure(name, engine=engine, yes=asked.yes, force=asked.force)
