@@ -143,7 +143,13 @@ def waits(run: Benchmark) -> list[Cells]:
     """What a person waits for: conversations and workloads, medians over the repeats."""
     head = ("model", "test", "first token", "p95", "first answer", "whole", "tokens/s", "tokens", "thinking", "of time")
     found = [row for row in rows(run.samples) if row.test.kind in ("chat", "workload")]
+    if any("in_time" in row.metrics for row in found):  # the share of the answers that began before their deadline
+        return [(*head, "in time"), *((*_wait_row(row), _in_time(row)) for row in found)]
     return [head, *map(_wait_row, found)] if found else []
+
+
+def _in_time(row: Row) -> str:
+    return f"{row.metrics['in_time'].mean:.0%}" if "in_time" in row.metrics else ""
 
 
 def _wait_row(row: Row) -> Cells:
