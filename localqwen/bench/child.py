@@ -10,12 +10,13 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict, is_dataclass, replace
 from functools import cached_property
 from typing import Any, TextIO
 
 from localqwen.bench import chat, memory
 from localqwen.bench.limits import hold
+from localqwen.bench.others import Others
 from localqwen.bench.samples import Sample, Test
 from localqwen.bench.sensors import Sensors
 from localqwen.bench.speed import SpeedBench
@@ -45,8 +46,10 @@ def serve(requests: TextIO, answers: Callable[[Answer], None]) -> None:
             elif "memory" in request:
                 answers({"memory": memory.peak()})
             elif bench is not None:
+                others = Others()
                 for sample in bench.measure(Test(**request["measure"]), request["repeat"], request["options"]):
-                    answers({"sample": sample.to_json()})
+                    values = {**sample.values, **others.since()}
+                    answers({"sample": replace(sample, values=values).to_json()})
                 answers({"done": True})
         except LocalqwenError as error:
             told = {"class": type(error).__name__, "message": error.message, "hint": error.hint}

@@ -247,7 +247,7 @@ def _openings(plan: Plan) -> Iterator[Opening]:
             for threads in plan.threads:
                 label = names.display(name)
                 label += f" {engine}" if len(plan.engines) > 1 else ""
-                label += f" {threads} threads" if len(plan.threads) > 1 else ""
+                label += f" {threads} thread{'s' * (threads != 1)}" if len(plan.threads) > 1 else ""
                 seen[label] = seen.get(label, 0) + 1
                 label += f" #{seen[label]}" if seen[label] > 1 else ""
                 yield Opening(name, label, engine, threads, plan.context, plan.max_runs, plan.force, plan.limits)

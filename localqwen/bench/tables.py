@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from localqwen.bench import workloads
+from localqwen.bench import others, workloads
 from localqwen.bench.history import Benchmark
 from localqwen.bench.samples import Row, bandwidth_share, rows
 from localqwen.bench.stats import Summary, geometric_mean
@@ -43,6 +43,8 @@ def number(value: float) -> str:
     """Three or four digits that matter."""
     if abs(value) >= 1000:
         return f"{value:,.0f}"
+    if 0 < abs(value) < 1:
+        return f"{value:.3g}"
     return f"{value:.1f}" if abs(value) >= 100 else f"{value:.2f}"
 
 
@@ -93,7 +95,12 @@ def title(run: Benchmark) -> str:
 
 
 def state(run: Benchmark) -> str:
-    return "" if run.complete else "stopped before its end: what was measured is kept"
+    """What a reader must know before the numbers."""
+    taken = others.processors(run.samples)
+    found = [] if run.complete else ["stopped before its end: what was measured is kept"]
+    if taken is not None and taken > others.AT_REST:
+        found.append(f"other programs took {taken:.1f} of {run.machine['cores']} processors meanwhile: speeds suffer")
+    return "\n".join(found)
 
 
 def as_json(run: Benchmark) -> dict[str, Any]:

@@ -81,6 +81,7 @@ def run(asked: Asked) -> int:
         raise UsageError(
             "there is no model to measure", "localqwen bench demo; to see earlier runs: localqwen bench list"
         )
+    asked = replace(asked, form=form_of(asked.form, asked.llama_bench))
     profile = profiles.named(asked.profile) if asked.profile else None
     if asked.hold and profile is None:
         raise UsageError("--hold needs the limits of a profile", "localqwen bench MODEL --profile phone --hold")
@@ -237,6 +238,13 @@ def _report(asked: Asked, done: Benchmark, log: Log, *, stopped: bool) -> int:
     if stopped:
         return INTERRUPTED
     return 0 if all(verdict["passed"] for verdict in done.verdicts) else 1
+
+
+def form_of(form: str | None, llama_bench: bool) -> str | None:
+    """llama-bench's keys are those of its JSON."""
+    if llama_bench and form not in (None, "json"):
+        raise UsageError(f"--llama-bench writes JSON, not {form}", "--llama-bench, or --json --llama-bench")
+    return "json" if llama_bench else form
 
 
 def show(run: Benchmark, form: str | None, *, llama_bench: bool = False) -> None:
