@@ -181,6 +181,13 @@ def test_what_was_not_measured_does_not_pass() -> None:
     ]
 
 
+def test_threads_that_nobody_tells_are_not_within_a_limit() -> None:
+    """A server's, a GPU's."""
+    run = Benchmark("r", "", {}, {}, {}, subjects=(Subject("m", "server"),), samples=(measured(total_ms=1.0),))
+    (verdict,) = profiles.judge(Profile("p", Workload("w", prompt=1), {"threads": 4}), run)
+    assert (verdict.measured, verdict.passed) == (None, False)
+
+
 @pytest.fixture
 def own_profiles() -> Iterator[Path]:
     path = store.config_file().with_name("profiles.toml")

@@ -16,6 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from localqwen import engines
@@ -190,6 +191,23 @@ def test_a_processor_that_is_not_there_cannot_be_held(bench: Run) -> None:
         code, _, err = bench("demo", "--profile", "server", "--hold")
     assert code == 1
     assert "4096 processors cannot be held here" in err
+
+
+def test_a_model_does_not_run_on_without_who_asked_for_it() -> None:
+    """As when the terminal's own session was killed: the endurance run would heat the phone for its whole hour."""
+    command = [sys.executable, "-m", "localqwen", "bench", "demo", "--sustain", "1h", "--threads", "1", "--no-save"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    children: list[psutil.Process] = []
+    deadline = time.monotonic() + 30
+    while not children and time.monotonic() < deadline:
+        children = [
+            each for each in psutil.Process(process.pid).children() if "localqwen.bench.child" in each.cmdline()
+        ]
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    gone, alive = psutil.wait_procs(children, timeout=30)
+    assert (len(gone), alive) == (1, [])
 
 
 def test_ctrl_c_keeps_what_was_measured(bench: Run) -> None:

@@ -130,6 +130,17 @@ def test_a_model_is_measured_in_its_group_which_is_gone_afterwards(
     assert not list(place.folder.glob("localqwen-*"))
 
 
+def test_what_a_killed_run_left_is_removed_by_the_next_one(tmp_path: Path, removed: list[dict[str, str]]) -> None:
+    place = Place(system(tmp_path, "memory"), frozenset({"memory"}))
+    gone = subprocess.Popen([sys.executable, "-S", "-c", ""])
+    gone.wait()
+    left, mine = place.folder / f"localqwen-{gone.pid}-aa", place.folder / f"localqwen-{os.getpid()}-aa"
+    for folder in (left, mine):
+        folder.mkdir()
+    Group(place, {}).close()
+    assert (left.exists(), mine.exists()) == (False, True)
+
+
 def test_a_process_is_moved_by_the_real_kernel() -> None:
     """Without limits, so that it works wherever groups can be made at all."""
     own = machine.own_cgroup()

@@ -68,6 +68,7 @@ class Group:
     """
 
     def __init__(self, place: Place, values: Mapping[str, str]) -> None:
+        _sweep(place.folder)
         self.path = place.folder / f"localqwen-{os.getpid()}-{secrets.token_hex(3)}"
         self.path.mkdir()
         try:
@@ -106,6 +107,15 @@ class Group:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _sweep(folder: Path) -> None:
+    """Groups whose owner was killed before it could remove them; what still has a process in it stays."""
+    for left in folder.glob("localqwen-*-*"):
+        owner = left.name.split("-")[1]
+        if owner.isdecimal() and not Path("/proc", owner).exists():
+            with contextlib.suppress(OSError):
+                os.rmdir(left)
 
 
 def _works(place: Place) -> bool:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, is_dataclass, replace
@@ -29,6 +31,7 @@ from localqwen.models import names
 
 Answer = Mapping[str, Any]
 _NO_MEMORY = "the process may not take more memory: the model does not fit the limit that it is held to"
+_LOOK_EVERY = 1.0  # seconds
 _LESS = "use a smaller model, quantisation or context, or leave out --hold"
 
 
@@ -154,7 +157,20 @@ def _settings(engine: Engine) -> Answer:
     return asdict(told) if is_dataclass(told) and not isinstance(told, type) else {}
 
 
+def _end_with_parent() -> None:
+    """A parent that was killed reads nothing any more: an endurance run of an hour must not go on without it."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_LOOK_EVERY)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def main() -> None:
+    _end_with_parent()
     out = sys.stdout
 
     def answer(message: Answer) -> None:

@@ -177,7 +177,8 @@ def _verdict(subject: str, limit: str, allowed: float, measured: float | None) -
 
 def _measured(limit: str, found: list[Row], run: Benchmark) -> float | None:
     if limit == "threads":
-        return float(run.subject(found[0].subject).threads) if found else None
+        told = run.subject(found[0].subject).threads if found else 0  # a server and a GPU have none to tell
+        return float(told) if told else None
     kind, metric = ("memory", "peak_memory") if limit == "memory" else ("workload", limit)
     values = [sample.values.get(metric) for row in found if row.test.kind == kind for sample in row.samples]
     known = [value for value in values if value is not None]
