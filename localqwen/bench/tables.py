@@ -25,7 +25,7 @@ def speed(run: Benchmark) -> list[Cells]:
 def _speed_row(run: Benchmark, row: Row) -> Cells:
     tokens = row.metrics["tokens_per_second"]
     share = bandwidth_share(row, run.subject(row.subject))
-    latency = [number(1000 * value) for value in (row.latency.p5, row.latency.median, row.latency.p95)] if (
+    latency = [f"{1000 * value:.3g}" if value < 0.1 else number(1000 * value) for value in (row.latency.p5, row.latency.median, row.latency.p95)] if (
         row.latency
     ) else ["", "", ""]  # fmt: skip
     return (
