@@ -25,9 +25,8 @@ def speed(run: Benchmark) -> list[Cells]:
 def _speed_row(run: Benchmark, row: Row) -> Cells:
     tokens = row.metrics["tokens_per_second"]
     share = bandwidth_share(row, run.subject(row.subject))
-    latency = [f"{1000 * value:.3g}" if value < 0.1 else number(1000 * value) for value in (row.latency.p5, row.latency.median, row.latency.p95)] if (
-        row.latency
-    ) else ["", "", ""]  # fmt: skip
+    found = row.latency
+    latency = [_per_token(value) for value in (found.p5, found.median, found.p95)] if found else ["", "", ""]
     return (
         row.subject,
         row.test.label,
@@ -37,6 +36,11 @@ def _speed_row(run: Benchmark, row: Row) -> Cells:
         *latency,
         f"{share:.0%}" if share is not None else "",
     )
+
+
+def _per_token(seconds: float) -> str:
+    """In milliseconds, three digits."""
+    return f"{1000 * seconds:#.3g}" if seconds < 0.1 else number(1000 * seconds)
 
 
 def number(value: float) -> str:
