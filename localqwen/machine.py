@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
+import subprocess
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -105,13 +107,24 @@ def _chip() -> str:
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
     if platform.system() == "Darwin":
-        import subprocess
-
         asked = subprocess.run(
             ["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True, check=False
         )
         return asked.stdout.strip() or platform.processor()
-    return platform.processor() or platform.machine()
+    return _board() or platform.processor() or platform.machine()
+
+
+def _board() -> str:
+    """What a processor without a name of its own sits on: a board's device tree, an Android phone's properties."""
+    model = _read(Path("/proc/device-tree/model")).strip("\0 \n")
+    getprop = shutil.which("getprop")
+    if model or getprop is None:
+        return model
+    asked = [
+        subprocess.run([getprop, name], capture_output=True, text=True, check=False).stdout.strip()
+        for name in ("ro.product.model", "ro.soc.model")
+    ]
+    return ", ".join(filter(None, asked))
 
 
 def cpu_flags() -> str:

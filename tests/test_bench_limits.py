@@ -8,13 +8,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from localqwen import machine
 from localqwen.bench import cgroup
 from localqwen.bench.cgroup import Group, Place
 from localqwen.bench.limits import Limits
+from localqwen.bench.others import Others
 from localqwen.bench.worker import Opening, Worker
+from localqwen.engines import threads
 from localqwen.errors import NotEnoughMemory, Unsupported
 
 OWN = "user.slice/app.slice/run-1.scope"
@@ -153,3 +156,27 @@ def test_a_process_is_moved_by_the_real_kernel() -> None:
     assert not group.path.exists()
     process.communicate()
     assert process.returncode == -signal.SIGKILL
+
+
+def test_a_phone_is_named_by_its_properties(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """/proc/cpuinfo of ARM names no model."""
+    getprop = tmp_path / "getprop"
+    getprop.write_text('#!/bin/sh\ncase $1 in ro.product.model) echo "Phone 7";; ro.soc.model) echo SM9999;; esac\n')
+    getprop.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(machine, "_read", lambda path: "")
+    monkeypatch.setattr(machine.platform, "system", lambda: "Linux")
+    assert machine._chip.__wrapped__() == "Phone 7, SM9999"
+    monkeypatch.setattr(machine, "_read", lambda path: "Head Unit Rev 2\0" if path.name == "model" else "")
+    assert machine._chip.__wrapped__() == "Head Unit Rev 2"
+
+
+def test_a_system_that_hides_its_accounting_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Android closes /proc/stat to apps."""
+
+    def refused(**_: object) -> object:
+        raise PermissionError(13, "Permission denied", "/proc/stat")
+
+    monkeypatch.setattr(psutil, "cpu_times", refused)
+    assert threads.watched(4) is None
+    assert Others().since() == {}
