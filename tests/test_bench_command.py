@@ -103,7 +103,7 @@ def test_both_engines_are_measured_side_by_side_and_agree_on_what_they_say(bench
     if not engines.installed().get("mlx"):
         pytest.skip("mlx is not installed")
     text = tmp_path / "text.txt"
-    text.write_text("What is 17 + 25? The answer is 42. How many e's are in cheese? There are 3.\n" * 3)
+    text.write_text("What is 17 + 25? The answer is 42. How many e's are in cheese? There are 3.\n")
     asked = ("--workload", "content-generation", "--prompt", "8", "--generate", "2", "--repeats", "1", "--threads", "1")
     code, out, err = bench("demo", "--engine", "llama.cpp,mlx", *asked, "--quality", "--text", str(text), "--json")
     assert code == 0, err
