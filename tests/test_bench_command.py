@@ -22,7 +22,7 @@ import pytest
 from localqwen import engines
 from localqwen.bench import history, report
 from localqwen.bench.samples import Sample, Subject, Test
-from localqwen.cli import main
+from localqwen.cli import bench_run, main
 from localqwen.models import store
 
 TINY = ("--prompt", "8,16", "--generate", "4", "--repeats", "2", "--threads", "1")
@@ -135,6 +135,18 @@ def test_a_person_waits_and_a_profile_judges(bench: Run) -> None:
     assert re.search(held, out.splitlines()[0])
     assert re.search(r"threads +1 +1 +pass", out)
     assert re.search(r"first_answer_ms .*fail", out)
+
+
+def test_a_narrow_terminal_gets_a_line_per_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = [("model", "tokens/s", "J/token"), ("a", "12.5", ""), ("b", "7.25", "0.3")]
+    wide = bench_run._columns(lines)
+    assert wide.splitlines()[0].split() == ["MODEL", "TOKENS/S", "J/token"]
+    monkeypatch.setenv("COLUMNS", "20")
+    assert bench_run._columns(lines) == wide  # a pipe has no width
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert bench_run._columns(lines).split() == [
+        "MODEL", "a", "TOKENS/S", "12.5", "MODEL", "b", "TOKENS/S", "7.25", "J/token", "0.3",
+    ]  # fmt: skip
 
 
 def test_endurance_says_what_is_not_available(bench: Run) -> None:

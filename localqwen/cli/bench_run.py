@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -271,7 +272,11 @@ def _object(run: Benchmark, llama_bench: bool) -> Any:
 
 def _columns(lines: Sequence[tuple[str, ...]]) -> str:
     head, *body = lines
-    return aligned([tuple(cell.upper() if cell.islower() else cell for cell in head), *body])
+    shown = tuple(cell.upper() if cell.islower() else cell for cell in head)
+    text = aligned([shown, *body])
+    if sys.stdout.isatty() and max(map(len, text.splitlines())) > shutil.get_terminal_size().columns:
+        return "\n\n".join(aligned([pair for pair in zip(shown, row, strict=True) if pair[1]]) for row in body)
+    return text
 
 
 def page(run: Benchmark, form: Callable[[Sequence[tuple[str, ...]]], str]) -> str:
