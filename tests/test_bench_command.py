@@ -94,7 +94,8 @@ def test_two_models_take_turns_and_are_compared_with_themselves(bench: Run) -> N
     assert re.search(r"^demo #2 +llama.cpp", out, re.MULTILINE)
     code, out, err = bench("compare", "last", "last")
     assert code == 0, err
-    assert "no difference" in out
+    assert re.search(r"prefill 8 .* 1\.000 .* (no difference|cannot tell)$", out, re.MULTILINE)  # in peace, in a crowd
+    assert not re.search("better|worse", out)
     assert " better" not in out
 
 

@@ -45,7 +45,11 @@ def command(model: str, show: bool, forget: bool, approximate: bool, as_json: bo
         there = settings.forget(path)
         sys.stdout.write(f"{model} runs with the defaults{' again' if there else ', it was never tuned'}\n")
         return
-    best, trials = _tuned(path, approximate)
+    try:
+        best, trials = _tuned(path, approximate)
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped: nothing new is kept\n")
+        raise
     try:
         settings.keep(path, best)
     except OSError as exc:
@@ -71,6 +75,7 @@ def _file_of(model: str) -> Path:
 
 def _tuned(path: Path, approximate: bool) -> tuple[Settings, list[Trial]]:
     from localqwen.bench import tune
+    from localqwen.bench.others import AT_REST, Others
     from localqwen.engines.probe import probe
     from localqwen.engines.settings import Settings
     from localqwen.machine import this_machine
@@ -82,7 +87,13 @@ def _tuned(path: Path, approximate: bool) -> tuple[Settings, list[Trial]]:
         if sys.stderr.isatty():
             sys.stderr.write(f"{trial.change}: {_speeds(trial)}\n")
 
-    return tune.tune(path, start, cores, tell, approximate=approximate)
+    meanwhile = Others()
+    found = tune.tune(path, start, cores, tell, approximate=approximate)
+    counted = meanwhile.since()
+    taken = counted["others_seconds"] / counted["elapsed_seconds"] if counted else 0.0
+    if taken > AT_REST:
+        sys.stderr.write(f"warning: other programs took {taken:.1f} processors meanwhile: tune again when they rest\n")
+    return found
 
 
 def _speeds(trial: Trial) -> str:
