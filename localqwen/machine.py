@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
+import subprocess
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -57,13 +59,40 @@ def usable_cores() -> int:
 
 def _cgroup_cpu_quota() -> int | None:
     """CPUs granted by cgroup v2 (`cpu.max` holds quota and period in microseconds), None without a limit."""
-    quota, _, period = _read(Path("/sys/fs/cgroup/cpu.max")).partition(" ")
-    return max(1, int(quota) // int(period)) if quota.isdigit() and period.strip().isdigit() else None
+    found = [text.split() for text in _cgroup_values("cpu.max")]
+    quotas = [int(quota) // int(period) for quota, period in found if quota.isdigit() and period.isdigit()]
+    return max(1, min(quotas)) if quotas else None
 
 
 def _cgroup_memory_limit() -> int | None:
-    limit = _read(Path("/sys/fs/cgroup/memory.max")).strip()
-    return int(limit) if limit.isdigit() else None
+    return min((int(text) for text in _cgroup_values("memory.max") if text.strip().isdigit()), default=None)
+
+
+def _cgroup_values(name: str) -> list[str]:
+    """A file's text in this process's group and all above: the tightest limit holds."""
+    own = own_cgroup()
+    if own is None:
+        return []
+    folder, top = own
+    above = [each for each in (folder, *folder.parents) if each.is_relative_to(top)]
+    return [text for each in above if (text := _read(each / name))]
+
+
+def own_cgroup(root: Path = Path("/")) -> tuple[Path, Path] | None:
+    """The folder of this process's group in cgroup v2 and the top of that hierarchy; None without cgroup v2.
+
+    /proc/self/mountinfo (proc(5)): `ID PARENT MAJOR:MINOR ROOT MOUNTPOINT … - cgroup2 …`; a container sees a part of
+    the hierarchy, whose root there is ROOT. /proc/self/cgroup: `0::PATH`.
+    """
+    lines = _read(root / "proc/self/cgroup").splitlines()
+    path = next((line.removeprefix("0::") for line in lines if line.startswith("0::")), None)
+    for line in _read(root / "proc/self/mountinfo").splitlines():
+        mount, _, kind = line.partition(" - ")
+        if path and not path.startswith("/..") and kind.startswith("cgroup2 "):
+            part, place = mount.split()[3:5]
+            top = root / place.lstrip("/")
+            return top / path.removeprefix("" if part == "/" else part).lstrip("/"), top
+    return None
 
 
 def set_openmp_defaults() -> None:
@@ -78,13 +107,24 @@ def _chip() -> str:
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
     if platform.system() == "Darwin":
-        import subprocess
-
         asked = subprocess.run(
             ["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True, check=False
         )
         return asked.stdout.strip() or platform.processor()
-    return platform.processor() or platform.machine()
+    return _board() or platform.processor() or platform.machine()
+
+
+def _board() -> str:
+    """What a processor without a name of its own sits on: a board's device tree, an Android phone's properties."""
+    model = _read(Path("/proc/device-tree/model")).strip("\0 \n")
+    getprop = shutil.which("getprop")
+    if model or getprop is None:
+        return model
+    asked = [
+        subprocess.run([getprop, name], capture_output=True, text=True, check=False).stdout.strip()
+        for name in ("ro.product.model", "ro.soc.model")
+    ]
+    return ", ".join(filter(None, asked))
 
 
 def cpu_flags() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -180,6 +181,13 @@ def test_what_was_not_measured_does_not_pass() -> None:
     ]
 
 
+def test_threads_that_nobody_tells_are_not_within_a_limit() -> None:
+    """A server's, a GPU's."""
+    run = Benchmark("r", "", {}, {}, {}, subjects=(Subject("m", "server"),), samples=(measured(total_ms=1.0),))
+    (verdict,) = profiles.judge(Profile("p", Workload("w", prompt=1), {"threads": 4}), run)
+    assert (verdict.measured, verdict.passed) == (None, False)
+
+
 @pytest.fixture
 def own_profiles() -> Iterator[Path]:
     path = store.config_file().with_name("profiles.toml")
@@ -198,6 +206,21 @@ def test_profiles_of_ones_own_stand_beside_ours(own_profiles: Path) -> None:
     assert error.value.hint == "did you mean watch?"
 
 
+def test_a_profile_may_change_a_workload_of_ours(own_profiles: Path) -> None:
+    own_profiles.write_text('[watch]\nworkload = "voice-assistant"\nanswer = 20\n')
+    found, ours = profiles.named("watch").workload, workloads.known()["voice-assistant"]
+    assert found == replace(ours, name="watch", answer=20)
+
+
+def test_an_answer_is_in_time_if_it_begins_before_the_deadline() -> None:
+    """It begins after 300 ms (two tokens of thinking, 100 ms each)."""
+    for deadline, expected in ((0.25, 0.0), (0.35, 1.0)):
+        model = TimedModel()
+        work = replace(TALK, deadline=deadline)
+        found = chat.measure(model, "m", work.test, work, 0, len, clock=lambda model=model: model.now)
+        assert [sample.values["in_time"] for sample in found] == [expected] * 2
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -207,11 +230,46 @@ def test_profiles_of_ones_own_stand_beside_ours(own_profiles: Path) -> None:
         ('[watch]\nprompt = 5\nlimits = { memory = "much" }\n', "memory 'much' is no size"),
         ("[watch]\nprompt = 5\nlimits = { threads = -1 }\n", "threads is -1"),
         ('[watch]\nworkload = "chess"\n', "there is no workload 'chess'"),
-        ("[watch]\npromt = 5\n", "has no setting 'promt'"),
-        ('[watch]\nprompt = "long"\n', "wrong types"),
+        ("[watch]\npromt = 5\n", "line 2: \\[watch\\] promt is unknown"),
+        ('[watch]\n\nprompt = "long"\n', "line 3: \\[watch\\] prompt is 'long', it must be a whole number from 0 on"),
+        ("[watch]\nprompt = 5\nanswer = 1.5\n", "line 3: .* answer is 1.5, it must be a whole number from 2 on"),
+        ('[watch]\nprompt = 5\nthink = "no"\n', "think is 'no', it must be true or false"),
+        ('[watch]\nprompt = 5\npause = "2s"\n', "pause is '2s', it must be seconds"),
+        ('[watch]\nquestions = "Hello?"\n', "it must be a list of texts"),
+        ("[watch]\nprompt = true\n", "prompt is True"),
+        ("[watch]\nprompt = 5\nlimits = 5\n", "line 3: .* limits is 5"),
+        ("[watch]\nprompt = 5\nlimits = { threads = 1.5 }\n", "line 3: .* threads is 1.5"),
+        ("[watch]\nprompt = 5\nlimits = { joules_per_token = nan }\n", "joules_per_token is nan"),
+        ("[watch]\nworkload = 3\n", "there is no workload 3"),
+        ('[watch]\nworkload = "mlperf-client"\n', "there is no workload 'mlperf-client'"),
+        ("[watch]\nprompt = 5\nthink = false\nbudget = 9\n", "a budget with thinking off"),
+        ("[watch]\nanswer = 5\n", "line 1: .* asks for nothing"),
+        ('[phone]\nprompt = 5\n[watch]\n[watch.limits]\nmemory = "0GB"\n', "line 5: .* memory '0GB' is no size"),
     ],
 )
 def test_a_profile_of_another_shape_is_told(own_profiles: Path, text: str, message: str) -> None:
     own_profiles.write_text(text)
     with pytest.raises(ConfigError, match=message):
         profiles.named("watch")
+
+
+def test_overall_figures_are_mlperf_clients() -> None:
+    """Arithmetic mean of first tokens and harmonic mean of rates within a task, geometric means over the five tasks."""
+    tasks = [workload.test for workload in workloads.named([workloads.OVERALL])]
+    waits, rates = {0: (100.0, 300.0), 1: (800.0, 800.0)}, {0: (20.0, 30.0), 1: (6.0, 6.0)}
+    samples = [
+        Sample("m", test, {"first_token_ms": waits[number % 2][each], "tokens_per_second": rates[number % 2][each]})
+        for number, test in enumerate(tasks)
+        for each in (0, 1)
+    ]
+    run = Benchmark("r", "", {}, {}, {}, subjects=(Subject("m", "x"),), samples=tuple(samples))
+    first, speed = (200**3 * 800**2) ** 0.2, (24**3 * 6**2) ** 0.2
+    assert tables.suites(run)[1] == ("m", "mlperf-client", tables.seconds(first), tables.number(speed))
+    assert tables.suites(replace(run, samples=tuple(samples[2:]))) == []  # a task is missing: nothing overall
+
+
+def test_extended_tasks_have_no_overall_figure() -> None:
+    tasks = [workload.test for workload in workloads.named(["mlperf-client-extended"])]
+    samples = tuple(Sample("m", test, {"first_token_ms": 1.0, "tokens_per_second": 1.0}) for test in tasks)
+    run = Benchmark("r", "", {}, {}, {}, subjects=(Subject("m", "x"),), samples=samples)
+    assert tables.suites(run) == []

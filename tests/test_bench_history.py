@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from localqwen.bench import compare, history, llama_bench, tables
 from localqwen.bench.history import Benchmark, Log
+from localqwen.bench.others import Others
 from localqwen.bench.samples import Sample, Subject, Test
+from localqwen.engines.threads import Sample as Account
 from localqwen.errors import ModelNotFound, StorageError, UsageError
 
 MACHINE = {"system": "Linux", "release": "6", "architecture": "x86_64", "chip": "Chip", "cores": 2, "memory": 8 * 10**9}
@@ -116,6 +119,47 @@ def test_compare_says_no_difference_on_noise_and_better_beyond_it() -> None:
     assert (line.better, line.ratio.value) == (True, 1.5)
     (line,) = compare.compare(fast, slow)
     assert line.better is False
+
+
+def beside(others: float, speeds: list[float]) -> Benchmark:
+    """On 2 cores with 1 thread; other programs take `others` cores all the time."""
+    samples = [
+        replace(sample(speed), values={**sample(speed).values, "elapsed_seconds": 1.0, "others_seconds": others})
+        for speed in speeds
+    ]
+    return replace(with_speeds([]), subjects=(Subject("m", "x", threads=1),), samples=tuple(samples))
+
+
+def test_speeds_in_a_crowd_tell_nothing() -> None:
+    """Repeats agree with each other, because the other program was there for all of them."""
+    quiet, slow = [20, 21, 19, 20.5, 19.5], [10, 10.5, 9.5, 10.2, 9.8]
+    (line,) = compare.compare(beside(0.05, quiet), beside(1.4, slow))
+    assert (line.ratio.verdict, line.better, compare.table([line])[1][-1]) == ("cannot tell", None, "cannot tell")
+    (line,) = compare.compare(beside(0.05, quiet), beside(0.9, slow))  # a core was left for the one thread
+    assert line.ratio.verdict == "difference"
+    assert compare.warnings(beside(0.05, quiet), beside(1.4, slow)) == [
+        "other programs took 1.4 of 2 processors from 20260101-000000-aaaa: its speeds tell nothing of m"
+    ]
+    assert tables.state(beside(0.1, quiet)) == ""
+    assert "other programs took 1.4 of 2 processors meanwhile" in tables.state(beside(1.4, slow))
+
+
+def test_memory_and_quality_are_the_same_in_a_crowd() -> None:
+    test = Test("memory")
+    runs = []
+    for size in (1e9, 2e9):
+        values = {"peak_memory": size, "elapsed_seconds": 1.0, "others_seconds": 2.0}
+        samples = (Sample("m", test, values), Sample("m", test, values))
+        runs.append(run(subjects=(Subject("m", "x", threads=1),), samples=samples))
+    (line,) = compare.compare(*runs)
+    assert line.ratio.verdict == "difference"
+
+
+def test_others_are_what_was_worked_and_was_not_ours() -> None:
+    told = iter([Account(0.0, 10.0, 1.0), Account(2.0, 13.5, 2.5), Account(3.0, 13.6, 2.7)])
+    counting = Others(lambda: next(told))
+    assert counting.since() == {"elapsed_seconds": 2.0, "others_seconds": 2.0}
+    assert counting.since() == {"elapsed_seconds": 1.0, "others_seconds": 0.0}  # rounded by the system: never negative
 
 
 def test_compare_knows_that_less_waiting_is_better() -> None:

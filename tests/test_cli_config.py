@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from localqwen.cli import config, main, run
+from localqwen.cli import bench_run, config, main, run
 
 
 @pytest.fixture
@@ -178,3 +178,37 @@ def test_help_works_with_a_broken_file(
     write(tmp_path, "= nonsense")
     assert main(["run", "--help"]) == 0
     assert "--budget" in capsys.readouterr().out
+
+
+def test_flags_of_several_values_take_a_list(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A default of raw speed's lengths does not ask for raw speed beside a conversation."""
+    asked: list[bench_run.Asked] = []
+    monkeypatch.setenv("LOCALQWEN_HOME", str(tmp_path))
+    monkeypatch.setattr(bench_run, "run", lambda each: asked.append(each) or 0)
+    write(tmp_path, 'threads = 2\n[bench]\nprompt = [64, 256]\nbatch = 4\nthreads = [1, 2]\nworkload = ["a", "b"]\n')
+    assert main(["bench", "demo", "--chat"]) == 0
+    assert main(["bench", "demo", "--depth", "0,64", "--threads", "3"]) == 0
+    first, second = asked
+    assert (first.prompt, first.batch, first.threads, first.workload) == ([64, 256], [4], [1, 2], "a,b")
+    assert (first.speed_asked, second.speed_asked) == (False, True)
+    assert (second.depth, second.threads) == ([0, 64], [3])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("threads = [1, 2]", "threads is [1, 2], it must be a whole number"),  # other commands take one
+        ("[bench]\nprompt = []", "[bench] prompt is [], it must be a whole number or a list of them"),
+        ("[bench]\nprompt = [[1]]", "[bench] prompt is [[1]], it must be a whole number or a list of them"),
+        ('[bench]\nprompt = ["1"]', "[bench] prompt is ['1'], it must be a whole number or a list of them"),
+        ("[bench]\nbatch = [0]", "[bench] batch: [0] is no list of whole numbers from 1 on"),
+        ("[bench]\nworkload = [1]", "[bench] workload is [1], it must be a text in quotes or a list of them"),
+    ],
+)
+def test_a_list_that_is_none_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, message: str
+) -> None:
+    monkeypatch.setenv("LOCALQWEN_HOME", str(tmp_path))
+    write(tmp_path, text)
+    assert main(["bench", "demo"]) == 2
+    assert message in capsys.readouterr().err

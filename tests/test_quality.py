@@ -112,7 +112,7 @@ def test_a_conversion_is_measured_across_engines_and_its_manifest_keeps_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     demo, text = provide.demo_checkpoint(), tmp_path / "text"
-    text.write_text(TEXT[:700])
+    text.write_text(TEXT[:240])
     file, folder = tmp_path / "demo.gguf", tmp_path / "demo-mlx"
     assert not main(["convert", str(demo), "--quant", "q4_k_m", "--out", str(file), "--verify", "--json"])
     report = json.loads(capsys.readouterr().out)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from localqwen import engines
+from localqwen import engines, machine
 from localqwen.bench import tune
 from localqwen.bench.tune import Speed, Trial, thread_counts
 from localqwen.cli import main
@@ -48,10 +48,51 @@ def test_what_is_faster_is_kept_and_what_is_noise_is_not(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(tune, "_measure", lambda path, candidates: [speed(tried) for _, tried in candidates])
     told: list[Trial] = []
-    best, trials = tune.tune(Path("x"), Settings(4), 4, told.append)
+    best, trials = tune.tune(Path("x"), Settings(4), 4, told.append, approximate=True)
     assert told == trials
     assert [trial.change for trial in trials[:4]] == ["1 thread", "2 threads", "3 threads", "4 threads"]
     assert best == Settings(2, 4, batch=512, adapt_threads=True, tuned=True)
+
+
+def test_exactness_is_not_traded_unless_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a machine on which everything that rounds is ten times as fast."""
+
+    def speed(tried: Settings) -> Speed:
+        factor = 10.0 if tried.flash_attention else 1.0
+        return Speed(100 * factor * (2 if tried.kv_type != "f16" else 1), 10 * factor)
+
+    monkeypatch.setattr(tune, "_measure", lambda path, candidates: [speed(tried) for _, tried in candidates])
+    best, trials = tune.tune(Path("x"), Settings(2), 2, lambda _: None)
+    assert (best.flash_attention, best.kv_type) == (None, "f16")
+    assert not [trial for trial in trials if trial.settings.flash_attention]
+    best, _ = tune.tune(Path("x"), Settings(2), 2, lambda _: None, approximate=True)
+    assert (best.flash_attention, best.kv_type) == (True, "q8_0")
+
+
+def test_what_is_kept_is_shown_and_not_for_fewer_cores(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = provide.provide("demo")
+    settings.keep(path, Settings(3, 4, kv_type="q8_0", flash_attention=True))
+    try:
+        assert main(["tune", "demo", "--show"]) in (0, None)
+        assert capsys.readouterr().out == (
+            "kept: 3 threads for answers, 4 for prompts, weight repacking on, 256 tokens per pass; "
+            "rounded more coarsely, as you asked: flash attention and keys and values in q8_0\n"
+        )
+        assert settings.tuned(path, Settings(1, kv_type="q4_0")).kv_type == "q4_0"  # the user's own wish
+        monkeypatch.setattr(machine, "usable_cores", lambda: 77)
+        assert main(["tune", "demo", "--show"]) in (0, None)
+        assert capsys.readouterr().out == "demo was never tuned here\n"
+    finally:
+        settings._file().unlink()
+
+
+def test_mlx_has_nothing_to_tune(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    folder = tmp_path / "demo-mlx"
+    assert main(["convert", "demo", "--to", "mlx", "--bits", "4", "--out", str(folder)]) in (0, None)
+    assert main(["tune", str(folder)]) == 1
+    assert "runs on MLX here, which has none of these settings" in capsys.readouterr().err
 
 
 def test_a_real_measurement_gives_settings_that_the_engine_then_uses(capsys: pytest.CaptureFixture[str]) -> None:

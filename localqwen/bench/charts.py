@@ -122,6 +122,9 @@ def _quality(lines: Sequence[Line]) -> Chart | None:
             axes.scatter(speed, row.metrics["kl_mean"].median, s=area, color=line.colour, alpha=0.8)
             axes.scatter([], [], s=40, color=line.colour, label=text)  # the legend's dot, of one size
         axes.margins(0.25)
+        worst = max(row.metrics["kl_mean"].median for _, row in found) or 0.01
+        axes.set_ylim(-0.12 * worst, 1.25 * worst)  # below 0 there is nothing, but room for a dot that is at it
+        axes.set_yticks([tick for tick in axes.get_yticks() if 0 <= tick <= 1.25 * worst])
         axes.set(xlabel="decode, tokens/s", ylabel="KL divergence, nats (0: as the reference)")
 
     caption = "Further right is faster, further down is closer to the reference; the dot's area is the file's size."
@@ -256,18 +259,25 @@ def _thinking(lines: Sequence[Line]) -> Chart | None:
 
 
 def _over_time(lines: Sequence[Line]) -> Chart | None:
-    found = [(line, sample) for line in lines for row in line.of("sustain") for sample in row.samples if sample.series]
+    found = [
+        (line, number, sample)
+        for line in lines
+        for row in line.of("sustain")
+        for number, sample in enumerate(row.samples)
+        if sample.series
+    ]
     if not found:
         return None
 
     def paint(axes: Any) -> None:
-        for line, sample in found:
+        for line, number, sample in found:
             times = [point["seconds"] for point in sample.series]
             speeds = [point["tokens_per_second"] for point in sample.series]
-            axes.plot(times, speeds, color=line.colour, label=line.name)
+            label = line.name + (f", repeat {number + 1}" if number else "")
+            axes.plot(times, speeds, color=line.colour, linestyle=_STYLES[number % 4], label=label)
         axes.set(xlabel="seconds", ylabel="tokens/s")
         axes.set_ylim(bottom=0)
-        _temperature(axes, [sample.series for _, sample in found])
+        _temperature(axes, [sample.series for *_, sample in found])
 
     caption = "Decoding without a pause. A line that falls is heat, or another program."
     return _chart("sustain", "Speed over time", caption, paint)

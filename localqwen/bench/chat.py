@@ -118,6 +118,13 @@ class _Watch:
         return found
 
 
+def _in_time(workload: Workload, watch: _Watch) -> dict[str, float]:
+    """Whether the answer began before the deadline, where there is one; an answer that never came did not."""
+    if not workload.deadline:
+        return {}
+    return {"in_time": float(watch.answer is not None and watch.answer <= workload.deadline)}
+
+
 def measure(
     model: Answering,
     subject: str,
@@ -155,6 +162,6 @@ def measure(
         watch.listen(model, request)
         turn = number + 1 if workload.turns > 1 else 0
         latencies = tuple(after - before for before, after in zip(watch.times, watch.times[1:], strict=False))
-        yield Sample(subject, replace(test, turn=turn), watch.values(), latencies)
+        yield Sample(subject, replace(test, turn=turn), watch.values() | _in_time(workload, watch), latencies)
         if not workload.tools:  # a tool loop's next step brings the call that it answers
             messages.append(watch.message)

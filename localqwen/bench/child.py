@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict, is_dataclass, replace
 from functools import cached_property
 from typing import Any, TextIO
 
-from localqwen.bench import chat, limits, memory
+from localqwen.bench import chat, memory
+from localqwen.bench.limits import hold
+from localqwen.bench.others import Others
 from localqwen.bench.samples import Sample, Test
 from localqwen.bench.sensors import Sensors
 from localqwen.bench.speed import SpeedBench
@@ -27,6 +31,7 @@ from localqwen.models import names
 
 Answer = Mapping[str, Any]
 _NO_MEMORY = "the process may not take more memory: the model does not fit the limit that it is held to"
+_LOOK_EVERY = 1.0  # seconds
 _LESS = "use a smaller model, quantisation or context, or leave out --hold"
 
 
@@ -44,18 +49,30 @@ def serve(requests: TextIO, answers: Callable[[Answer], None]) -> None:
             elif "memory" in request:
                 answers({"memory": memory.peak()})
             elif bench is not None:
+                others = Others()
                 for sample in bench.measure(Test(**request["measure"]), request["repeat"], request["options"]):
-                    answers({"sample": sample.to_json()})
+                    values = {**sample.values, **others.since()}
+                    answers({"sample": replace(sample, values=values).to_json()})
                 answers({"done": True})
         except LocalqwenError as error:
             told = {"class": type(error).__name__, "message": error.message, "hint": error.hint}
             answers({"error": told})
-        except (MemoryError, OSError) as error:
-            if isinstance(error, OSError) and error.errno != errno.ENOMEM:
+        except (MemoryError, OSError, ImportError) as error:
+            if not _for_want_of_memory(error):
                 raise
             answers({"error": {"class": "NotEnoughMemory", "message": _NO_MEMORY, "hint": _LESS}})
     if bench is not None:
         bench.close()
+
+
+def _for_want_of_memory(error: Exception) -> bool:
+    """The loader of libraries (glibc) has no number for it, only words."""
+    match error:
+        case OSError():
+            return error.errno == errno.ENOMEM or "failed to map segment" in str(error)
+        case ImportError():
+            return "failed to map segment" in str(error)
+    return isinstance(error, MemoryError)
 
 
 class Bench:
@@ -70,10 +87,10 @@ class Bench:
         context_length: int | None,
         max_runs: int,
         force: bool,
-        limits: Mapping[str, Any],
+        limits: Mapping[str, int | None],
         adapter: str | None = None,
     ) -> None:
-        _hold(limits)
+        hold(**limits)
         from localqwen import engines
 
         began = time.perf_counter()
@@ -147,11 +164,20 @@ def _settings(engine: Engine) -> Answer:
     return asdict(told) if is_dataclass(told) and not isinstance(told, type) else {}
 
 
-def _hold(wanted: Mapping[str, Any]) -> None:
-    limits.Limits(**wanted).hold()
+def _end_with_parent() -> None:
+    """A parent that was killed reads nothing any more: an endurance run of an hour must not go on without it."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_LOOK_EVERY)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def main() -> None:
+    _end_with_parent()
     out = sys.stdout
 
     def answer(message: Answer) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from localqwen.bench import others
 from localqwen.bench.history import Benchmark
-from localqwen.bench.samples import METRICS, Row, Test, rows
+from localqwen.bench.samples import METRICS, TIMELESS, Row, Test, rows
 from localqwen.bench.stats import Ratio, ratio
 from localqwen.errors import UsageError
 
@@ -36,7 +38,7 @@ def compare(a: Benchmark, b: Benchmark) -> list[Line]:
         line
         for row in rows(b.samples)
         if (other := left.get((pairs.get(row.subject, ""), row.test))) is not None
-        for line in _lines(other, row)
+        for line in _lines(other, row, in_a_crowd=bool(_crowded(a, other.subject) or _crowded(b, row.subject)))
     ]
     if not lines:
         raise UsageError(f"{a.id} and {b.id} have no test of one model in common", "localqwen bench list")
@@ -51,13 +53,21 @@ def _pairs(a: Benchmark, b: Benchmark) -> dict[str, str]:
     return {label: label for label in theirs if label in ours}
 
 
-def _lines(a: Row, b: Row) -> Iterator[Line]:
+def _crowded(run: Benchmark, label: str) -> bool:
+    mine = [sample for sample in run.samples if sample.subject == label]
+    held = (run.settings.get("limits") or {}).get("cpus")
+    return others.crowded(mine, run.subject(label).threads, held or run.machine["cores"])
+
+
+def _lines(a: Row, b: Row, *, in_a_crowd: bool) -> Iterator[Line]:
     for metric in a.metrics:
         left, right = ([s.values[metric] for s in row.samples if metric in s.values] for row in (a, b))
         if metric in METRICS and left and right and min(left + right) > 0:
             found = ratio(left, right)
+            if in_a_crowd and metric not in TIMELESS:
+                found = replace(found, verdict="cannot tell")
             more = METRICS[metric]
-            better = None if more is None or found.verdict != "difference" else (found.value > 1) == more
+            better = None if more is None or found.verdict != "difference" else (found.low > 1) == more
             medians = (a.metrics[metric].median, b.metrics[metric].median)
             yield Line(a.subject, b.subject, b.test, metric, medians, found, better)
 
@@ -65,6 +75,12 @@ def _lines(a: Row, b: Row) -> Iterator[Line]:
 def warnings(a: Benchmark, b: Benchmark) -> list[str]:
     """What differs besides what is compared."""
     found = [f"{run.id} was stopped before its end" for run in (a, b) if not run.complete]
+    for run in (a, b):
+        taken = others.processors(run.samples)
+        if taken is not None and taken > others.AT_REST:
+            crowded = [subject.label for subject in run.subjects if _crowded(run, subject.label)]
+            told = f": its speeds tell nothing of {', '.join(crowded)}" if crowded else ""
+            found.append(f"other programs took {taken:.1f} of {run.machine['cores']} processors from {run.id}{told}")
     if a.held != b.held:
         found.append(f"held to: {a.held or 'nothing'}; {b.held or 'nothing'}")
     if a.machine != b.machine:
@@ -88,8 +104,7 @@ def _cells(line: Line) -> tuple[str, ...]:
     from localqwen.bench.tables import number
 
     names = line.b if line.a == line.b else f"{line.a} → {line.b}"
-    told = line.ratio.verdict == "cannot tell"
-    noise = "" if told else f"{line.ratio.low:.3f} to {line.ratio.high:.3f}"
+    noise = "" if line.ratio.high == math.inf else f"{line.ratio.low:.3f} to {line.ratio.high:.3f}"
     verdict = {True: "better", False: "worse"}.get(line.better, line.ratio.verdict)  # type: ignore[arg-type]
     medians = map(number, line.medians)
     return (names, line.test.label, line.metric, *medians, f"{line.ratio.value:.3f}", noise, verdict)

@@ -28,7 +28,7 @@ def _test(run: Benchmark, row: Row, subject: Subject) -> dict[str, Any]:
         "n_prompt": row.test.prompt,
         "n_gen": row.test.generate,
         "n_depth": row.test.depth,
-        "test_time": run.created,
+        "test_time": run.created.replace("+00:00", "Z"),
         "avg_ns": round(seconds.mean * 1e9),
         "stddev_ns": round(seconds.deviation * 1e9),
         "avg_ts": speed.mean,

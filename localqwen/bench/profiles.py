@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -68,37 +70,81 @@ def named(name: str) -> Profile:
 
 
 def _read(text: str, source: str) -> dict[str, Profile]:
-    return {name: _profile(name, table, source) for name, table in tomllib.loads(text).items()}
+    return {name: _Table(text, name, source).profile(table) for name, table in tomllib.loads(text).items()}
 
 
-def _profile(name: str, table: Any, source: str) -> Profile:
-    where = f"the profile {name} of {source}"
-    if not isinstance(table, dict):
-        raise ConfigError(f"{source}: {name} is no table", f"a profile is written [{name}]")
-    settings = dict(table)
-    limits = {key: _limit(key, value, where) for key, value in settings.pop("limits", {}).items()}
-    base = settings.pop("workload", None)
-    try:
-        workload = workloads.named([base])[0] if base else workloads.from_table(name, settings)
-    except UsageError as exc:
-        raise ConfigError(f"{where}: {exc.message}", exc.hint) from exc
-    return Profile(name, workload, limits, source)
+@dataclass(frozen=True)
+class _Table:
+    """One profile of a file; what is wrong in it is told with the line and the key."""
 
+    text: str
+    name: str
+    source: str
 
-def _limit(key: str, value: Any, where: str) -> float:
-    if key not in LIMITS:
-        near = get_close_matches(key, LIMITS, 1)
-        hint = f"did you mean {near[0]}?" if near else f"limits: {', '.join(LIMITS)}"
-        raise ConfigError(f"{where}: there is no limit {key!r}", hint)
-    if key == "memory" and isinstance(value, str):
-        unit = next((unit for unit in _UNITS if value.endswith(unit)), None)
-        text = value.removesuffix(unit).strip() if unit else ""
-        if unit is None or not text.replace(".", "", 1).isdecimal():
-            raise ConfigError(f"{where}: memory {value!r} is no size", 'write it like "5GB"')
-        return float(text) * _UNITS[unit]
-    if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
-        raise ConfigError(f"{where}: {key} is {value!r}", "a limit is a number above 0")
-    return float(value)
+    def profile(self, table: Any) -> Profile:
+        if not isinstance(table, dict):
+            raise self._wrong(self.name, f"{self.name} is no table", f"a profile is written [{self.name}]")
+        settings = dict(table)
+        limits = settings.pop("limits", {})
+        if not isinstance(limits, dict):
+            raise self._wrong("limits", f"limits is {limits!r}", "write limits = { first_answer_ms = 1500 }")
+        kept = {key: self._limit(key, value) for key, value in limits.items()}
+        base = self._base(settings.pop("workload", None))
+        for key, value in settings.items():
+            wrong = workloads.problem(key, value)
+            if wrong:
+                raise self._wrong(key, *wrong)
+        try:
+            workload = workloads.from_table(self.name, settings, base)
+        except UsageError as exc:
+            raise self._wrong("", exc.message, exc.hint) from exc
+        return Profile(self.name, workload, kept, self.source)
+
+    def _base(self, name: Any) -> Workload | None:
+        """`workload = "voice-assistant"`: one of ours, whose settings may be changed."""
+        known = workloads.known()
+        if name is None or name in known:
+            return known.get(name)
+        near = get_close_matches(str(name), known, 1)
+        hint = f"did you mean {near[0]}?" if near else f"possible: {', '.join(known)}"
+        raise self._wrong("workload", f"there is no workload {name!r}", hint)
+
+    def _limit(self, key: str, value: Any) -> float:
+        if key not in LIMITS:
+            near = get_close_matches(key, LIMITS, 1)
+            hint = f"did you mean {near[0]}?" if near else f"limits: {', '.join(LIMITS)}"
+            raise self._wrong(key, f"there is no limit {key!r}", hint)
+        if key == "memory" and isinstance(value, str):
+            return self._size(value)
+        whole = int if key == "threads" else int | float
+        if isinstance(value, bool) or not isinstance(value, whole) or not 0 < value < math.inf:
+            kind = "whole number" if key == "threads" else "number"
+            raise self._wrong(key, f"{key} is {value!r}", f"it must be a {kind} above 0")
+        return float(value)
+
+    def _size(self, text: str) -> float:
+        unit = next((unit for unit in _UNITS if text.endswith(unit)), None)
+        number = text.removesuffix(unit).strip() if unit else ""
+        if unit is None or not number.replace(".", "", 1).isdecimal() or not float(number):
+            raise self._wrong("memory", f"memory {text!r} is no size", 'write it like "5GB"')
+        return float(number) * _UNITS[unit]
+
+    def _wrong(self, key: str, message: str, hint: str) -> ConfigError:
+        line = self._line(key)
+        return ConfigError(f"{self.source}{f', line {line}' if line else ''}: [{self.name}] {message}", hint)
+
+    def _line(self, key: str) -> int | None:
+        """Of a key, else of the profile's head, counted from 1: the parser of the standard library tells none."""
+        head, found = None, None
+        inside = False
+        for number, line in enumerate(self.text.splitlines(), 1):
+            opened = re.match(r"\s*\[\s*[\"']?([^\"'\].]+)", line)
+            if opened:
+                inside = opened.group(1).strip() == self.name
+                head = head or (number if inside else None)
+            elif inside and key and re.search(rf"(^|[\s{{,.\"'])({re.escape(key)})[\"']?\s*=", line):
+                found = found or number
+        return found or head
 
 
 @dataclass(frozen=True)
@@ -131,7 +177,8 @@ def _verdict(subject: str, limit: str, allowed: float, measured: float | None) -
 
 def _measured(limit: str, found: list[Row], run: Benchmark) -> float | None:
     if limit == "threads":
-        return float(run.subject(found[0].subject).threads) if found else None
+        told = run.subject(found[0].subject).threads if found else 0  # a server and a GPU have none to tell
+        return float(told) if told else None
     kind, metric = ("memory", "peak_memory") if limit == "memory" else ("workload", limit)
     values = [sample.values.get(metric) for row in found if row.test.kind == kind for sample in row.samples]
     known = [value for value in values if value is not None]

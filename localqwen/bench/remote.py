@@ -49,6 +49,10 @@ class RemoteModel:
             raise EngineUnavailable(
                 f"no server answers at {self.url}: {exc}", "start one, and end the address with /v1"
             ) from exc
+        if answer.status_code == 404:
+            raise EngineUnavailable(
+                f"{self.url}/models is not there", "is it OpenAI-compatible? end the address with /v1"
+            )
         _check(answer.status_code, answer.text)
         offered = [str(model["id"]) for model in answer.json().get("data", ())]
         if wanted in offered or (wanted and not offered):

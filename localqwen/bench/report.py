@@ -16,14 +16,20 @@ from localqwen.errors import StorageError
 #: A browser that shows the page may show images that are in it, and load nothing.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 _STYLE = """
+:root { color-scheme: light dark; }
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.2rem; margin-top: 2.5rem; }
 .first { font-weight: 600; } .held { background: #fff3d6; padding: .5rem .75rem; border-left: 4px solid #e69f00; }
 figure { margin: 1.5rem 0; } img { max-width: 100%; } figcaption, footer { color: #555; font-size: .9rem; }
-.wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
+.wide { overflow-x: auto; margin-bottom: 1.5rem; }
+table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .6rem; text-align: left; border-bottom: 1px solid #ddd; white-space: nowrap; }
 th { border-bottom: 2px solid #888; } td.number { text-align: right; }
 .pass { color: #00704f; font-weight: 600; } .fail { color: #b3261e; font-weight: 600; }
+@media (prefers-color-scheme: dark) {
+  body { color: #ddd; background: #16181c; } figcaption, footer { color: #aaa; } img { border-radius: .4rem; }
+  .held { background: #3a2f12; } th, td { border-color: #3a3d44; } .pass { color: #4cc99b; } .fail { color: #ff8a80; }
+}
 """
 
 

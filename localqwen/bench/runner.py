@@ -16,9 +16,10 @@ from localqwen.bench.limits import NO_LIMITS, Limits
 from localqwen.bench.samples import Sample, Subject, Test
 from localqwen.bench.speed import context_needed
 from localqwen.bench.worker import Opening, Worker, interleaved
-from localqwen.errors import Unsupported, UsageError
+from localqwen.errors import NotEnoughMemory, Unsupported, UsageError
 from localqwen.machine import Machine, this_machine
 from localqwen.models import checkpoint_header, fit, gguf_header, provide, yarn
+from localqwen.models.gguf_header import GgufHeader
 
 #: Told what is going on, and how many samples of how many are there.
 Tell = Callable[[str, int, int], None]
@@ -101,7 +102,6 @@ class Runner:
     """Measures a plan into `run`, which holds what was measured so far at any moment, also after Ctrl-C."""
 
     def __init__(self, plan: Plan, run: Benchmark, log: Log, tell: Tell) -> None:
-        plan.limits.check()
         self.plan, self.run = plan, run
         self._log, self._tell = log, tell
         self._openings: list[Opening] = []
@@ -156,6 +156,17 @@ class Runner:
             pass  # it fits, or says why not
         if not self.plan.force:
             fit.check(header, self.plan.context, this_machine(), max_runs=self.plan.max_runs)
+            self._check_held(header)
+
+    def _check_held(self, header: GgufHeader) -> None:
+        """What is held has less than the machine."""
+        needed, allowed = fit.needed_bytes(header, self.plan.context * self.plan.max_runs), self.plan.limits.memory
+        if allowed is not None and needed > allowed:
+            raise NotEnoughMemory(
+                f"{header.path.name} needs about {needed / 1e9:.2f} GB for these tests, it is held to "
+                f"{allowed / 1e9:.2f} GB",
+                "use a smaller model or quantisation, or measure it all the same with --force",
+            )
 
     def _fit_together(self) -> bool:
         if len(self._openings) == 1:
@@ -244,7 +255,7 @@ def _openings(plan: Plan) -> Iterator[Opening]:
             for threads in plan.threads:
                 label = names.display(name)
                 label += f" {engine}" if len(plan.engines) > 1 else ""
-                label += f" {threads} threads" if len(plan.threads) > 1 else ""
+                label += f" {threads} thread{'s' * (threads != 1)}" if len(plan.threads) > 1 else ""
                 seen[label] = seen.get(label, 0) + 1
                 label += f" #{seen[label]}" if seen[label] > 1 else ""
                 yield Opening(
@@ -259,6 +270,6 @@ def settings_of(plan: Plan) -> dict[str, Any]:
         "repeats": plan.repeats,
         "context_length": plan.context,
         "max_runs": plan.max_runs,
-        "limits": asdict(plan.limits),
+        "limits": plan.limits.to_json(),
         **({"adapter": plan.adapter} if plan.adapter else {}),
     }

@@ -31,6 +31,17 @@ METRICS = {
     "kl_p99": False,
     "top1": True,
 }
+#: Of these, what another program on the machine does not change.
+TIMELESS = {
+    "thinking_tokens",
+    "thinking_share",
+    "answer_tokens",
+    "peak_memory",
+    "perplexity",
+    "kl_mean",
+    "kl_p99",
+    "top1",
+}
 
 
 @dataclass(frozen=True, order=True)

@@ -69,7 +69,8 @@ def slope(points: Sequence[tuple[float, float]]) -> float | None:
 @dataclass(frozen=True)
 class Ratio:
     """`value` is how many times `a` the median of `b` is; 95 of 100 such intervals hold the true ratio. `verdict` is
-    "difference", "no difference" (the interval holds 1) or "cannot tell" (a side has one value, so no noise)."""
+    "difference", "no difference" (the interval holds 1) or "cannot tell" (a side has one value, so no noise, or was not
+    measured in peace)."""
 
     value: float
     low: float

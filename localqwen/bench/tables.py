@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from localqwen.bench import workloads
+from localqwen.bench import others, workloads
 from localqwen.bench.history import Benchmark
 from localqwen.bench.samples import Row, bandwidth_share, rows
 from localqwen.bench.stats import Summary, geometric_mean
@@ -24,9 +25,8 @@ def speed(run: Benchmark) -> list[Cells]:
 def _speed_row(run: Benchmark, row: Row) -> Cells:
     tokens = row.metrics["tokens_per_second"]
     share = bandwidth_share(row, run.subject(row.subject))
-    latency = [number(1000 * value) for value in (row.latency.p5, row.latency.median, row.latency.p95)] if (
-        row.latency
-    ) else ["", "", ""]  # fmt: skip
+    found = row.latency
+    latency = [_per_token(value) for value in (found.p5, found.median, found.p95)] if found else ["", "", ""]
     return (
         row.subject,
         row.test.label,
@@ -38,10 +38,17 @@ def _speed_row(run: Benchmark, row: Row) -> Cells:
     )
 
 
+def _per_token(seconds: float) -> str:
+    """In milliseconds, three digits."""
+    return f"{1000 * seconds:#.3g}" if seconds < 0.1 else number(1000 * seconds)
+
+
 def number(value: float) -> str:
     """Three or four digits that matter."""
     if abs(value) >= 1000:
         return f"{value:,.0f}"
+    if 0 < abs(value) < 1:
+        return f"{value:.3g}"
     return f"{value:.1f}" if abs(value) >= 100 else f"{value:.2f}"
 
 
@@ -92,7 +99,12 @@ def title(run: Benchmark) -> str:
 
 
 def state(run: Benchmark) -> str:
-    return "" if run.complete else "stopped before its end: what was measured is kept"
+    """What a reader must know before the numbers."""
+    taken = others.processors(run.samples)
+    found = [] if run.complete else ["stopped before its end: what was measured is kept"]
+    if taken is not None and taken > others.AT_REST:
+        found.append(f"other programs took {taken:.1f} of {run.machine['cores']} processors meanwhile: speeds suffer")
+    return "\n".join(found)
 
 
 def as_json(run: Benchmark) -> dict[str, Any]:
@@ -128,13 +140,13 @@ def markdown(lines: Sequence[Cells]) -> str:
 def csv_rows(run: Benchmark) -> list[list[str]]:
     """One line per metric of a row: the shape that spreadsheets and data frames pivot."""
     head = ["run", "subject", "kind", "name", "prompt", "generate", "depth", "batch", "turn", "metric"]
-    statistics = list(Summary.__dataclass_fields__)
-    lines = [head + statistics]
+    columns = list(Summary.__dataclass_fields__)
+    lines = [head + columns]
     for row in rows(run.samples):
         test = asdict(row.test)
         known = [run.id, row.subject, *(str(test[name]) for name in head[2:9])]
         for metric, value in row.metrics.items():
-            lines.append([*known, metric, *(f"{getattr(value, each):.6g}" for each in statistics)])
+            lines.append([*known, metric, *(f"{getattr(value, each):.6g}" for each in columns)])
     return lines
 
 
@@ -142,7 +154,13 @@ def waits(run: Benchmark) -> list[Cells]:
     """What a person waits for: conversations and workloads, medians over the repeats."""
     head = ("model", "test", "first token", "p95", "first answer", "whole", "tokens/s", "tokens", "thinking", "of time")
     found = [row for row in rows(run.samples) if row.test.kind in ("chat", "workload")]
+    if any("in_time" in row.metrics for row in found):  # the share of the answers that began before their deadline
+        return [(*head, "in time"), *((*_wait_row(row), _in_time(row)) for row in found)]
     return [head, *map(_wait_row, found)] if found else []
+
+
+def _in_time(row: Row) -> str:
+    return f"{row.metrics['in_time'].mean:.0%}" if "in_time" in row.metrics else ""
 
 
 def _wait_row(row: Row) -> Cells:
@@ -172,20 +190,28 @@ def seconds(milliseconds: float) -> str:
 
 
 def suites(run: Benchmark) -> list[Cells]:
-    """The two figures of MLPerf Client for each suite of workloads that was measured whole: geometric means."""
+    """MLPerf Client's two overall figures, where all of its base tasks were measured."""
+    base = {workload.name for workload in workloads.named([workloads.OVERALL])}
     lines = []
     for subject in run.subjects:
-        for suite in dict.fromkeys(workload.suite for workload in workloads.known().values() if workload.suite):
-            members = [workload for workload in workloads.known().values() if workload.suite == suite]
-            measured = [row for row in rows(run.samples) if row.subject == subject.label and row.test.batch == 1]
-            found = [row for row in measured if row.test.name in {member.name for member in members}]
-            if len(found) == len(members) and all("tokens_per_second" in row.metrics for row in found):
-                first, speed = (
-                    geometric_mean([row.metrics[metric].median for row in found])
-                    for metric in ("first_token_ms", "tokens_per_second")
-                )
-                lines.append((subject.label, suite, seconds(first), number(speed)))
+        measured = [row for row in rows(run.samples) if row.subject == subject.label and row.test.batch == 1]
+        tasks = [row for row in measured if row.test.kind == "workload" and row.test.name in base]
+        if len(tasks) == len(base) and all("tokens_per_second" in each.values for row in tasks for each in row.samples):
+            first, speed = overall(tasks)
+            lines.append((subject.label, workloads.OVERALL, seconds(first), number(speed)))
     return [("model", "geometric mean over", "first token", "tokens/s"), *lines] if lines else []
+
+
+def overall(tasks: Sequence[Row]) -> tuple[float, float]:
+    """Milliseconds to the first token and tokens per second: geometric means over tasks.
+
+    As mlcommons/mlperf_client computes them (its LLM executor, v1.5): within a task the mean time to the first token of
+    all iterations, and the rate that belongs to the mean latency of the tokens behind the first, which is the harmonic
+    mean of the iterations' rates.
+    """
+    speeds = [[sample.values["tokens_per_second"] for sample in row.samples] for row in tasks]
+    first = geometric_mean([row.metrics["first_token_ms"].mean for row in tasks])
+    return first, geometric_mean([statistics.harmonic_mean(found) for found in speeds])
 
 
 def throughput(run: Benchmark) -> list[Cells]:

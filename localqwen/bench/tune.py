@@ -1,8 +1,11 @@
 """Which settings of llama.cpp are fastest for a model on this machine: `localqwen tune`.
 
 Measured is a turn: a prompt is read, an answer decoded. One setting is changed at a time, candidates take turns, and a
-change is kept only where it is faster by more than the noise of a measurement. Keys and values stay in 16 bit: fewer
-would change the answers, which is the user's decision.
+change is kept only where it is faster by more than the noise of a measurement.
+
+Speed is never bought with exactness unless the user says so: flash attention rounds in 16 bit, differently for every
+way of cutting a prompt into passes (benchmarks/README.md), and keys and values in 8 bit change answers. Threads, passes
+and weight repacking leave an answer repeatable.
 """
 
 from __future__ import annotations
@@ -28,6 +31,15 @@ TURN_PROMPT, TURN_ANSWER = 512, 256
 #: Less than this is noise.
 WORTH_IT = 1.03
 BATCHES = (128, 256, 512)
+#: Change in words -> settings, of what leaves answers repeatable, and of what rounds more coarsely.
+EXACT: dict[str, list[tuple[str, dict[str, Any]]]] = {
+    "weight repacking": [("weight repacking off", {"use_extra_bufts": False})],
+    "batch": [(f"{count} tokens per pass", {"batch": count}) for count in BATCHES],
+}
+APPROXIMATE: dict[str, list[tuple[str, dict[str, Any]]]] = {
+    "flash attention": [("flash attention on", {"flash_attention": True})],
+    "keys and values": [("keys and values in 8 bit", {"flash_attention": True, "kv_type": "q8_0"})],
+}
 
 
 @dataclass(frozen=True)
@@ -54,7 +66,9 @@ class Trial:
 Tell = Callable[[Trial], None]
 
 
-def tune(path: Path, start: Settings, cores: int, tell: Tell) -> tuple[Settings, list[Trial]]:
+def tune(
+    path: Path, start: Settings, cores: int, tell: Tell, *, approximate: bool = False
+) -> tuple[Settings, list[Trial]]:
     """The best settings and everything that was tried, the given ones first. Raises what opening an engine raises."""
     trials: list[Trial] = []
 
@@ -68,21 +82,12 @@ def tune(path: Path, start: Settings, cores: int, tell: Tell) -> tuple[Settings,
         return found
 
     best = _threads(tried, replace(start, adapt_threads=False), cores)
-    choices: dict[str, tuple[Any, ...]] = {
-        "flash_attention": (True, False),
-        "use_extra_bufts": (False,),
-        "batch": BATCHES,
-    }
-    for name, values in choices.items():
-        others = [value for value in values if value != getattr(best.settings, name)]
+    for changes in (EXACT | (APPROXIMATE if approximate else {})).values():
+        others = [(words, replace(best.settings, **change)) for words, change in changes]
+        others = [(words, settings) for words, settings in others if settings != best.settings]
         if not others:
             continue
-        now, *changed = tried(
-            [
-                ("as it is", best.settings),
-                *((f"{name.replace('_', ' ')} {value}", replace(best.settings, **{name: value})) for value in others),
-            ]
-        )
+        now, *changed = tried([("as it is", best.settings), *others])
         fastest = min(changed, key=lambda trial: trial.speed.turn_seconds)
         if fastest.speed.turn_seconds * WORTH_IT < now.speed.turn_seconds:
             best = fastest

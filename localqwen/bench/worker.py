@@ -1,5 +1,6 @@
-"""A model in a process of its own: what it takes of memory is its own, its limits are its own, and if it dies, what was
-measured stays. The parent speaks JSON lines; `child.py` is the other end.
+"""A model in a process of its own: what it takes of memory is its own, its limits are its own (in a cgroup of its own
+where we may make one), and if it dies, what was measured stays. The parent speaks JSON lines; `child.py` is the other
+end.
 
 Models take turns test by test where all fit into memory together; the one that waits does nothing.
 """
@@ -14,10 +15,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from localqwen import errors
+from localqwen import engines, errors
+from localqwen.bench import cgroup
+from localqwen.bench.cgroup import Group
 from localqwen.bench.limits import NO_LIMITS, Limits
 from localqwen.bench.samples import Sample, Test
-from localqwen.errors import EngineError, LocalqwenError
+from localqwen.errors import EngineError, LocalqwenError, Unsupported
+from localqwen.models import provide
 
 
 @dataclass(frozen=True)
@@ -41,17 +45,33 @@ class Worker:
 
     def __init__(self, opening: Opening) -> None:
         self.opening = opening
+        self._group: Group | None = None
         command = [sys.executable, "-m", "localqwen.bench.child"]
         # A session of its own: Ctrl-C reaches the parent alone, which keeps what was measured and ends the child.
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
         )
         try:
-            self._send({"open": asdict(opening)})
+            self._move_to_group()
+            self._send({"open": {**asdict(opening), "limits": opening.limits.of_process}})
             self.facts: Mapping[str, Any] = self._receive()["opened"]
         except BaseException:
             self.close()
             raise
+
+    def _move_to_group(self) -> None:
+        """Before it has loaded anything: memory stays counted where it was taken."""
+        self._group = self.opening.limits.group()
+        if self._group is None:
+            return
+        try:
+            self._group.add(self.pid)
+        except OSError as exc:
+            raise Unsupported(f"the process cannot be moved to its cgroup: {exc.strerror}", "leave out --hold") from exc
+        if "memory.max" in self.opening.limits.group_settings:
+            engine = engines.choose_for(self.opening.name, self.opening.engine).engine
+            path = provide.provide(self.opening.name, engine=engine)
+            cgroup.drop_cached([path] if path.is_file() else sorted(path.glob("*.safetensors")))
 
     @property
     def pid(self) -> int:
@@ -94,6 +114,11 @@ class Worker:
 
     def _died(self) -> LocalqwenError:
         code = self._process.wait()
+        if self._group is not None and self._group.out_of_memory:
+            return errors.NotEnoughMemory(
+                f"{self.opening.label} takes more memory than it is held to: {self.opening.limits.text}",
+                "use a smaller model, quantisation or context, or leave out --hold",
+            )
         if code == -signal.SIGKILL:
             return errors.NotEnoughMemory(
                 f"the system ended the process of {self.opening.label}: most often it takes more memory than there is",
@@ -113,6 +138,9 @@ class Worker:
                 pipe.close()
             except BrokenPipeError:  # what was not yet sent has nobody to read it
                 continue
+        if self._group is not None:
+            self._group.close()
+            self._group = None
 
     def __enter__(self) -> Worker:
         return self

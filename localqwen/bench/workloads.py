@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import cache
 from importlib import resources
@@ -19,6 +20,8 @@ from localqwen.errors import UsageError
 Count = Callable[[str], int]
 #: Tokens that a chat template puts around a few messages, tools included.
 _TEMPLATE_TOKENS = 256
+#: The suite that has an overall figure: MLPerf Client reports its extended tasks one by one.
+OVERALL = "mlperf-client"
 
 _TOOL = Tool(
     "look_up",
@@ -30,7 +33,8 @@ _TOOL = Tool(
 @dataclass(frozen=True)
 class Workload:
     """Lengths in tokens: `prompt` of the first turn, `follow_up` of each later one, `answer` at the most. Questions in
-    words take the place of lengths. `think` None leaves it to the model; `budget` limits thinking."""
+    words take the place of lengths. `think` None leaves it to the model; `budget` limits thinking. `pause` is seconds
+    between turns; `deadline`, if not 0, the seconds within which each answer should begin."""
 
     name: str
     about: str = ""
@@ -44,6 +48,7 @@ class Workload:
     think: bool | None = None
     budget: int | None = None
     pause: float = 0.0
+    deadline: float = 0.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "questions", tuple(self.questions))
@@ -68,18 +73,51 @@ class Workload:
         return (_TOOL,) if self.tools else ()
 
 
-def from_table(name: str, table: Mapping[str, Any]) -> Workload:
-    """Raises UsageError on a key that a workload does not have."""
-    known = {field.name for field in fields(Workload)} - {"name"}
-    for key in table:
-        if key not in known:
-            near = get_close_matches(key, known, 1)
-            hint = f"did you mean {near[0]}?" if near else f"possible: {', '.join(sorted(known))}"
-            raise UsageError(f"{name} has no setting {key!r}", hint)
-    try:
-        return Workload(name, **table)
-    except TypeError as exc:
-        raise UsageError(f"the settings of {name} have wrong types: {exc}", "lengths are whole numbers") from exc
+#: What each setting must be: in words, and its least value where it is a number.
+_WORDS = {
+    str: "a text in quotes",
+    bool: "true or false",
+    tuple: "a list of texts",
+    int: "a whole number",
+    float: "seconds",
+}
+_KINDS: dict[str, tuple[type, float]] = {
+    "about": (str, 0), "suite": (str, 0), "questions": (tuple, 1), "tools": (bool, 0), "think": (bool, 0),
+    "prompt": (int, 0), "answer": (int, 2), "turns": (int, 1), "follow_up": (int, 0), "budget": (int, 0),
+    "pause": (float, 0), "deadline": (float, 0),
+}  # fmt: skip
+
+
+def problem(key: str, value: Any) -> tuple[str, str] | None:
+    """What is wrong with a setting, and a hint; None if nothing is."""
+    if key not in _KINDS:
+        near = get_close_matches(key, _KINDS, 1)
+        return f"{key} is unknown", f"did you mean {near[0]}?" if near else f"possible: {', '.join(sorted(_KINDS))}"
+    kind, least = _KINDS[key]
+    if _is(value, kind, least):
+        return None
+    words = _WORDS[kind] + (f" from {least:g} on" if kind in (int, float) else "")
+    return f"{key} is {value!r}, it must be {words}", "lengths are in tokens: prompt = 350"
+
+
+def _is(value: Any, kind: type, least: float) -> bool:
+    if kind is tuple:
+        return isinstance(value, list) and len(value) >= least and all(isinstance(each, str) for each in value)
+    if kind not in (int, float):
+        return isinstance(value, kind)
+    fits = isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
+    return fits and least <= value < math.inf
+
+
+def from_table(name: str, table: Mapping[str, Any], base: Workload | None = None) -> Workload:
+    """A workload, or another one with some of its settings changed. Raises UsageError on a setting that is wrong."""
+    for key, value in table.items():
+        wrong = problem(key, value)
+        if wrong:
+            raise UsageError(f"{name}: {wrong[0]}", wrong[1])
+    if table.get("think") is False and table.get("budget"):
+        raise UsageError(f"{name}: a budget with thinking off", "take away think = false, or the budget")
+    return replace(base, name=name, **table) if base else Workload(name, **table)
 
 
 @cache

@@ -41,20 +41,29 @@ class BenchCommand(ConfiguredCommand):
 
 
 class Numbers(click.ParamType[list[int]]):
-    """`128,512,2048`: whole numbers from `least` on, in the order in which they are given, none twice."""
+    """`128,512,2048`, in config.toml also `[128, 512, 2048]` or a single number: whole numbers from `least` on, in the
+    order in which they are given, none twice."""
 
-    name = "integer"  # what config.toml may hold: the key may be another command's too, and is a number there
+    name = "integers"
 
     def __init__(self, least: int = 0) -> None:
         self.least = least
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[int]:
-        if isinstance(value, list):
-            return value
-        parts = [part.strip() for part in str(value).split(",")]
+        parts = [str(part) for part in value] if isinstance(value, list) else str(value).split(",")
+        parts = [part.strip() for part in parts]
         if not all(part.isdecimal() and int(part) >= self.least for part in parts):
             self.fail(f"{value!r} is no list of whole numbers from {self.least} on, like 128,512", param, ctx)
         return list(dict.fromkeys(map(int, parts)))
+
+
+class Names(click.ParamType[str]):
+    """`phone,car`, in config.toml also `["phone", "car"]`."""
+
+    name = "texts"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        return ",".join(value) if isinstance(value, list) else str(value)
 
 
 class Duration(click.ParamType[float]):
@@ -83,7 +92,7 @@ def _several(flag: str, default: str, help: str, *, least: int = 0) -> Callable[
 @_several("--batch", "1", "Answers at once.", least=1)
 @click.option("--chat", is_flag=True, help="What a person waits for: a conversation with and without thinking.")
 @_several("--budgets", "128,512", "Thinking budgets of --chat.", least=1)
-@click.option("--workload", metavar="NAME,…", help="Tasks by name or suite: mlperf-client, tool-loop, …")
+@click.option("--workload", type=Names(), metavar="NAME,…", help="Tasks by name or suite: mlperf-client, tool-loop, …")
 @click.option("--sustain", type=Duration(), metavar="TIME", help="Endurance: decode for 10m and watch the heat.")
 @click.option("--quality", is_flag=True, help="KL, top-1 and perplexity beside a reference.")
 @click.option("--reference", metavar="MODEL", help="Of --quality; default: the largest of MODELS.")
@@ -94,11 +103,13 @@ def _several(flag: str, default: str, help: str, *, least: int = 0) -> Callable[
 @_several("--concurrency", "1", "With --url: conversations at once.", least=1)
 @click.option("--repeats", type=click.IntRange(min=1), default=5, show_default=True, metavar="N", help="Of each test.")
 @click.option("--threads", type=Numbers(1), metavar="N,…", help="CPU threads; several are compared.")
-@click.option("--engine", metavar="NAME,…", help="Engine, or several, instead of the one for this machine.")
+@click.option(
+    "--engine", type=Names(), metavar="NAME,…", help="Engine, or several, instead of the one for this machine."
+)
 @click.option("--json", "form", flag_value="json", help="One JSON object on stdout.")
 @click.option("--csv", "form", flag_value="csv", help="A line per metric, for spreadsheets.")
 @click.option("--markdown", "form", flag_value="markdown", help="Tables for a README.")
-@click.option("--llama-bench", is_flag=True, help="With --json: the keys of llama.cpp's llama-bench.")
+@click.option("--llama-bench", is_flag=True, help="As --json, with the keys of llama.cpp's llama-bench.")
 @click.option("--plot", type=click.Path(path_type=Path), metavar="DIR", help="Charts and an HTML report into DIR.")
 @click.option("--save/--no-save", default=True, help="Keep the run (default), or do not.")
 @click.option("--adapter", metavar="FOLDER", help="Apply a LoRA adapter of PEFT's layout to the models.")
@@ -116,5 +127,5 @@ def command(context: click.Context, /, **flags: Any) -> int:
 
     Raw speed is measured where nothing else is asked for, or one of its flags is given.
     """
-    given = [name for name in _SPEED_FLAGS if context.get_parameter_source(name) is not ParameterSource.DEFAULT]
+    given = [name for name in _SPEED_FLAGS if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
     return bench_run.run(bench_run.Asked(speed_asked=bool(given), **flags))

@@ -55,7 +55,7 @@ def _line(run: Benchmark) -> tuple[str, ...]:
 @click.option("--json", "form", flag_value="json", help="One JSON object on stdout.")
 @click.option("--csv", "form", flag_value="csv", help="A line per metric, for spreadsheets.")
 @click.option("--markdown", "form", flag_value="markdown", help="Tables for a README.")
-@click.option("--llama-bench", is_flag=True, help="With --json: the keys of llama.cpp's llama-bench.")
+@click.option("--llama-bench", is_flag=True, help="As --json, with the keys of llama.cpp's llama-bench.")
 def show(run: str, form: str | None, llama_bench: bool) -> None:
     """Show a saved RUN: its id, the beginning of one, `last`, `last-1`, or a file."""
     from localqwen.bench import history
@@ -63,7 +63,7 @@ def show(run: str, form: str | None, llama_bench: bool) -> None:
 
     found, complaints = history.find(run)
     _warn(complaints)
-    bench_run.show(found, form, llama_bench=llama_bench)
+    bench_run.show(found, bench_run.form_of(form, llama_bench), llama_bench=llama_bench)
 
 
 @click.command("compare")
@@ -83,7 +83,11 @@ def compare(a: str, b: str, as_json: bool) -> None:
         sys.stdout.write(json.dumps({"a": left.id, "b": right.id, "rows": found}, ensure_ascii=False) + "\n")
         return
     _warn(comparing.warnings(left, right))
-    sys.stdout.write(aligned(comparing.table(lines)) + "\n")
+    from localqwen.bench import tables
+
+    for name, run in (("A", left), ("B", right)):
+        sys.stdout.write(f"{name}  {tables.title(run)}\n")
+    sys.stdout.write("\n" + aligned(comparing.table(lines)) + "\n")
 
 
 @click.command("plot")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -86,6 +87,7 @@ def run(asked: Asked) -> int:
         raise UsageError(
             "--quality measures the models as they are on disk, without --adapter", "leave one of them out"
         )
+    asked = replace(asked, form=form_of(asked.form, asked.llama_bench))
     profile = profiles.named(asked.profile) if asked.profile else None
     if asked.hold and profile is None:
         raise UsageError("--hold needs the limits of a profile", "localqwen bench MODEL --profile phone --hold")
@@ -119,9 +121,9 @@ def _measure_models(asked: Asked, workloads: dict[str, Workload], profile: Profi
     from localqwen.models import provide
 
     plan = _plan(asked, workloads, profile)
+    plan = replace(plan, limits=plan.limits.here())
     if asked.quality:
         qualities.check(len(set(plan.models)) * len(plan.engines), asked.reference)
-    plan.limits.check()
     if plan.adapter:
         provide.adapter_folder(plan.adapter)  # before anything is pulled
     for engine in plan.engines:
@@ -249,6 +251,13 @@ def _report(asked: Asked, done: Benchmark, log: Log, *, stopped: bool) -> int:
     return 0 if all(verdict["passed"] for verdict in done.verdicts) else 1
 
 
+def form_of(form: str | None, llama_bench: bool) -> str | None:
+    """llama-bench's keys are those of its JSON."""
+    if llama_bench and form not in (None, "json"):
+        raise UsageError(f"--llama-bench writes JSON, not {form}", "--llama-bench, or --json --llama-bench")
+    return "json" if llama_bench else form
+
+
 def show(run: Benchmark, form: str | None, *, llama_bench: bool = False) -> None:
     """The report on stdout, in the form that was asked for."""
     from localqwen.bench import tables
@@ -273,7 +282,11 @@ def _object(run: Benchmark, llama_bench: bool) -> Any:
 
 def _columns(lines: Sequence[tuple[str, ...]]) -> str:
     head, *body = lines
-    return aligned([tuple(cell.upper() if cell.islower() else cell for cell in head), *body])
+    shown = tuple(cell.upper() if cell.islower() else cell for cell in head)
+    text = aligned([shown, *body])
+    if sys.stdout.isatty() and max(map(len, text.splitlines())) > shutil.get_terminal_size().columns:
+        return "\n\n".join(aligned([pair for pair in zip(shown, row, strict=True) if pair[1]]) for row in body)
+    return text
 
 
 def page(run: Benchmark, form: Callable[[Sequence[tuple[str, ...]]], str]) -> str:

@@ -94,7 +94,11 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _check(table: Mapping[str, Any], path: Path, commands: Mapping[str, click.Command]) -> None:
     """Every key of the file, also those of other commands: a typing error should not wait until it matters."""
-    everywhere = {key: option for command in commands.values() for key, option in options_of(command).items()}
+    everywhere: dict[str, click.Option] = {}
+    for command in commands.values():
+        for key, option in options_of(command).items():
+            if key not in everywhere or _wanted(everywhere[key]) in _LISTS:  # what suits one value suits all commands
+                everywhere[key] = option
     for key, value in table.items():
         if isinstance(value, dict):
             _check_table(key, value, path, commands)
@@ -133,8 +137,15 @@ def _check_value(key: str, value: Any, option: click.Option | None, known: list[
 
 
 #: click's kind of a value -> what a TOML value of it looks like.
-_WORDS = {"boolean": "true or false", "integer": "a whole number", "float": "a number", "text": "a text in quotes"}
-_TYPES: dict[str, tuple[type, ...]] = {"boolean": (bool,), "integer": (int,), "float": (int, float), "text": (str,)}
+_WORDS = {
+    "boolean": "true or false", "integer": "a whole number", "float": "a number", "text": "a text in quotes",
+    "integers": "a whole number or a list of them", "texts": "a text in quotes or a list of them",
+}  # fmt: skip
+_TYPES: dict[str, tuple[type, ...]] = {
+    "boolean": (bool,), "integer": (int,), "float": (int, float), "text": (str,), "integers": (int,), "texts": (str,),
+}  # fmt: skip
+#: Flags of one command that take several values, `--prompt 128,512`; elsewhere the same key may take a single one.
+_LISTS = ("integers", "texts")
 
 
 def _wanted(option: click.Option) -> str:
@@ -143,8 +154,10 @@ def _wanted(option: click.Option) -> str:
 
 
 def _has_type(value: Any, wanted: str, multiple: bool) -> bool:
-    if multiple and isinstance(value, list):
-        return all(_has_type(item, wanted, False) for item in value)
+    if (multiple or (wanted in _LISTS and value)) and isinstance(value, list):
+        return not any(isinstance(item, list) for item in value) and all(
+            _has_type(item, wanted, False) for item in value
+        )
     return isinstance(value, _TYPES[wanted]) and (wanted == "boolean" or not isinstance(value, bool))
 
 

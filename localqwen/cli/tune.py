@@ -13,7 +13,7 @@ import click
 from localqwen.cli.config import ConfiguredCommand
 from localqwen.cli.options import json_option
 from localqwen.cli.sizes import aligned
-from localqwen.errors import StorageError
+from localqwen.errors import StorageError, Unsupported
 
 if TYPE_CHECKING:
     from localqwen.bench.tune import Trial
@@ -22,22 +22,34 @@ if TYPE_CHECKING:
 
 @click.command("tune", cls=ConfiguredCommand)
 @click.argument("model")
+@click.option("--show", is_flag=True, help="Show what is kept for this model, and measure nothing.")
 @click.option("--forget", is_flag=True, help="Go back to the defaults for this model.")
+@click.option("--approximate", is_flag=True, help="Try flash attention and 8-bit keys and values too: answers change.")
 @json_option
-def command(model: str, forget: bool, as_json: bool) -> None:
-    """Find the fastest settings of llama.cpp for MODEL here: threads, flash attention, weight repacking, batch size.
+def command(model: str, show: bool, forget: bool, approximate: bool, as_json: bool) -> None:
+    """Find the fastest settings of llama.cpp for MODEL here: threads, weight repacking, batch size.
 
     `run`, `chat` and `serve` use them from then on. Leave the machine alone meanwhile: what else runs is measured too.
     """
     from localqwen.engines import settings
-    from localqwen.models import provide
 
-    path = provide.provide(model)
+    path = _file_of(model)
+    if show:
+        kept = settings.tuned(path, settings.Settings())
+        if as_json:
+            sys.stdout.write(json.dumps({"model": model, "settings": asdict(kept) if kept.tuned else None}) + "\n")
+        else:
+            sys.stdout.write(f"kept: {described(kept)}\n" if kept.tuned else f"{model} was never tuned here\n")
+        return
     if forget:
         there = settings.forget(path)
         sys.stdout.write(f"{model} runs with the defaults{' again' if there else ', it was never tuned'}\n")
         return
-    best, trials = _tuned(path)
+    try:
+        best, trials = _tuned(path, approximate)
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped: nothing new is kept\n")
+        raise
     try:
         settings.keep(path, best)
     except OSError as exc:
@@ -48,8 +60,22 @@ def command(model: str, forget: bool, as_json: bool) -> None:
     sys.stdout.write(page(best, trials) + "\n")
 
 
-def _tuned(path: Path) -> tuple[Settings, list[Trial]]:
+def _file_of(model: str) -> Path:
+    """MLX has nothing to tune: a GPU has no threads to share."""
+    from localqwen import engines
+    from localqwen.models import provide
+
+    if engines.choose_for(model, None).engine == "mlx":
+        raise Unsupported(
+            f"{model} runs on MLX here, which has none of these settings",
+            "a GGUF file has: localqwen tune FILE.gguf, run it with --engine gguf",
+        )
+    return provide.provide(model)
+
+
+def _tuned(path: Path, approximate: bool) -> tuple[Settings, list[Trial]]:
     from localqwen.bench import tune
+    from localqwen.bench.others import AT_REST, Others
     from localqwen.engines.probe import probe
     from localqwen.engines.settings import Settings
     from localqwen.machine import this_machine
@@ -61,7 +87,13 @@ def _tuned(path: Path) -> tuple[Settings, list[Trial]]:
         if sys.stderr.isatty():
             sys.stderr.write(f"{trial.change}: {_speeds(trial)}\n")
 
-    return tune.tune(path, start, cores, tell)
+    meanwhile = Others()
+    found = tune.tune(path, start, cores, tell, approximate=approximate)
+    counted = meanwhile.since()
+    taken = counted["others_seconds"] / counted["elapsed_seconds"] if counted else 0.0
+    if taken > AT_REST:
+        sys.stderr.write(f"warning: other programs took {taken:.1f} processors meanwhile: tune again when they rest\n")
+    return found
 
 
 def _speeds(trial: Trial) -> str:
@@ -79,9 +111,11 @@ def page(best: Settings, trials: list[Trial]) -> str:
 
 
 def described(best: Settings) -> str:
-    flash = {None: "the default", True: "on", False: "off"}[best.flash_attention]
     repacked = "on" if best.use_extra_bufts else "off"
-    return (
-        f"{best.threads} threads for answers, {best.threads_for_prompts} for prompts, flash attention {flash}, "
+    found = (
+        f"{best.threads} thread{'s' * (best.threads != 1)} for answers, {best.threads_for_prompts} for prompts, "
         f"weight repacking {repacked}, {best.batch} tokens per pass"
     )
+    coarse = ["flash attention"] if best.flash_attention else []
+    coarse += [f"keys and values in {best.kv_type}"] if best.kv_type != "f16" else []
+    return found + (f"; rounded more coarsely, as you asked: {' and '.join(coarse)}" if coarse else "")

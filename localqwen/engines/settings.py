@@ -1,6 +1,6 @@
 """How llama.cpp computes on this machine: the defaults, and what `localqwen tune` found to be faster for a model.
 
-What was found is kept per file, build and CPU, in one JSON file of the cache.
+What was found is kept per file, build, CPU and number of cores, in one JSON file of the cache.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ _KEPT: dict[str, tuple[type, ...]] = {
     "batch": (int,),
     "flash_attention": (bool, type(None)),
     "use_extra_bufts": (bool,),
+    "kv_type": (str,),
 }
 
 
@@ -59,11 +60,16 @@ def tuned(path: Path, base: Settings) -> Settings:
         return base
     if not all(_sound(name, value) for name, value in kept.items()):
         return base
-    # What the probe forbids stays forbidden.
-    return replace(base, **{**kept, "use_extra_bufts": kept["use_extra_bufts"] and base.use_extra_bufts}, tuned=True)
+    # What the probe forbids stays forbidden, and what the user asks for is not changed.
+    kept["use_extra_bufts"] = kept["use_extra_bufts"] and base.use_extra_bufts
+    if base.kv_type != "f16":
+        kept["kv_type"] = base.kv_type
+    return replace(base, **kept, tuned=True)
 
 
 def _sound(name: str, value: object) -> bool:
+    if name == "kv_type":
+        return value in ("f16", "q8_0", "q4_0")
     return type(value) in _KEPT[name] and (type(value) is not int or value > 0)
 
 
@@ -102,9 +108,11 @@ def _write(known: dict[str, Any]) -> None:
 
 
 def _key(path: Path) -> str:
-    """Changes with the file, with the build of llama.cpp and with the CPU."""
+    """Changes with the file, with the build of llama.cpp, with the CPU and with how many cores this process may use:
+    the best number of threads for eight is the worst for two."""
     from localqwen.engines.probe import fingerprint
+    from localqwen.machine import usable_cores
 
     status = path.stat()
-    state = [path.name, status.st_size, fingerprint()]
+    state = [path.name, status.st_size, fingerprint(), usable_cores()]
     return hashlib.sha256(json.dumps(state).encode()).hexdigest()[:16]

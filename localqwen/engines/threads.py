@@ -57,17 +57,31 @@ def suited(present: int, limit: int, cpus: int, others: float) -> int:
 
 def watched(limit: int) -> Threads | None:
     """Of this process; None where one thread is all there is, or the system does not tell."""
+    sample = accounting() if limit > 1 else None
+    return Threads(limit, len(_cpus()), sample) if sample else None
+
+
+def accounting() -> Callable[[], Sample] | None:
+    """Reads what the CPUs of this process have worked; None where the system does not tell (Android, to apps)."""
     import psutil
 
-    cpus = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
-    if limit < 2 or len(psutil.cpu_times(percpu=True)) <= cpus[-1]:
+    cpus = _cpus()
+    try:
+        known = len(psutil.cpu_times(percpu=True)) > cpus[-1]
+    except (OSError, RuntimeError):
+        return None
+    if not known:
         return None
 
     def sample() -> Sample:
         times = psutil.cpu_times(percpu=True)
         return Sample(time.monotonic(), sum(_busy(times[cpu]) for cpu in cpus), time.process_time())
 
-    return Threads(limit, len(cpus), sample)
+    return sample
+
+
+def _cpus() -> list[int]:
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
 
 
 def _busy(times: object) -> float:

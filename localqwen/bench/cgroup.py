@@ -1,0 +1,147 @@
+"""Holding a process by cgroup v2: the kernel's own account of its memory and processor time.
+
+What it needs is a folder of the hierarchy in which this user may make groups and move processes to: that of a delegated
+scope (`systemd-run --user --scope`), or, for root, that of any. Where there is none, `limits.py` has another way.
+
+After the kernel's documentation, "Control Group v2": a group that holds processes passes no controllers on to groups
+inside it, so the measured process gets one beside ours, under the nearest folder above that does. Nothing that is there
+already is changed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from localqwen import machine
+
+#: Microseconds over which the kernel shares out processor time.
+_PERIOD = 100_000
+#: Seconds in which the processes of a group that were killed are gone.
+_GONE_WITHIN = 2.0
+
+
+@dataclass(frozen=True)
+class Place:
+    """A folder under which groups can be made, and the controllers that they get."""
+
+    folder: Path
+    controllers: frozenset[str]
+
+
+def find(root: Path = Path("/")) -> Place | None:
+    """The nearest place that was tried and found to work; None where there is none. `root` is that of the system."""
+    own = machine.own_cgroup(root)
+    if own is None:
+        return None
+    folder, top = own
+    for above in (folder, *folder.parents):
+        controllers = frozenset(_words(above / "cgroup.subtree_control")) & {"memory", "cpu"}
+        if "memory" in controllers and _works(Place(above, controllers)):
+            return Place(above, controllers)
+        if above == top:
+            return None
+    return None
+
+
+def settings(place: Place, cpus: int | None, memory: int | None) -> dict[str, str]:
+    """File of a group -> what is written into it. Without swap, as on a phone: memory that is full is full."""
+    found: dict[str, str] = {}
+    if memory is not None and "memory" in place.controllers:
+        found |= {"memory.max": str(memory), "memory.swap.max": "0"}
+    if cpus is not None and "cpu" in place.controllers:
+        found["cpu.max"] = f"{cpus * _PERIOD} {_PERIOD}"
+    return found
+
+
+class Group:
+    """A group for one process. Use with `with` or `close` it: what is left in it is killed, and it is removed.
+
+    Raises OSError where the kernel refuses.
+    """
+
+    def __init__(self, place: Place, values: Mapping[str, str]) -> None:
+        _sweep(place.folder)
+        self.path = place.folder / f"localqwen-{os.getpid()}-{secrets.token_hex(3)}"
+        self.path.mkdir()
+        try:
+            for name, value in values.items():
+                if name != "memory.swap.max" or (self.path / name).exists():  # a kernel without swap has no such file
+                    (self.path / name).write_text(value)
+        except BaseException:
+            self.close()
+            raise
+
+    def add(self, pid: int) -> None:
+        """From now on its memory and its time are counted here, and those of its children."""
+        (self.path / "cgroup.procs").write_text(str(pid))
+
+    @property
+    def out_of_memory(self) -> bool:
+        """Whether the kernel has killed a process of this group for want of memory."""
+        words = _words(self.path / "memory.events")  # a name and a number per line
+        return "oom_kill" in words and words[words.index("oom_kill") + 1] != "0"
+
+    def close(self) -> None:
+        """A group that the kernel does not let go of in time stays behind, empty; it costs nothing."""
+        kill = self.path / "cgroup.kill"
+        if kill.exists():
+            kill.write_text("1")
+        until = time.monotonic() + _GONE_WITHIN
+        while time.monotonic() < until:
+            try:
+                os.rmdir(self.path)
+                return
+            except OSError:  # busy: a process that was killed takes a moment to be gone
+                time.sleep(0.01)
+
+    def __enter__(self) -> Group:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _sweep(folder: Path) -> None:
+    """Groups whose owner was killed before it could remove them; what still has a process in it stays."""
+    for left in folder.glob("localqwen-*-*"):
+        owner = left.name.split("-")[1]
+        if owner.isdecimal() and not Path("/proc", owner).exists():
+            with contextlib.suppress(OSError):
+                os.rmdir(left)
+
+
+def _works(place: Place) -> bool:
+    """Only trying tells: whether processes may be moved depends on the folders between here and there."""
+    waiting = subprocess.Popen([sys.executable, "-S", "-c", "input()"], stdin=subprocess.PIPE)
+    try:
+        with Group(place, settings(place, 1, 1 << 30)) as group:
+            group.add(waiting.pid)
+    except OSError:
+        return False
+    finally:
+        waiting.kill()
+        waiting.communicate()
+    return True
+
+
+def drop_cached(files: list[Path]) -> None:
+    """Pages of files that another process has read are counted there, and a limit of memory would not see them: those
+    that nobody else uses are given back, so that they are read and counted anew."""
+    for path in files:
+        with contextlib.suppress(OSError), path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def _words(path: Path) -> list[str]:
+    try:
+        return path.read_text().split()
+    except OSError:
+        return []
