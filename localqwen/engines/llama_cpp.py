@@ -89,10 +89,13 @@ class LlamaCppEngine:
 
     @property
     def setup(self) -> str:
+        settings = self.settings
         count = "1 thread" if self.threads == 1 else f"{self.threads} threads"
-        tuned = ("tuned",) if self.settings.tuned else ()
-        yarn = (self.settings.yarn.label,) if self.settings.yarn else ()
-        return ", ".join((count, *tuned, *yarn, *self._labels))
+        tuned = ("tuned",) if settings.tuned else ()
+        flash = ("flash attention",) if settings.flash_attention else ()
+        kv = (f"{settings.kv_type} keys and values",) if settings.kv_type != "f16" else ()
+        yarn = (settings.yarn.label,) if settings.yarn else ()
+        return ", ".join((count, *tuned, *flash, *kv, *yarn, *self._labels))
 
     def tokenize(self, text: str, *, special: bool) -> list[int]:
         return self._model.tokenize(text, special=special)
