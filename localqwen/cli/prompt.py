@@ -72,6 +72,7 @@ class TerminalReader:
                 if not self._session.default_buffer.text:
                     raise
                 typed = ""  # Ctrl-C on a line takes that line back
+                self._session.default_buffer.reset()  # the next one may come before the prompt does
 
 
 def _keys() -> KeyBindings:
