@@ -31,7 +31,7 @@ from localqwen.models.pull import Plan, Step
 from localqwen.serve import ollama, ollama_generate, ollama_models
 from localqwen.serve.asked import Asked, Head, answer_of
 from localqwen.serve.catalogue import Known
-from localqwen.serve.worker import LoadedModel
+from localqwen.serve.residents import LoadedModel
 
 HEAD = Head("0123456789abcdef01234567", "qwen3:4b", 1_750_000_000.25)
 CREATED = "2025-06-15T15:06:40.250000Z"

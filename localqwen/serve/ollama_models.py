@@ -23,7 +23,7 @@ from localqwen.serve.catalogue import BUILT_IN, Known
 from localqwen.serve.fields import Fields
 from localqwen.serve.ollama import timestamp
 from localqwen.serve.ollama_fields import model_name
-from localqwen.serve.worker import LoadedModel
+from localqwen.serve.residents import LoadedModel
 
 #: The version of Ollama whose API this is: clients ask for it to know whether there is `think` and its levels.
 API_VERSION = "0.12.0"

@@ -50,7 +50,7 @@ class Runs:
     """`deliver` is called with every event and with the error that ends a job."""
 
     def __init__(self, opened: Opened, deliver: Callable[[Job, Delivery], None], *, prepare: bool = True) -> None:
-        self.engine, self.facts = opened.engine, opened.facts
+        self.opened, self.engine, self.facts = opened, opened.engine, opened.facts
         self._deliver = deliver
         self._prepare = prepare
         self._waiting: deque[_Answer] = deque()
