@@ -83,13 +83,10 @@ class Stream:
         return b""
 
     def end(self) -> bytes:
-        if not self._asked.include_usage:
-            return wire.DONE
-        counted = {**self._base(), "choices": [], "usage": openai_common.usage(self._finished)}
-        return wire.sse(counted) + wire.DONE
+        return openai_common.end(self._asked, self._base(), self._finished)
 
     def error(self, error: LocalqwenError) -> bytes:
-        return wire.sse(openai_common.error(error)) + wire.DONE
+        return openai_common.failed(error)
 
     def _thinking(self, index: int, text: str) -> bytes:
         if self._asked.show_thinking == "hidden":
@@ -123,12 +120,7 @@ class Stream:
             "logprobs": openai_common.logprobs(logprobs) if logprobs else None,
             "finish_reason": finished.finish_reason if finished else None,
         }
-        chunk = {**self._base(), "choices": [choice]}
-        if self._asked.include_usage:
-            chunk["usage"] = None
-        if finished:
-            chunk["timings"] = openai_common.timings(finished)
-        return wire.sse(chunk)
+        return openai_common.chunk(self._asked, self._base(), choice, finished)
 
 
 def whole(asked: Asked, head: Head, answers: Sequence[Answer]) -> Mapping[str, Any]:

@@ -72,13 +72,10 @@ class Stream:
         return b""
 
     def end(self) -> bytes:
-        if not self._asked.include_usage:
-            return wire.DONE
-        counted = {**_base(self._head), "choices": [], "usage": openai_common.usage(self._finished)}
-        return wire.sse(counted) + wire.DONE
+        return openai_common.end(self._asked, _base(self._head), self._finished)
 
     def error(self, error: LocalqwenError) -> bytes:
-        return wire.sse(openai_common.error(error)) + wire.DONE
+        return openai_common.failed(error)
 
     def _chunk(
         self, index: int, text: str, *, logprobs: Sequence[TokenLogprob] = (), finished: Finished | None = None
@@ -86,12 +83,7 @@ class Stream:
         offset = self._offsets.get(index, 0)
         self._offsets[index] = offset + len(text)
         choice = _choice(index, text, _logprobs(logprobs, offset) if logprobs else None, finished)
-        chunk = {**_base(self._head), "choices": [choice]}
-        if self._asked.include_usage:
-            chunk["usage"] = None
-        if finished:
-            chunk["timings"] = openai_common.timings(finished)
-        return wire.sse(chunk)
+        return openai_common.chunk(self._asked, _base(self._head), choice, finished)
 
 
 def whole(asked: Asked, head: Head, answers: Sequence[Answer]) -> Mapping[str, Any]:
