@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.types import Receive
 
 from localqwen.errors import BadField, TooLarge, TooSlow
+from localqwen.serve.fields import DEEPEST, too_deep
 
 #: Bytes. 32 MiB of text fill the longest context (262,144 tokens) more than ten times.
 LARGEST = 32 << 20
@@ -70,6 +71,8 @@ def _parse(data: bytes) -> dict[str, Any]:
         raise BadField("", f"is not JSON: {exc}") from exc
     if not isinstance(body, dict):
         raise BadField("", "must be a JSON object")
+    if data.count(b"[") + data.count(b"{") > DEEPEST and too_deep(body):
+        raise BadField("", "is nested too deeply")
     return body
 
 

@@ -8,8 +8,7 @@ from typing import Any
 from localqwen import __version__
 from localqwen.serve import openapi_others
 from localqwen.serve.asked import EFFORTS
-from localqwen.serve.openai_chat import MOST_LOGPROBS
-from localqwen.serve.openai_fields import MOST_ANSWERS, ROLES
+from localqwen.serve.openai_fields import MOST_ANSWERS, MOST_LOGPROBS, ROLES
 
 Schema = dict[str, Any]
 

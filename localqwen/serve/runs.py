@@ -134,7 +134,11 @@ class Runs:
             answer = self._live.get(run)
             if answer is None:
                 continue
-            self._show(answer, answer.reply.feed(piece))
+            try:
+                self._show(answer, answer.reply.feed(piece))
+            except LocalqwenError as error:  # of this answer alone: the engine is well
+                self._fail(answer.job, error)
+                continue
             if answer.reply.finished:
                 self._end(answer)
             elif answer.reply.run is not answer.spec and not answer.job.cancelled:
