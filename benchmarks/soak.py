@@ -53,6 +53,8 @@ def ask(url: str, model: str, number: int, outcomes: Counter[str]) -> None:
                 outcomes["answered"] += 1
     except urllib.error.HTTPError as exc:
         outcomes[f"status {exc.code}"] += 1
+    except OSError as exc:  # also where all stood still: a machine that slept, a process that was stopped
+        outcomes[f"lost: {exc}"] += 1
 
 
 class Numbers:
@@ -148,7 +150,7 @@ def main() -> None:
             break
     print(dict(outcomes))
     server.send_signal(signal.SIGTERM)
-    print("exit code after SIGTERM:", server.wait(30))
+    print("exit code after SIGTERM:", server.wait(120))
 
 
 def wait_for(url: str) -> None:

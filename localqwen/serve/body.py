@@ -26,6 +26,9 @@ class ClientLeft(Exception):
 
 async def read_json(request: Request) -> dict[str, Any]:
     """Raises TooLarge, TooSlow, and BadField on what is not a JSON object; ClientLeft where nobody waits any more."""
+    encoding = request.headers.get("content-encoding", "identity")
+    if encoding.lower() != "identity":
+        raise BadField("", f"is encoded as {encoding[:50]!r}, which is not taken", "send it as it is")
     data = await _read(request.receive, request.headers.get("content-length"))
     return _parse(data) if len(data) <= _QUICK else await asyncio.to_thread(_parse, data)
 

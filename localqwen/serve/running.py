@@ -22,8 +22,8 @@ from localqwen.serve.app import Service, application
 HEADERS, KEEP_ALIVE = 10.0, 75
 #: Bytes of headers; connections at once.
 LARGEST_HEADERS, MOST_CONNECTIONS = 32 << 10, 1024
-#: Seconds that running answers get after SIGTERM or Ctrl-C.
-GRACE = 30.0
+#: Seconds that running answers get after SIGTERM or Ctrl-C, and readers to take the end after a second one.
+GRACE, LAST_WORDS = 30.0, 0.5
 
 
 class PatientProtocol(H11Protocol):
@@ -59,17 +59,19 @@ class PatientProtocol(H11Protocol):
 
 class Listening(uvicorn.Server):
     """`started` is called when requests are taken. SIGTERM and the first Ctrl-C let running answers end, for `grace`
-    seconds; a second Ctrl-C does not."""
+    seconds; a second signal does not."""
 
     def __init__(self, service: Service, *, started: Callable[[], None] = lambda: None, grace: float = GRACE) -> None:
         super().__init__(_config(service, grace))
         self._service = service
         self._say_started = started
         self._grace = grace
+        self._loop: asyncio.AbstractEventLoop | None = None
         self.died = False
         service.worker.on_death = self._worker_died
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
         self._say_started()
 
@@ -95,7 +97,15 @@ class Listening(uvicorn.Server):
                 signal.signal(number, handler)
 
     def _signalled(self, number: int, frame: FrameType | None) -> None:
-        self.handle_exit(number, frame)
+        if self.should_exit and self._loop is not None:
+            self._service.worker.stop(0)  # every answer ends with an error, which its client still gets
+            self._loop.call_soon_threadsafe(self._loop.call_later, LAST_WORDS, self._abort)
+        self.should_exit = True
+
+    def _abort(self) -> None:
+        """Not uvicorn's `force_exit`: that leaves the application running, and its end is a trace on the screen."""
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
 
 
 def _config(service: Service, grace: float) -> uvicorn.Config:
