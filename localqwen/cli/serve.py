@@ -108,7 +108,7 @@ def _serve(models: Sequence[str], listener: Any, loading: Loading, host: str, fl
 
     _log_to(sys.stderr)
     _warn_of_strangers(host, flags["api_key"], flags["cors"])
-    opening = Opening(loading.engine, loading.ctx, loading.threads, flags["parallel"], loading.force)
+    opening = Opening(loading.engine, loading.ctx, loading.threads, flags["parallel"], loading.force, loading.kv_quant)
     catalogue = Catalogue(models, opening)
     service = Service(catalogue, catalogue.open, _settings(host, flags))
     server = running.Listening(service, started=lambda: _announce(service, running.url(listener)))

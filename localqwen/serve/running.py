@@ -137,7 +137,10 @@ def bind(host: str, port: int) -> socket.socket:
         listener.close()
         if exc.errno == errno.EADDRINUSE:
             raise UsageError(f"port {port} of {host} is in use", f"use another one: --port {port + 1}") from exc
-        raise UsageError(f"cannot listen on {host} port {port}: {exc.strerror}", "check --host and --port") from exc
+        hint = (
+            "ports below 1024 are the system's: --port 8000" if exc.errno == errno.EACCES else "check --host and --port"
+        )
+        raise UsageError(f"cannot listen on {host} port {port}: {exc.strerror}", hint) from exc
     return listener
 
 
