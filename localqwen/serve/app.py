@@ -178,7 +178,12 @@ class _Routes:
 
 def _model(known: Known) -> dict[str, Any]:
     """As OpenAI's clients read it, and as Anthropic's do: no field has two meanings."""
-    theirs = {"type": "model", "display_name": known.name, "created_at": timestamp(known.modified)}
+    theirs = {
+        "type": "model",
+        "display_name": known.name,
+        "created_at": timestamp(known.modified),
+        "lifecycle": "active",
+    }
     return {"id": known.name, "object": "model", "created": int(known.modified), "owned_by": "localqwen", **theirs}
 
 
