@@ -82,7 +82,11 @@ def serving(command: Command, log: Path) -> Iterator[str]:
         yield url
     finally:
         process.terminate()
-        process.wait(30)
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:  # llama_cpp.server waits for an answer that nobody reads
+            process.kill()
+            process.wait()
 
 
 @cache

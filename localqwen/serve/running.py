@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import resource
 import signal
 import socket
 import threading
@@ -22,6 +23,11 @@ from localqwen.serve.app import Service, application
 HEADERS, KEEP_ALIVE = 10.0, 75
 #: Bytes of headers; connections at once.
 LARGEST_HEADERS, MOST_CONNECTIONS = 32 << 10, 1024
+#: Connections that wait to be taken. asyncio tries so many at a time, and where the process has no file left for one,
+#: it writes a trace for each.
+BACKLOG = 128
+#: Files that the process has open beside its connections, with room to spare.
+FILES = 256
 #: Seconds that running answers get after SIGTERM or Ctrl-C, and readers to take the end after a second one.
 GRACE, LAST_WORDS = 30.0, 0.5
 
@@ -118,6 +124,7 @@ def _config(service: Service, grace: float) -> uvicorn.Config:
         access_log=False,
         proxy_headers=False,
         server_header=False,
+        backlog=BACKLOG,
         timeout_keep_alive=KEEP_ALIVE,
         h11_max_incomplete_event_size=LARGEST_HEADERS,
         limit_concurrency=MOST_CONNECTIONS,
@@ -132,7 +139,7 @@ def bind(host: str, port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
-        listener.listen(1024)
+        listener.listen(BACKLOG)
     except OSError as exc:
         listener.close()
         if exc.errno == errno.EADDRINUSE:
@@ -150,8 +157,19 @@ def url(listener: socket.socket) -> str:
     return f"http://{host}:{name[1]}"
 
 
+def _allow_connections() -> None:
+    """A shell's usual limit of open files (256 on macOS) is less than the connections that are taken."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_CONNECTIONS + FILES
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(
+            resource.RLIMIT_NOFILE, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard)
+        )
+
+
 def run(server: Listening, listener: socket.socket) -> None:
     """Until a signal comes. Raises EngineError where the worker died."""
+    _allow_connections()
     server.run(sockets=[listener])
     if server.died:
         raise EngineError("the engine's thread died", "the trace above says where; please report it")
