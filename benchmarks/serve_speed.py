@@ -1,8 +1,13 @@
-"""`localqwen serve` against llama.cpp's own servers, over HTTP, on one file.
+r"""`localqwen serve` against llama.cpp's own servers, over HTTP, on one file.
 
     python benchmarks/random_checkpoint.py 0.6b build/thinks --real-vocabulary --always-thinking
     localqwen convert build/thinks --quant q4_k_m --out build/thinks-q4_k_m.gguf
-    python benchmarks/serve_speed.py build/thinks-q4_k_m.gguf --llama-server path/to/llama-server [--llama-cpp-python]
+    python benchmarks/serve_speed.py build/thinks-q4_k_m.gguf --llama-server path/to/llama-server \
+        --llama-cpp-python path/to/python
+
+The last is a Python with `llama-cpp-python[server]`, best in an environment of its own; on a virtual machine that
+announces AMX without having it, compiled with CFLAGS and CXXFLAGS "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16".
+It answers one request after another, so its turns are not measured.
 
 Servers take turns within a round, each alone on the machine, with the same threads, slots and context. Counted are the
 completion tokens that a server reports, against the time that its client waited:
@@ -52,9 +57,11 @@ def llama_server(binary: str, file: Path, threads: int) -> Command:
     return lambda port: [binary, "-m", str(file), *flags, "--port", str(port), "--host", "127.0.0.1"]
 
 
-def llama_cpp_python(file: Path, threads: int) -> Command:
-    flags = ["--n_threads", str(threads), "--n_ctx", str(CONTEXT), "--chat_format", "chatml"]
-    return lambda port: [sys.executable, "-m", "llama_cpp.server", "--model", str(file), *flags, "--port", str(port)]
+def llama_cpp_python(python: str, file: Path, threads: int) -> Command:
+    """Its default ends an answer when the next request comes."""
+    flags = ["--n_threads", str(threads), "--n_threads_batch", str(threads), "--n_ctx", str(CONTEXT)]
+    flags += ["--interrupt_requests", "false"]
+    return lambda port: [python, "-m", "llama_cpp.server", "--model", str(file), *flags, "--port", str(port)]
 
 
 @contextmanager
@@ -77,7 +84,11 @@ def serving(command: Command, log: Path) -> Iterator[str]:
         yield url
     finally:
         process.terminate()
-        process.wait(30)
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:  # llama_cpp.server waits for an answer that nobody reads
+            process.kill()
+            process.wait()
 
 
 @cache
@@ -160,7 +171,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path)
     parser.add_argument("--llama-server")
-    parser.add_argument("--llama-cpp-python", action="store_true")
+    parser.add_argument("--llama-cpp-python", metavar="PYTHON")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
@@ -168,7 +179,9 @@ def main() -> None:
     if arguments.llama_server:
         contestants["llama-server"] = llama_server(arguments.llama_server, arguments.file, arguments.threads)
     if arguments.llama_cpp_python:
-        contestants["llama_cpp.server"] = llama_cpp_python(arguments.file, arguments.threads)
+        contestants["llama_cpp.server"] = llama_cpp_python(
+            arguments.llama_cpp_python, arguments.file, arguments.threads
+        )
     rounds: dict[str, list[dict[str, float]]] = {name: [] for name in contestants}
     for number in range(arguments.rounds):
         for name, command in contestants.items():

@@ -1,6 +1,7 @@
 """A server under load for long: is memory flat, is a run left, is a thread left?
 
     python benchmarks/soak.py demo --requests 20000        # or --minutes 30
+    python benchmarks/soak.py --scripted                   # the server alone: an engine that computes nothing
 
 Clients ask beside each other, over all three APIs, streaming or not; a third go away in the middle of their answer.
 After each tenth of the work a line says what the process holds; at the end the server is asked to stop, and must.
@@ -9,6 +10,7 @@ After each tenth of the work a line says what the process holds; at the end the 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import random
 import signal
@@ -51,6 +53,8 @@ def ask(url: str, model: str, number: int, outcomes: Counter[str]) -> None:
                 outcomes["answered"] += 1
     except urllib.error.HTTPError as exc:
         outcomes[f"status {exc.code}"] += 1
+    except OSError as exc:  # also where all stood still: a machine that slept, a process that was stopped
+        outcomes[f"lost: {exc}"] += 1
 
 
 class Numbers:
@@ -83,19 +87,51 @@ def state(url: str, process: psutil.Process) -> dict[str, float]:
     return {"MB": process.memory_info().rss / 1e6, "threads": process.num_threads(), "busy": busy}
 
 
+def serve_scripted(port: int) -> None:
+    """What `localqwen serve` runs, on an engine that says the same for ever."""
+    from localqwen.chat.local import facts_of
+    from localqwen.engines.scripted import ScriptedEngine
+    from localqwen.serve import running
+    from localqwen.serve.app import Service
+    from localqwen.serve.catalogue import Catalogue, Opening
+    from localqwen.serve.runs import Opened
+
+    class Forgetting(ScriptedEngine):
+        """The scripted engine keeps what it ran, for tests to look at."""
+
+        def step(self) -> list[Any]:
+            del self.runs[:-100], self._held[:-100]
+            return super().step()
+
+    engine = Forgetting(itertools.repeat("<think>\n" + "hm " * 20 + "\n</think>\n\n" + "word " * 20))
+    service = Service(Catalogue(["scripted"], Opening()), lambda name: Opened(engine, facts_of(engine, name)))
+    service.start(service.catalogue.served)
+    running.run(running.Listening(service), running.bind("127.0.0.1", port))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model")
+    parser.add_argument("model", nargs="?", default="scripted")
+    parser.add_argument("--scripted", action="store_true")
+    parser.add_argument("--serve-scripted", type=int, metavar="PORT", help=argparse.SUPPRESS)
     parser.add_argument("--requests", type=int, default=20_000)
     parser.add_argument("--minutes", type=float, default=30)
     arguments = parser.parse_args()
+    if arguments.serve_scripted:
+        serve_scripted(arguments.serve_scripted)
+        return
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     url, command = f"http://127.0.0.1:{port}", [sys.executable, "-m", "localqwen", "serve", arguments.model]
-    server = subprocess.Popen([*command, "--port", str(port), "--parallel", "4"], stderr=subprocess.DEVNULL)
+    command += ["--port", str(port), "--parallel", "4"]
+    if arguments.scripted:
+        command = [sys.executable, __file__, "--serve-scripted", str(port)]
+    server = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     process, outcomes = psutil.Process(server.pid), Counter[str]()
     wait_for(url)
+    now = state(url, process)
+    print(f"{0:>7,} requests: {now['MB']:.1f} MB, {now['threads']} threads, {now['busy']:.0f} runs", flush=True)
     ends, part = time.monotonic() + 60 * arguments.minutes, arguments.requests // 10
     for tenth in range(10):
         numbers = Numbers(range(tenth * part, (tenth + 1) * part))
@@ -107,13 +143,14 @@ def main() -> None:
             thread.join()
         now = state(url, process)
         print(
-            f"{(tenth + 1) * part:>7,} requests: {now['MB']:.1f} MB, {now['threads']} threads, {now['busy']:.0f} runs"
+            f"{(tenth + 1) * part:>7,} requests: {now['MB']:.1f} MB, {now['threads']} threads, {now['busy']:.0f} runs",
+            flush=True,
         )
         if time.monotonic() > ends:
             break
     print(dict(outcomes))
     server.send_signal(signal.SIGTERM)
-    print("exit code after SIGTERM:", server.wait(30))
+    print("exit code after SIGTERM:", server.wait(120))
 
 
 def wait_for(url: str) -> None:

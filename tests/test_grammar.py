@@ -118,11 +118,21 @@ def test_text_is_free_where_nothing_is_demanded(grammars: Grammars) -> None:
         ({"type": "array", "uniqueItems": True}, "uniqueItems"),
         ({"$ref": "#/nowhere"}, "/nowhere"),
         ({"type": "string", "pattern": "(("}, "regex"),
+        ({"$ref": "#"}, "allows no text"),
     ],
 )
 def test_a_schema_that_cannot_be_followed_is_said(grammars: Grammars, schema: dict[str, Any], said: str) -> None:
     with pytest.raises(UsageError, match=said):
         grammars.constraint(Request([], format=JsonFormat(schema)), thinking=False)
+
+
+def test_a_grammar_that_fails_may_only_stop_and_says_why(grammars: Grammars, engine: Engine) -> None:
+    held = constraint(grammars, Request([], format=JsonFormat(POINT)))
+    held.accept(engine.tokenize("x", special=False)[0])  # which it did not allow
+    assert held.problem is not None
+    assert frozenset(np.flatnonzero(held.allowed())) == engine.stop_tokens
+    held.accept(min(engine.stop_tokens))
+    assert "grammar failed" in held.problem.message
 
 
 def test_any_random_walk_is_json(grammars: Grammars, engine: Engine) -> None:

@@ -105,6 +105,17 @@ def test_a_conversation_is_read_from_blocks() -> None:
     assert read(messages=[{"role": "system", "content": "x"}, USER]).request.messages[0] == Message("system", "x")
 
 
+def test_a_text_document_is_text_and_what_another_maker_hid_is_left_out() -> None:
+    document = {"type": "document", "source": {"type": "text", "media_type": "text/plain", "data": "Read me."}}
+    hidden = {
+        "role": "assistant",
+        "content": [{"type": "redacted_thinking", "data": "x"}, {"type": "text", "text": "A"}],
+    }
+    request = read(messages=[{"role": "user", "content": [document]}, hidden, USER]).request
+    assert [message.content for message in request.messages] == ["Read me.", "A", USER["content"]]
+    assert request.messages[1].thinking is None
+
+
 def test_limits_and_sampling_are_read_and_metadata_is_not() -> None:
     asked = read(stop_sequences=["END"], temperature=0.5, top_p=0.9, top_k=5, metadata={"user_id": "u"}, stream=True)
     assert asked.request.sampling == Overrides(temperature=0.5, top_p=0.9, top_k=5)
@@ -115,7 +126,7 @@ def test_limits_and_sampling_are_read_and_metadata_is_not() -> None:
     ("thinking", "effort", "switch", "budget"),
     [
         (None, None, None, None),
-        (None, "low", None, None),
+        (None, "low", None, 2048),
         ({"type": "disabled"}, None, False, None),
         ({"type": "enabled", "budget_tokens": 20}, "low", True, 20),
         ({"type": "adaptive"}, None, None, None),
@@ -190,12 +201,18 @@ def user(*blocks: Any) -> dict[str, Any]:
         ({"output_config": {"format": {"type": "json_schema"}}}, "output_config.format.schema"),
         ({"stop_sequences": [1]}, "stop_sequences"),
         ({"top_p": 2}, "top_p"),
+        ({"mcp_servers": [{"type": "url", "url": "http://x", "name": "x"}]}, "mcp_servers"),
     ],
 )
 def test_what_is_wrong_names_the_field(more: dict[str, Any], field: str) -> None:
     with pytest.raises(BadField) as caught:
         read(**more)
     assert caught.value.field == field
+
+
+def test_the_form_of_an_answer_may_stand_in_its_older_place() -> None:
+    form = {"type": "json_schema", "schema": {"type": "object"}}
+    assert read(output_format=form).request.format == JsonFormat({"type": "object"})
 
 
 def test_tokens_are_counted_of_a_body_without_a_limit() -> None:

@@ -1,5 +1,6 @@
 """The real `openai` client, and plain HTTP, against a real port: with the scripted engine and with the demo model."""
 
+import contextlib
 import json
 import os
 import signal
@@ -335,21 +336,53 @@ def test_a_port_that_is_taken_is_said(demo: Running) -> None:
     assert "--port" in raised.value.hint
 
 
+@contextlib.contextmanager
+def command(*flags: str) -> Iterator[tuple[subprocess.Popen[str], openai.OpenAI]]:
+    """`localqwen serve demo` as a process of its own, and a client of it."""
+    asked = [sys.executable, "-m", "localqwen", "serve", "demo", "--port", "0", "--threads", "1", *flags]
+    with subprocess.Popen(asked, stderr=subprocess.PIPE, text=True, env=os.environ) as server:
+        assert server.stderr is not None
+        line = server.stderr.readline()
+        assert "demo · llama.cpp · 4 answers at once" in line
+        try:
+            with openai.OpenAI(base_url=f"{line.split('/v1')[0]}/v1", api_key="x") as client:
+                yield server, client
+        finally:
+            server.kill()
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_lets_the_answer_end_and_stops_the_server(number: signal.Signals) -> None:
-    command = [sys.executable, "-m", "localqwen", "serve", "demo", "--port", "0", "--threads", "1", "--ctx", "2048"]
-    server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ)
-    assert server.stderr is not None
-    line = server.stderr.readline()
-    assert "demo · llama.cpp · 4 answers at once · 2,048 tokens each" in line
-    url = line.split("/v1")[0]
-    with openai.OpenAI(base_url=f"{url}/v1", api_key="x") as client:
+    with command("--ctx", "2048") as (server, client):
         stream = iter(client.chat.completions.create(model="demo", messages=[user("What is 17 + 25?")], stream=True))
         next(stream)
         server.send_signal(number)
         assert [chunk.choices[0].finish_reason for chunk in stream][-1] == "stop"
-    assert server.wait(10) == 0
-    assert "POST /v1/chat/completions 200 · " in server.stderr.read()
+        assert server.wait(10) == 0
+        assert server.stderr is not None
+        assert "POST /v1/chat/completions 200 · " in server.stderr.read()
+
+
+def test_a_second_signal_ends_the_answers_too_and_the_server_in_order() -> None:
+    endless: Any = {
+        "type": "json_schema",
+        "json_schema": {"name": "x", "schema": {"type": "string", "minLength": 10**6}},
+    }
+    with command("--ctx", "8192") as (server, client):
+        stream = iter(
+            client.chat.completions.create(
+                model="demo", messages=[user("hello /no_think")], response_format=endless, stream=True
+            )
+        )
+        next(stream)
+        server.send_signal(signal.SIGTERM)
+        next(stream)
+        server.send_signal(signal.SIGTERM)
+        with pytest.raises(openai.APIError, match="has stopped"):
+            list(stream)
+        assert server.wait(10) == 0
+        assert server.stderr is not None
+        assert "Traceback" not in server.stderr.read()
 
 
 def documented(language: str) -> str:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+from checkpoints import make_checkpoint
 
+import convert
 from localqwen.chat.messages import (
     Finished,
     JsonFormat,
@@ -31,7 +35,7 @@ from localqwen.models.pull import Plan, Step
 from localqwen.serve import ollama, ollama_generate, ollama_models
 from localqwen.serve.asked import Asked, Head, answer_of
 from localqwen.serve.catalogue import Known
-from localqwen.serve.worker import LoadedModel
+from localqwen.serve.residents import LoadedModel
 
 HEAD = Head("0123456789abcdef01234567", "qwen3:4b", 1_750_000_000.25)
 CREATED = "2025-06-15T15:06:40.250000Z"
@@ -356,8 +360,26 @@ def test_what_is_here_and_what_is_loaded_have_names_with_tags() -> None:
     ]
 
 
+def test_a_model_without_an_entry_is_listed_with_what_its_files_say(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "mine")
+    convert.convert_to_mlx(folder, tmp_path / "mine-4bit", bits=4, group_size=32)
+    for place, quant in ((folder, "BF16"), (tmp_path / "mine-4bit", "4bit")):
+        known = Known(place.name, str(place))
+        listed, shown = ollama_models.tags([known])["models"][0], ollama_models.show(known)
+        details = {"format": "safetensors", "family": "qwen3", "quantization_level": quant}
+        assert details.items() <= listed["details"].items()
+        assert listed["details"] == shown["details"]
+        assert listed["details"]["parameter_size"].endswith("M")
+        assert listed["size"] > 0
+        assert shown["model_info"]["qwen3.context_length"] > 0
+        assert shown["capabilities"][0] == "completion"
+    shutil.rmtree(folder)
+    assert ollama_models.tags([Known("mine", str(folder))])["models"][0]["details"]["parameter_size"] == ""
+
+
 def test_a_model_is_shown_from_its_header() -> None:
     shown = ollama_models.show(Known("demo", "demo"))
+    assert shown["details"]["parameter_size"] == "3.30M"
     assert shown["capabilities"] == ["completion", "tools", "thinking"]
     assert "<|im_start|>" in shown["template"]
     assert shown["model_info"]["general.architecture"] == "qwen3"

@@ -97,6 +97,9 @@ def test_messages_of_every_role() -> None:
         ({"reasoning": {"effort": "minimal"}}, True, 512),
         ({"reasoning_effort": "low", "thinking_budget": 7}, None, 7),
         ({"reasoning_effort": "high", "chat_template_kwargs": {"enable_thinking": False}}, False, None),
+        ({"thinking": {"type": "disabled"}}, False, None),
+        ({"thinking": {"type": "enabled", "budget_tokens": 9}}, True, 9),
+        ({"thinking": {"type": "auto"}}, None, None),
     ],
 )
 def test_the_thinking_fields_of_every_server_mean_one_thing(
@@ -114,6 +117,9 @@ def test_the_thinking_fields_of_every_server_mean_one_thing(
         ("none", 0, ()),
         ("required", 1, ("add",)),
         ({"type": "function", "function": {"name": "add"}}, 1, ("add",)),
+        ({"type": "function", "name": "add"}, 1, ("add",)),
+        ({"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": []}}, 0, ()),
+        ({"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": "add"}]}, 1, ("add",)),
     ],
 )
 def test_tool_choice(choice: Any, shown: int, must_call: tuple[str, ...]) -> None:
@@ -175,6 +181,15 @@ BAD = [
     ({"messages": HELLO, "response_format": {"type": "json_schema"}}, "response_format.json_schema", "is missing"),
     ({"messages": HELLO, "reasoning_effort": "some"}, "reasoning_effort", "one of"),
     ({"messages": HELLO, "chat_template_kwargs": []}, "chat_template_kwargs", "must be an object"),
+    ({"messages": HELLO, "tools": [ADD], "tool_choice": {"type": "web_search"}}, "tool_choice.type", "only functions"),
+    ({"messages": HELLO, "stop": ["a"] * 65}, "stop", "65 strings"),
+    ({"messages": HELLO, "stop": "a" * 1001}, "stop", "1,000 characters"),
+    ({"messages": HELLO, "logit_bias": {"50256": -100}}, "logit_bias", "cannot be obeyed"),
+    ({"messages": HELLO, "guided_json": {"type": "object"}}, "guided_json", "response_format"),
+    ({"messages": HELLO, "functions": [ADD["function"]]}, "functions", "as tools"),
+    ({"messages": HELLO, "add_generation_prompt": False}, "add_generation_prompt", "not begun"),
+    ({"messages": HELLO, "continue_final_message": True}, "continue_final_message", "not begun"),
+    ({"messages": HELLO, "modalities": ["text", "audio"]}, "modalities", "nothing else"),
 ]
 
 
@@ -188,6 +203,11 @@ def test_a_wrong_field_is_named(body: dict[str, Any], field: str, what: str) -> 
 
 def test_unknown_fields_are_nobodys_business() -> None:
     assert chat(user="me", store=True, frobnicate={"a": []}).request == chat().request
+
+
+def test_a_field_that_cannot_be_obeyed_and_asks_for_nothing_is_no_error() -> None:
+    nothing = {"logit_bias": {}, "functions": [], "guided_json": None, "ignore_eos": False, "min_tokens": 0}
+    assert chat(**nothing, modalities=["text"], add_generation_prompt=True).request == chat().request
 
 
 def test_a_stream_in_openais_shape() -> None:
@@ -321,7 +341,7 @@ def test_a_prompt_that_is_too_long_is_told_with_both_numbers() -> None:
 
 
 def test_completions_continue_a_text() -> None:
-    asked = openai_completions.read({"prompt": "Once", "echo": True, "logprobs": 1})
+    asked = openai_completions.read({"prompt": "Once", "logprobs": 1})
     assert (asked.request.prompt, asked.request.max_tokens, asked.request.messages) == ("Once", 16, ())
     assert openai_completions.read({"prompt": ["a"], "max_tokens": -1}).request.max_tokens is None
     entries = (TokenLogprob(b" up", -1.0, (TokenLogprob(b" up", -1.0),)), TokenLogprob(b"on", -2.0))
@@ -329,16 +349,18 @@ def test_completions_continue_a_text() -> None:
     body = openai_completions.whole(asked, HEAD, [answer_of(events)])
     assert body["choices"][0] == {
         "index": 0,
-        "text": "Once upon",
+        "text": " upon",
         "logprobs": {
             "tokens": [" up", "on"],
             "token_logprobs": [-1.0, -2.0],
             "top_logprobs": [{" up": -1.0}, {}],
-            "text_offset": [4, 7],
+            "text_offset": [0, 3],
         },
         "finish_reason": "stop",
     }
-    stream = openai_completions.Stream(asked, HEAD)
+    echoing = openai_completions.read({"prompt": "Once", "echo": True})
+    assert openai_completions.whole(echoing, HEAD, [answer_of(events)])["choices"][0]["text"] == "Once upon"
+    stream = openai_completions.Stream(echoing, HEAD)
     told = chunks(b"".join(stream.feed(event) for event in events) + stream.end())
     assert "".join(chunk["choices"][0]["text"] for chunk in told) == "Once upon"
 
@@ -347,6 +369,17 @@ def test_completions_continue_a_text() -> None:
 def test_completions_take_one_text(prompt: Any) -> None:
     with pytest.raises(BadField, match="prompt"):
         openai_completions.read({"prompt": prompt})
+
+
+@pytest.mark.parametrize(
+    ("more", "field"),
+    [({"echo": True, "logprobs": 1}, "echo"), ({"best_of": 2}, "best_of"), ({"suffix": "!"}, "suffix")],
+)
+def test_completions_refuse_what_they_cannot_do(more: dict[str, Any], field: str) -> None:
+    with pytest.raises(BadField) as raised:
+        openai_completions.read({"prompt": "Once", **more})
+    assert raised.value.field == field
+    assert openai_completions.read({"prompt": "Once", "best_of": 2, "n": 2}).answers == 2
 
 
 def test_responses_put_the_items_of_one_answer_together() -> None:
@@ -400,15 +433,41 @@ def test_responses_stream_numbered_events_that_open_and_close_every_item() -> No
     assert openai_responses.whole(asked, HEAD, [answer_of(calls)])["output"] == final["output"]
 
 
-def test_responses_have_no_memory() -> None:
-    with pytest.raises(BadField, match="previous_response_id"):
-        openai_responses.read({"input": "x", "previous_response_id": "resp_1"})
+@pytest.mark.parametrize(
+    "more",
+    [{"previous_response_id": "resp_1"}, {"conversation": {"id": "c"}}, {"prompt": {"id": "p"}}, {"background": True}],
+)
+def test_responses_have_no_memory(more: dict[str, Any]) -> None:
+    with pytest.raises(BadField, match="nothing is stored here"):
+        openai_responses.read({"input": "x", **more})
+
+
+def test_responses_tell_the_logprobs_that_were_asked_for() -> None:
+    top = TokenLogprob(b"Hi", -0.5)
+    told = {"token": "Hi", "bytes": [72, 105], "logprob": -0.5}
+    events = [EVENTS[0], Text("Hi", (TokenLogprob(b"Hi", -0.5, (top,)),)), DONE]
+    asked = openai_responses.read({"input": "x", "top_logprobs": 1})
+    (message,) = openai_responses.whole(asked, HEAD, [answer_of(events)])["output"]
+    assert message["content"][0]["logprobs"] == [{**told, "top_logprobs": [told]}]
+    stream = openai_responses.Stream(asked, HEAD)
+    data = b"".join(stream.feed(event) for event in events) + stream.end()
+    sent = [json.loads(line.removeprefix("data: ")) for line in data.decode().splitlines() if line.startswith("data")]
+    assert [event["logprobs"] for event in sent if event["type"] == "response.output_text.delta"] == [
+        message["content"][0]["logprobs"]
+    ]
+    assert sent[-1]["response"]["output"] == [message]
+    assert openai_responses.read({"input": "x", "include": ["message.output_text.logprobs"]}).request.logprobs == 0
 
 
 def test_a_cut_response_is_incomplete() -> None:
     cut = Finished("length", USAGE, TIMING)
-    body = openai_responses.whole(openai_responses.read({"input": "x"}), HEAD, [answer_of([EVENTS[0], cut])])
+    asked = openai_responses.read({"input": "x"})
+    body = openai_responses.whole(asked, HEAD, [answer_of([*EVENTS[:4], cut])])
     assert (body["status"], body["incomplete_details"]) == ("incomplete", {"reason": "max_output_tokens"})
+    assert [item["status"] for item in body["output"]] == ["completed", "incomplete"]
+    stream = openai_responses.Stream(asked, HEAD)
+    last = (b"".join(stream.feed(event) for event in [*EVENTS[:4], cut]) + stream.end()).decode().split("data: ")[-1]
+    assert json.loads(last)["response"]["output"] == body["output"]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 from local_server import SlowEngine, eventually, opener, talkative
 
 from localqwen.chat.local import facts_of
-from localqwen.chat.messages import Event, Finished, Message, Request, Started, Text
+from localqwen.chat.messages import Event, Finished, JsonFormat, Message, Request, Started, Text
 from localqwen.chat.prepare import next_turn
 from localqwen.engines import Engine, Piece, Run
 from localqwen.engines.scripted import ScriptedEngine
@@ -168,6 +168,28 @@ def test_an_engine_that_fails_takes_its_own_answers_with_it_and_is_opened_anew(d
     assert eventually(lambda: isinstance(talk.error(broken), EngineError))
     assert talk.text(talk.ask(think=False)) == "fine"
     assert engines[0].closed  # type: ignore[attr-defined]
+
+
+def test_an_answer_whose_grammar_fails_fails_alone(desk: Open) -> None:
+    class Telling(SlowEngine):
+        """Tells a run's constraint what was drawn, though the script stands."""
+
+        def step(self) -> list[tuple[Run, Piece]]:
+            stepped = super().step()
+            for run, piece in stepped:
+                for token in piece.tokens if run.constraint is not None else ():
+                    run.constraint.accept(token)  # type: ignore[union-attr]
+            return stepped
+
+    engine = Telling(["word " * 100, "this is no JSON"])
+    talk = desk(engine, prepare=False)
+    beside = talk.ask(think=False)
+    talk.started(beside)
+    held = talk.ask(think=False, format=JsonFormat())
+    assert eventually(lambda: talk.error(held) is not None)
+    assert "grammar failed" in str(talk.error(held))
+    assert talk.text(beside) == "word " * 100
+    assert not engine.closed
 
 
 def test_a_request_that_cannot_be_rendered_fails_alone(desk: Open) -> None:

@@ -55,8 +55,16 @@ class Grammars:
         tokenizer = self._built()
         problem = llguidance.LLMatcher.validate_grammar(source, tokenizer)
         if problem:
-            raise UsageError(f"the JSON schema cannot be followed: {_said(problem)}", "simplify that schema")
-        return lambda: TokenConstraint(llguidance.LLMatcher(tokenizer, source), tokenizer.vocab_size)
+            raise _cannot_be_followed(problem)
+
+        def fresh() -> TokenConstraint:
+            return TokenConstraint(llguidance.LLMatcher(tokenizer, source), tokenizer.vocab_size, self._stop_tokens())
+
+        first = fresh()
+        first.allowed()  # a schema that only refers to itself passes the check above and allows nothing
+        if first.problem is not None:
+            raise _cannot_be_followed("it allows no text")
+        return fresh
 
     def _built(self) -> Any:
         with self._building:
@@ -69,26 +77,35 @@ class Grammars:
 
 
 class TokenConstraint:
-    """`localqwen.engines.Constraint` for one run."""
+    """`localqwen.engines.Constraint` for one run. Where the grammar fails (llguidance bounds its own work), the run may
+    only stop, and `problem` says why: an answer that fails must not take those beside it along."""
 
-    def __init__(self, matcher: Any, size: int) -> None:
+    def __init__(self, matcher: Any, size: int, stop_tokens: frozenset[int]) -> None:
         self._matcher = matcher
         self._size = size
+        self._stop_tokens = stop_tokens
+        self.problem: EngineError | None = None
 
     def allowed(self) -> NDArray[np.bool_]:
         import numpy as np
 
-        bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
-        self._check()
-        return np.unpackbits(bits, bitorder="little")[: self._size].astype(np.bool_)
+        if self.problem is None:
+            bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
+            self._check()
+        if self.problem is None:
+            return np.unpackbits(bits, bitorder="little")[: self._size].astype(np.bool_)
+        only = np.zeros(self._size, np.bool_)
+        only[sorted(self._stop_tokens)] = True
+        return only
 
     def accept(self, token: int) -> None:
-        self._matcher.consume_token(token)
-        self._check()
+        if self.problem is None:
+            self._matcher.consume_token(token)
+            self._check()
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            raise EngineError(f"the answer's grammar failed: {_said(self._matcher.get_error())}")
+            self.problem = EngineError(f"the answer's grammar failed: {_said(self._matcher.get_error())}")
 
 
 class _Vocabulary:
@@ -151,6 +168,10 @@ def _call_rules(tools: Sequence[Tool], several: bool) -> list[str]:
 def _json(schema: Any) -> str:
     with_options = {**schema, "x-guidance": _JSON_OPTIONS} if isinstance(schema, dict) else schema
     return f"%json {json.dumps(with_options)}"
+
+
+def _cannot_be_followed(problem: str) -> UsageError:
+    return UsageError(f"the JSON schema cannot be followed: {_said(problem)}", "simplify that schema")
 
 
 def _said(problem: str) -> str:

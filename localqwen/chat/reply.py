@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 from localqwen.chat import sampling as samplings
-from localqwen.chat.grammar import Grammars
+from localqwen.chat.grammar import Grammars, TokenConstraint
 from localqwen.chat.messages import (
     Event,
     Finished,
@@ -119,6 +119,7 @@ class Reply:
         self.thinking = request.prompt is None and resolve_thinking(request, model.thinking_mode, model.name)
         self.finished = False
         self._constraint = self._grammar()
+        self._held: TokenConstraint | None = None  # by which the present run is held to its form
         self._parser: ThinkingParser | PlainParser = PlainParser()
         self._answer: list[int] = []  # ids behind the prompt, generated and forced
         self.prompt = self._encode_text(request.prompt) if request.prompt is not None else self._encode()
@@ -139,12 +140,16 @@ class Reply:
         self._stopwatch = _Stopwatch(clock)
         self._cached_tokens = 0
 
-    def _grammar(self) -> Callable[[], Constraint] | None:
+    def _grammar(self) -> Callable[[], TokenConstraint] | None:
         if self.request.format is None and not self.request.must_call:
             return None
         if self.model.grammars is None:
             raise Unsupported(f"{self.model.name} cannot be held to a form")
         return self.model.grammars.constraint(self.request, thinking=self.thinking)
+
+    def _new_constraint(self) -> TokenConstraint | None:
+        self._held = self._constraint() if self._constraint and self._parser.answering else None
+        return self._held
 
     def _encode_text(self, text: str) -> tuple[int, ...]:
         if not text:
@@ -168,7 +173,7 @@ class Reply:
             self._sampling["text" if answering else "thinking"] if self.thinking else self._sampling["text"],
             self._limit,
             generated=len(self._answer),
-            constraint=self._constraint() if self._constraint and answering else None,
+            constraint=self._new_constraint(),
             logprobs=self.request.logprobs,
         )
 
@@ -191,8 +196,11 @@ class Reply:
             self._cut = "user"
 
     def feed(self, piece: Piece) -> list[Event]:
+        """Raises EngineError where the answer's grammar failed."""
         if self.finished:
             return []
+        if self._held is not None and self._held.problem is not None:
+            raise self._held.problem
         self._stopwatch.piece()
         events = self._take(piece)
         if piece.finish_reason is not None and not self.finished:
@@ -283,8 +291,7 @@ class Reply:
         if sampling.seed is not None:  # the same numbers must not be drawn again
             sampling = replace(sampling, seed=sampling.seed + len(self._answer))
         self._sampling["text"] = sampling
-        constraint = self._constraint() if self._constraint and self._parser.answering else None
-        self.run = RunSpec(prompt, sampling, left, len(self._answer), constraint, self.request.logprobs)
+        self.run = RunSpec(prompt, sampling, left, len(self._answer), self._new_constraint(), self.request.logprobs)
         self._stopwatch.start_run()
         return []
 

@@ -5,6 +5,7 @@ Reads the header only (GGUF specification, version 2 and 3) and stops as soon as
 
 from __future__ import annotations
 
+import math
 import mmap
 import struct
 from collections.abc import Iterator
@@ -112,6 +113,20 @@ def _scaling(values: dict[str, Any]) -> Scaling | None:
     return Scaling(factor, values.get("rope.scaling.original_context_length", 0), kind)
 
 
+def parameters(path: Path) -> int:
+    """Weights of the whole model, all parts of a split one together. Passes the vocabulary, as `metadata` does."""
+    total = 0
+    for part in cached.siblings(path):
+        try:
+            with part.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                total += sum(math.prod(shape) for shape in _Reader(data).shapes())
+        except OSError as exc:
+            raise ModelNotFound(f"cannot read {part}: {exc.strerror}", "download or convert it again") from exc
+        except (ValueError, struct.error, KeyError, UnicodeDecodeError) as exc:
+            raise _not_whole(part, exc) from exc
+    return total
+
+
 def metadata(path: Path) -> dict[str, Any]:
     """Every key of the header with its value, None for lists. Takes longer than `read`: it passes the vocabulary."""
     if not path.is_file():
@@ -162,13 +177,23 @@ class _Reader:
         version = self._scalar("I")
         if version not in (2, 3):
             raise ValueError(f"GGUF version {version} is not known")
-        self._scalar("Q")  # tensors
+        self._tensors = self._count()
         self._entries = self._count()
 
     def entries(self) -> Iterator[tuple[str, Any]]:
         for _ in range(self._entries):
             key = self._string()
             yield key, self._value(self._scalar("I"))
+
+    def shapes(self) -> Iterator[tuple[int, ...]]:
+        """Of the tensors, whose list stands behind the entries."""
+        for _ in self.entries():
+            pass
+        for _ in range(self._tensors):
+            self._skip_string()
+            shape = tuple(self._scalar("Q") for _ in range(self._scalar("I")))
+            self._scalar("I"), self._scalar("Q")  # type, place
+            yield shape
 
     def _value(self, kind: int) -> Any:
         if kind == _STRING:

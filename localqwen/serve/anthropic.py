@@ -29,7 +29,6 @@ from localqwen.serve.wire import SSE, sse
 
 #: HTTP status -> the type of an error.
 _ERRORS = {
-    400: "invalid_request_error",
     401: "authentication_error",
     403: "permission_error",
     404: "not_found_error",
@@ -198,6 +197,7 @@ def error(error: LocalqwenError) -> dict[str, Any]:
 
 
 def _error_body(error: LocalqwenError) -> dict[str, Any]:
-    kind = _ERRORS.get(error.http_status, "api_error")
+    usual = "invalid_request_error" if error.http_status < 500 else "api_error"
+    kind = _ERRORS.get(error.http_status, usual)
     message = f"{error.message} ({error.hint})" if error.hint else error.message
     return {"type": "error", "error": {"type": kind, "message": message}}

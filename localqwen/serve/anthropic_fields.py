@@ -15,6 +15,7 @@ _BLOCKS = "\n"
 
 def asked_of(fields: Fields, limit: int | None) -> Asked:
     """`limit` is `max_tokens`, None where only the prompt matters."""
+    fields.refuse({"mcp_servers": "cannot be used: only tools that the client runs are taken"})
     think, budget = _thinking(fields, limit)
     tools, must_call, parallel = _tools(fields)
     thinking = fields.object("thinking")
@@ -25,7 +26,7 @@ def asked_of(fields: Fields, limit: int | None) -> Asked:
         think=think,
         budget=budget,
         max_tokens=limit,
-        stop=fields.texts("stop_sequences"),
+        stop=fields.stops("stop_sequences"),
         sampling=Overrides(
             temperature=fields.number("temperature", 0, 100),
             top_p=fields.number("top_p", 0, 1),
@@ -60,6 +61,14 @@ def _text(fields: Fields, name: str) -> str:
             raise _not_taken(block)
         texts.append(block.needed_text("text"))
     return _BLOCKS.join(texts)
+
+
+def _document(block: Fields) -> str:
+    """One that is text; of others nothing can be read."""
+    source = block.object("source")
+    if source is None or source.text("type") != "text":
+        raise _not_taken(block)
+    return source.needed_text("data")
 
 
 def _not_taken(block: Fields) -> LocalqwenError:
@@ -107,6 +116,8 @@ def _user(message: Fields) -> Iterator[Message]:
         match block.needed_text("type"):
             case "text":
                 texts.append(block.needed_text("text"))
+            case "document":
+                texts.append(_document(block))
             case "tool_result":
                 if texts:
                     yield Message("user", _BLOCKS.join(texts))
@@ -134,6 +145,8 @@ def _assistant(message: Fields) -> Message:
                 texts.append(block.needed_text("text"))
             case "thinking":
                 thoughts.append(block.needed_text("thinking"))
+            case "redacted_thinking":
+                continue  # of another maker's model: nobody here can read it
             case "tool_use":
                 arguments = block.object("input")
                 calls.append(
@@ -145,17 +158,17 @@ def _assistant(message: Fields) -> Message:
 
 
 def _thinking(fields: Fields, limit: int | None) -> tuple[bool | None, int | None]:
-    """The switch and the budget. "adaptive" leaves the switch to the model and the soft switch; `output_config.effort`
-    then is a budget (see EFFORTS)."""
+    """The switch and the budget. Without `thinking`, and with "adaptive", the switch is left to the model and the soft
+    switch, and `output_config.effort` is a budget (see EFFORTS)."""
+    config = fields.object("output_config") or Fields({})
+    effort = config.one_of("effort", tuple(EFFORTS))
     thinking = fields.object("thinking")
     if thinking is None:
-        return None, None
+        return None, EFFORTS[effort] if effort else None
     match thinking.one_of("type", ("enabled", "disabled", "adaptive")):
         case "disabled":
             return False, None
         case "adaptive":
-            config = fields.object("output_config") or Fields({})
-            effort = config.one_of("effort", tuple(EFFORTS))
             return None, EFFORTS[effort] if effort else None
         case None:
             raise thinking.wrong("type", "is missing")
@@ -203,8 +216,8 @@ def _tool(fields: Fields) -> Tool:
 
 
 def _format(fields: Fields) -> JsonFormat | None:
-    config = fields.object("output_config")
-    form = config.object("format") if config else None
+    config = fields.object("output_config") or Fields({})
+    form = config.object("format") or fields.object("output_format")  # the latter is the older place of it
     if form is None:
         return None
     schema = form.object("schema")

@@ -32,6 +32,7 @@ from localqwen.serve.guard import Access, Guard
 from localqwen.serve.job import Delivery, Job
 from localqwen.serve.mail import Mail
 from localqwen.serve.metrics import Metrics
+from localqwen.serve.ollama import timestamp
 from localqwen.serve.runs import Opened
 from localqwen.serve.worker import Limits, Worker
 
@@ -151,7 +152,9 @@ class _Routes:
 
     async def models(self, request: Request) -> Response:
         known = await run_in_threadpool(self._service.catalogue.known)
-        return JSONResponse({"object": "list", "data": [_model(each) for each in known]})
+        data = [_model(each) for each in known]
+        ends = {"first_id": data[0]["id"], "last_id": data[-1]["id"]} if data else {}
+        return JSONResponse({"object": "list", "data": data, "has_more": False, **ends})
 
     async def model(self, request: Request) -> Response:
         found = await run_in_threadpool(self._service.catalogue.find, request.path_params["model"])
@@ -174,7 +177,14 @@ class _Routes:
 
 
 def _model(known: Known) -> dict[str, Any]:
-    return {"id": known.name, "object": "model", "created": int(known.modified), "owned_by": "localqwen"}
+    """As OpenAI's clients read it, and as Anthropic's do: no field has two meanings."""
+    theirs = {
+        "type": "model",
+        "display_name": known.name,
+        "created_at": timestamp(known.modified),
+        "lifecycle": "active",
+    }
+    return {"id": known.name, "object": "model", "created": int(known.modified), "owned_by": "localqwen", **theirs}
 
 
 def _route(path: str) -> str:
@@ -196,6 +206,16 @@ async def _nobody(request: Request, error: Exception) -> Response:
     return Response(status_code=400)
 
 
+#: Routes of the APIs that are spoken here and that nothing here answers.
+_ELSEWHERE = {
+    **dict.fromkeys(("/v1/embeddings", "/api/embed", "/api/embeddings"), "these models write text, they embed none"),
+    **dict.fromkeys(
+        ("/api/create", "/api/copy", "/api/push"), "models are made on the command line: localqwen convert"
+    ),
+    "/api/delete": "models are removed on the command line: localqwen rm",
+}
+
+
 class _NoRoute(LocalqwenError):
     """What starlette says about a path or a method."""
 
@@ -207,6 +227,6 @@ class _NoRoute(LocalqwenError):
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     path = request.url.path
-    said = {404: f"there is no {path[:200]}", 405: f"{path[:200]} does not take {request.method}"}
+    said = {404: _ELSEWHERE.get(path, f"there is no {path[:200]}"), 405: f"{path[:200]} does not take {request.method}"}
     problem = _NoRoute(error.status_code, said.get(error.status_code, error.detail))
     return JSONResponse(error_body(path, problem), error.status_code, error.headers)

@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.types import Receive
 
 from localqwen.errors import BadField, TooLarge, TooSlow
+from localqwen.serve.fields import DEEPEST, too_deep
 
 #: Bytes. 32 MiB of text fill the longest context (262,144 tokens) more than ten times.
 LARGEST = 32 << 20
@@ -25,6 +26,9 @@ class ClientLeft(Exception):
 
 async def read_json(request: Request) -> dict[str, Any]:
     """Raises TooLarge, TooSlow, and BadField on what is not a JSON object; ClientLeft where nobody waits any more."""
+    encoding = request.headers.get("content-encoding", "identity")
+    if encoding.lower() != "identity":
+        raise BadField("", f"is encoded as {encoding[:50]!r}, which is not taken", "send it as it is")
     data = await _read(request.receive, request.headers.get("content-length"))
     return _parse(data) if len(data) <= _QUICK else await asyncio.to_thread(_parse, data)
 
@@ -70,6 +74,8 @@ def _parse(data: bytes) -> dict[str, Any]:
         raise BadField("", f"is not JSON: {exc}") from exc
     if not isinstance(body, dict):
         raise BadField("", "must be a JSON object")
+    if data.count(b"[") + data.count(b"{") > DEEPEST and too_deep(body):
+        raise BadField("", "is nested too deeply")
     return body
 
 

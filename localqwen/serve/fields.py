@@ -1,6 +1,7 @@
 """Reading a request's JSON: every field by name, with its type, and an error that names the field.
 
-null is the same as a missing field. Unknown fields are nobody's business here: what is not asked for is not looked at.
+null is the same as a missing field. Fields that nobody knows are not looked at; those that an API knows and this server
+cannot obey are refused, each API naming its own (`Fields.refuse`).
 """
 
 from __future__ import annotations
@@ -10,6 +11,10 @@ from typing import Any
 
 from localqwen.errors import BadField
 
+#: Stop strings, and characters of one: each is looked for behind every token, in the thread that all answers share.
+MOST_STOPS, LONGEST_STOP = 64, 1000
+#: Lists and objects within one another. Templates and schemas walk them, and Python's stack ends at a thousand.
+DEEPEST = 100
 _KINDS = {dict: "an object", list: "a list", str: "a string", bool: "true or false", int: "a whole number"}
 _KINDS |= {float: "a number", type(None): "null"}
 
@@ -102,6 +107,38 @@ class Fields:
         if not isinstance(listed, list) or not all(isinstance(item, str) for item in listed):
             raise self.wrong(name, "must be a string or a list of strings")
         return tuple(listed)
+
+    def stops(self, name: str) -> tuple[str, ...]:
+        """Stop strings."""
+        found = self.texts(name)
+        if len(found) > MOST_STOPS:
+            raise self.wrong(name, f"has {len(found):,} strings, at most {MOST_STOPS} are looked for")
+        if any(len(stop) > LONGEST_STOP for stop in found):
+            raise self.wrong(name, f"has a string of more than {LONGEST_STOP:,} characters")
+        return found
+
+    def refuse(self, reasons: Mapping[str, str]) -> None:
+        """Fields that would change the answer and cannot be obeyed: their name -> why. One that says nothing (null,
+        false, empty) is no wish."""
+        for name, why in reasons.items():
+            if self.data.get(name):
+                raise self.wrong(name, why)
+
+
+def too_deep(value: Any) -> bool:
+    """Whether lists and objects are nested deeper than DEEPEST."""
+    level = [value]
+    for _ in range(DEEPEST):
+        level = [inner for outer in level for inner in _within(outer)]
+        if not level:
+            return False
+    return True
+
+
+def _within(value: Any) -> Iterator[Any]:
+    """The lists and objects in a list or object."""
+    held = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+    return (inner for inner in held if isinstance(inner, Mapping | list))
 
 
 def kind(value: Any) -> str:

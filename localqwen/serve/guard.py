@@ -19,7 +19,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from localqwen.chat.messages import Finished
-from localqwen.errors import Busy, LocalqwenError, WrongHost, WrongKey
+from localqwen.errors import Busy, LocalqwenError, TooSlow, WrongHost, WrongKey
 from localqwen.serve import wire
 from localqwen.serve.apis import error_body
 
@@ -69,10 +69,11 @@ def own_names(host: str) -> tuple[str, ...]:
 
 
 def _name(host: str) -> str:
-    """Without the port, in lower case."""
+    """Without the port, in lower case; what is no name and port is a name that nobody has."""
     if host.startswith("["):
         return host[1:].partition("]")[0].lower()
-    return host.rpartition(":")[0].lower() if host.count(":") == 1 else host.lower()
+    name, colon, port = host.partition(":")
+    return name.lower() if not colon or port.isdigit() else host.lower()
 
 
 def _is_address(name: str) -> bool:
@@ -125,6 +126,8 @@ async def send_error(error: LocalqwenError, path: str, send: Send) -> None:
     headers = [(b"content-type", wire.JSON.encode()), (b"content-length", str(len(body)).encode())]
     if isinstance(error, WrongKey):
         headers.append((b"www-authenticate", b"Bearer"))
+    if isinstance(error, TooSlow):  # what is left of its body would be taken for the next request
+        headers.append((b"connection", b"close"))
     if isinstance(error, Busy):
         headers.append((b"retry-after", str(error.retry_after).encode()))
     await send({"type": "http.response.start", "status": error.http_status, "headers": headers})

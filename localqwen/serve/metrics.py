@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from localqwen.chat.messages import Finished
-from localqwen.serve.worker import LoadedModel
+from localqwen.serve.residents import LoadedModel
 
 MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 

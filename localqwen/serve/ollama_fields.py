@@ -47,7 +47,7 @@ def asked_of(
         think=think,
         budget=budget,
         max_tokens=_limit(options),
-        stop=options.texts("stop"),
+        stop=options.stops("stop"),
         sampling=_sampling(options),
         format=_format(fields),
         logprobs=_logprobs(fields),
@@ -129,7 +129,7 @@ def _format(fields: Fields) -> JsonFormat | None:
 
 
 def _logprobs(fields: Fields) -> int | None:
-    top = fields.whole("top_logprobs", 0, 20)
+    top = fields.whole("top_logprobs", 0, openai_fields.MOST_LOGPROBS)
     if not fields.flag("logprobs"):
         if top:
             raise fields.wrong("top_logprobs", "needs logprobs to be true")

@@ -15,7 +15,9 @@ from localqwen.chat.local import thinking_mode_of
 from localqwen.chat.messages import ThinkingMode
 from localqwen.chat.sampling import Presets
 from localqwen.chat.template import ChatTemplate
-from localqwen.models import digests, gguf_header, names, provide, pull
+from localqwen.errors import LocalqwenError
+from localqwen.models import card, digests, names, provide, pull
+from localqwen.models.card import Card
 from localqwen.models.names import LocalPath, Named
 from localqwen.models.pull import Plan, Step
 from localqwen.models.registry import Model
@@ -23,7 +25,7 @@ from localqwen.serve.catalogue import BUILT_IN, Known
 from localqwen.serve.fields import Fields
 from localqwen.serve.ollama import timestamp
 from localqwen.serve.ollama_fields import model_name
-from localqwen.serve.worker import LoadedModel
+from localqwen.serve.residents import LoadedModel
 
 #: The version of Ollama whose API this is: clients ask for it to know whether there is `think` and its levels.
 API_VERSION = "0.12.0"
@@ -44,14 +46,14 @@ def tags(known: Sequence[Known]) -> dict[str, Any]:
 
 
 def _listed(known: Known) -> dict[str, Any]:
-    name = _tagged(known.name)
+    name, found = _tagged(known.name), _card(known)
     return {
         "name": name,
         "model": name,
-        "modified_at": timestamp(known.modified),
-        "size": known.bytes or _checkpoint_bytes(known),
+        "modified_at": timestamp(known.modified or (found.modified if found else 0.0)),
+        "size": known.bytes or (found.bytes if found else 0),
         "digest": digests.declared(known.path) if known.path else "",
-        "details": _details(known),
+        "details": _details(known, found),
     }
 
 
@@ -76,45 +78,60 @@ def _tagged(name: str) -> str:
     return name if ":" in name else f"{name}:latest"
 
 
-def _checkpoint_bytes(known: Known) -> int:
-    """Of a model that is converted when it is opened: the weights that it is made from."""
-    folder = provide.demo_checkpoint() if known.source == BUILT_IN else Path(known.source)
-    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+def _place(known: Known) -> Path | None:
+    """Its files as they lie here: a model that is converted when it is opened is told by what it is made from."""
+    if known.path is not None:
+        return known.path
+    folder = provide.demo_checkpoint() if known.source == BUILT_IN else Path(known.source).expanduser()
+    return folder if folder.exists() else None
 
 
-def _details(known: Known) -> dict[str, Any]:
+def _card(known: Known) -> Card | None:
+    """None where its files cannot be read (any more): a list of models names it all the same."""
+    place = _place(known)
+    try:
+        return card.of(place) if place is not None else None
+    except LocalqwenError:
+        return None
+
+
+def _details(known: Known, found: Card | None) -> dict[str, Any]:
     model = names.model_of(known.source)
     family = "qwen3moe" if model is not None and model.mixture else "qwen3"
+    if found is not None:
+        family = str(found.info.get("general.architecture", family))
+    count = model.parameters if model is not None else 0
     return {
         "parent_model": "",
-        "format": "gguf" if known.path is None or known.path.suffix == ".gguf" else "safetensors",
+        "format": found.form if found is not None else "",
         "family": family,
         "families": [family],
-        "parameter_size": _parameters(model.parameters) if model is not None else "",
-        "quantization_level": known.quant,
+        "parameter_size": _parameters(count or (found.parameters if found is not None else 0)),
+        "quantization_level": known.quant or (found.quant if found is not None else ""),
     }
 
 
 def _parameters(count: int) -> str:
-    return f"{count / 1e9:.1f}B" if count else ""
+    """As Ollama writes it: 4.0B, 752.39M."""
+    if count >= 10**9:
+        return f"{count / 1e9:.1f}B"
+    return f"{count / 1e6:.2f}M" if count else ""
 
 
 def show(known: Known) -> dict[str, Any]:
     """Reads the model's header. Raises what `provide` does."""
-    path = known.path or provide.provide(known.source)
+    found = card.of(_place(known) or provide.provide(known.source))
     model = names.model_of(known.source)
-    metadata = gguf_header.metadata(path) if path.suffix == ".gguf" else {}
-    source = str(metadata.get("tokenizer.chat_template") or "")
-    mode = model.thinking if model is not None else _mode(source)
+    mode = model.thinking if model is not None else _mode(found.template)
     return {
-        "modified_at": timestamp(known.modified or path.stat().st_mtime),
+        "modified_at": timestamp(known.modified or found.modified),
         "license": model.licence if model is not None else "",
         "modelfile": f"FROM {known.name}\n",
         "parameters": _preset(model, mode),
-        "template": source,
-        "details": _details(known),
-        "model_info": {key: value for key, value in metadata.items() if key != "tokenizer.chat_template"},
-        "capabilities": _capabilities(source, mode),
+        "template": found.template,
+        "details": _details(known, found),
+        "model_info": dict(found.info),
+        "capabilities": _capabilities(found.template, mode),
     }
 
 

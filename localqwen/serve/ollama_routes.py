@@ -96,7 +96,7 @@ class _Models:
 
     async def show(self, request: Request) -> Response:
         fields = Fields(await read_json(request))
-        name = fields.text("model") or fields.needed_text("name")
+        name = fields.text("model") or fields.text("name") or fields.needed_text("model")
         return JSONResponse(await run_in_threadpool(lambda: ollama_models.show(self._find(name))))
 
     def _find(self, name: str) -> Known:

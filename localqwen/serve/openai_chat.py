@@ -14,11 +14,11 @@ from localqwen.serve.fields import Fields
 
 error = openai_common.error
 _FINGERPRINT = f"localqwen-{__version__}"
-MOST_LOGPROBS = 20
 
 
 def read(body: Mapping[str, Any]) -> Asked:
     fields = Fields(body)
+    openai_fields.refuse_chat(fields)
     think, budget = openai_fields.thinking(fields)
     tools, must_call = openai_fields.tool_choice(fields, openai_fields.tools(fields))
     options = fields.object("stream_options")
@@ -28,7 +28,7 @@ def read(body: Mapping[str, Any]) -> Asked:
         think=think,
         budget=budget,
         max_tokens=openai_fields.limit(fields, "max_completion_tokens", "max_tokens"),
-        stop=fields.texts("stop"),
+        stop=fields.stops("stop"),
         sampling=openai_fields.sampling(fields),
         format=openai_fields.response_format(fields),
         must_call=must_call,
@@ -47,7 +47,7 @@ def read(body: Mapping[str, Any]) -> Asked:
 
 
 def _logprobs(fields: Fields) -> int | None:
-    top = fields.whole("top_logprobs", 0, MOST_LOGPROBS)
+    top = fields.whole("top_logprobs", 0, openai_fields.MOST_LOGPROBS)
     if fields.flag("logprobs"):
         return top or 0
     if top:
@@ -83,13 +83,10 @@ class Stream:
         return b""
 
     def end(self) -> bytes:
-        if not self._asked.include_usage:
-            return wire.DONE
-        counted = {**self._base(), "choices": [], "usage": openai_common.usage(self._finished)}
-        return wire.sse(counted) + wire.DONE
+        return openai_common.end(self._asked, self._base(), self._finished)
 
     def error(self, error: LocalqwenError) -> bytes:
-        return wire.sse(openai_common.error(error)) + wire.DONE
+        return openai_common.failed(error)
 
     def _thinking(self, index: int, text: str) -> bytes:
         if self._asked.show_thinking == "hidden":
@@ -123,12 +120,7 @@ class Stream:
             "logprobs": openai_common.logprobs(logprobs) if logprobs else None,
             "finish_reason": finished.finish_reason if finished else None,
         }
-        chunk = {**self._base(), "choices": [choice]}
-        if self._asked.include_usage:
-            chunk["usage"] = None
-        if finished:
-            chunk["timings"] = openai_common.timings(finished)
-        return wire.sse(chunk)
+        return openai_common.chunk(self._asked, self._base(), choice, finished)
 
 
 def whole(asked: Asked, head: Head, answers: Sequence[Answer]) -> Mapping[str, Any]:

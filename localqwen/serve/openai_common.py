@@ -8,8 +8,32 @@ from typing import Any
 
 from localqwen.chat.messages import Finished, TokenLogprob, ToolCall
 from localqwen.errors import BadField, ContextTooLong, LocalqwenError, ModelNotFound, WrongKey
+from localqwen.serve import wire
+from localqwen.serve.asked import Asked
 
 _CODES = {ContextTooLong: "context_length_exceeded", ModelNotFound: "model_not_found", WrongKey: "invalid_api_key"}
+
+
+def chunk(asked: Asked, base: Mapping[str, Any], choice: Mapping[str, Any], finished: Finished | None) -> bytes:
+    """One event of a stream of completions. Where usage was asked for, every chunk but the last says null."""
+    data = {**base, "choices": [choice]}
+    if asked.include_usage:
+        data["usage"] = None
+    if finished:
+        data["timings"] = timings(finished)
+    return wire.sse(data)
+
+
+def end(asked: Asked, base: Mapping[str, Any], finished: Sequence[Finished]) -> bytes:
+    """The end of a stream of completions, with the usage of all answers where it was asked for."""
+    if not asked.include_usage:
+        return wire.DONE
+    return wire.sse({**base, "choices": [], "usage": usage(finished)}) + wire.DONE
+
+
+def failed(problem: LocalqwenError) -> bytes:
+    """The end of a stream of completions whose answer failed after it had begun."""
+    return wire.sse(error(problem)) + wire.DONE
 
 
 def usage(finished: Sequence[Finished]) -> dict[str, Any]:

@@ -18,18 +18,17 @@ DEFAULT_TOKENS = 16
 
 def read(body: Mapping[str, Any]) -> Asked:
     fields = Fields(body)
+    _refuse(fields)
     options = fields.object("stream_options")
-    if fields.text("suffix"):
-        raise fields.wrong("suffix", "cannot be used: these models only continue a text")
     unlimited = fields.data.get("max_tokens") == -1
     prompt = _prompt(fields)
     request = Request(
         messages=(),
         prompt=prompt,
         max_tokens=openai_fields.limit(fields, "max_tokens") or (None if unlimited else DEFAULT_TOKENS),
-        stop=fields.texts("stop"),
+        stop=fields.stops("stop"),
         sampling=openai_fields.sampling(fields),
-        logprobs=fields.whole("logprobs", 0, 20),
+        logprobs=fields.whole("logprobs", 0, openai_fields.MOST_LOGPROBS),
         format=openai_fields.response_format(fields),
     )
     return Asked(
@@ -42,9 +41,22 @@ def read(body: Mapping[str, Any]) -> Asked:
     )
 
 
+def _refuse(fields: Fields) -> None:
+    """Raises BadField on what would change the answer and cannot be obeyed."""
+    openai_fields.refuse(fields)
+    if fields.text("suffix"):
+        raise fields.wrong("suffix", "cannot be used: these models only continue a text")
+    if (fields.whole("best_of", 1) or 1) > (fields.whole("n", 1) or 1):
+        raise fields.wrong("best_of", "cannot be more than n: answers are not weighed here")
+    if fields.flag("echo") and fields.has("logprobs"):
+        raise fields.wrong("echo", "cannot stand beside logprobs: those of a prompt are not computed")
+
+
 def _prompt(fields: Fields) -> str:
     if not fields.has("prompt"):
         raise fields.wrong("prompt", "is missing")
+    if isinstance(fields.data["prompt"], list) and not all(isinstance(each, str) for each in fields.data["prompt"]):
+        raise fields.wrong("prompt", "must be a string: token ids are not taken")
     prompts = fields.texts("prompt")
     if len(prompts) != 1 or not prompts[0]:
         raise fields.wrong("prompt", "must be one string that is not empty")
@@ -72,13 +84,10 @@ class Stream:
         return b""
 
     def end(self) -> bytes:
-        if not self._asked.include_usage:
-            return wire.DONE
-        counted = {**_base(self._head), "choices": [], "usage": openai_common.usage(self._finished)}
-        return wire.sse(counted) + wire.DONE
+        return openai_common.end(self._asked, _base(self._head), self._finished)
 
     def error(self, error: LocalqwenError) -> bytes:
-        return wire.sse(openai_common.error(error)) + wire.DONE
+        return openai_common.failed(error)
 
     def _chunk(
         self, index: int, text: str, *, logprobs: Sequence[TokenLogprob] = (), finished: Finished | None = None
@@ -86,12 +95,7 @@ class Stream:
         offset = self._offsets.get(index, 0)
         self._offsets[index] = offset + len(text)
         choice = _choice(index, text, _logprobs(logprobs, offset) if logprobs else None, finished)
-        chunk = {**_base(self._head), "choices": [choice]}
-        if self._asked.include_usage:
-            chunk["usage"] = None
-        if finished:
-            chunk["timings"] = openai_common.timings(finished)
-        return wire.sse(chunk)
+        return openai_common.chunk(self._asked, _base(self._head), choice, finished)
 
 
 def whole(asked: Asked, head: Head, answers: Sequence[Answer]) -> Mapping[str, Any]:

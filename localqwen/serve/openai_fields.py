@@ -11,7 +11,7 @@ from typing import Any
 
 from localqwen.chat.messages import JsonFormat, Message, Overrides, Role, Tool, ToolCall
 from localqwen.serve.asked import EFFORTS, ShowThinking
-from localqwen.serve.fields import Fields
+from localqwen.serve.fields import Fields, too_deep
 
 ROLES: Mapping[str, Role] = {
     "system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool",
@@ -20,8 +20,45 @@ ROLES: Mapping[str, Role] = {
 _TEXT_PARTS = ("text", "input_text", "output_text")
 #: The same limit under the names of DashScope, vLLM and llama-server.
 _BUDGETS = ("thinking_budget", "thinking_token_budget", "reasoning_budget_tokens")
+_SWITCHES = ("enabled", "disabled", "auto", "adaptive")
 #: `n` runs share one prompt; more than this is a mistake on one machine.
 MOST_ANSWERS = 16
+#: Likeliest tokens that are told of each place; OpenAI's own limit.
+MOST_LOGPROBS = 20
+
+
+#: What the servers that these fields come from can do and this one cannot.
+_CANNOT: Mapping[str, str] = {
+    "logit_bias": "cannot be obeyed: tokens are not weighted here",
+    "min_tokens": "cannot be obeyed: the model decides when it has said enough",
+    "ignore_eos": "cannot be obeyed: the model decides when it has said enough",
+    **dict.fromkeys(
+        ("guided_json", "guided_regex", "guided_choice", "guided_grammar", "structured_outputs", "grammar", "regex",
+         "ebnf", "json_schema"),
+        "is not taken: give the form as response_format, of type json_schema",
+    ),
+}  # fmt: skip
+#: The same of a chat.
+_CANNOT_CHAT: Mapping[str, str] = {
+    "functions": "is not taken: give the functions as tools",
+    "audio": "cannot be given: these models write text only",
+    "web_search_options": "cannot be obeyed: nothing is searched here",
+    "continue_final_message": "cannot be obeyed: an answer is not begun for the model",
+}
+
+
+def refuse(fields: Fields) -> None:
+    """Raises BadField on what would change the answer and cannot be obeyed."""
+    fields.refuse(_CANNOT)
+
+
+def refuse_chat(fields: Fields) -> None:
+    """The same of a chat."""
+    fields.refuse({**_CANNOT, **_CANNOT_CHAT})
+    if fields.flag("add_generation_prompt") is False:
+        raise fields.wrong("add_generation_prompt", "cannot be false: an answer is not begun for the model")
+    if set(fields.texts("modalities")) - {"text"}:
+        raise fields.wrong("modalities", "must be text: these models write nothing else")
 
 
 def messages(fields: Fields) -> tuple[Message, ...]:
@@ -83,6 +120,8 @@ def arguments(fields: Fields, name: str) -> Mapping[str, Any]:
         return {}
     if not isinstance(value, Mapping):
         raise fields.wrong(name, "must be a JSON object, or a string that holds one")
+    if too_deep(value):
+        raise fields.wrong(name, "is nested too deeply")
     return value
 
 
@@ -117,10 +156,26 @@ def tool_choice(fields: Fields, offered: Sequence[Tool]) -> tuple[Sequence[Tool]
         return offered, names
     if isinstance(choice, str):
         raise fields.wrong("tool_choice", f"is {choice!r}, it must be none, auto, required or a function")
-    return offered, (_named_tool(Fields(choice, fields.at("tool_choice")), names),)
+    chosen = Fields(choice, fields.at("tool_choice"))
+    if chosen.text("type") == "allowed_tools":
+        return _allowed_tools(chosen.object("allowed_tools") or chosen, offered, names)
+    return offered, (_named_tool(chosen, names),)
+
+
+def _allowed_tools(
+    choice: Fields, offered: Sequence[Tool], names: Sequence[str]
+) -> tuple[Sequence[Tool], tuple[str, ...]]:
+    """All stay in the prompt, so that its beginning stays in the cache; so that the others are not called, one of the
+    allowed has to be."""
+    allowed = tuple(_named_tool(each, names) for each in choice.objects("tools"))
+    if choice.one_of("mode", ("auto", "required")) == "required":
+        return offered, allowed
+    return tuple(tool for tool in offered if tool.name in allowed), ()
 
 
 def _named_tool(choice: Fields, names: Sequence[str]) -> str:
+    if choice.text("type") not in (None, "function"):
+        raise choice.wrong("type", f"is {choice.text('type')!r}: only functions can be called")
     function = choice.object("function") or choice
     name = function.needed_text("name")
     if name not in names:
@@ -160,8 +215,11 @@ def thinking(fields: Fields) -> tuple[bool | None, int | None]:
     """The switch and the budget in tokens. What is said outright wins over an effort."""
     template = fields.object("chat_template_kwargs")
     switches = [own.flag("enable_thinking") for own in (fields, template) if own is not None]
+    own = fields.object("thinking")  # Anthropic's form, which other makers' OpenAI-compatible APIs take too
+    if own is not None:
+        switches.append({"enabled": True, "disabled": False}.get(own.one_of("type", _SWITCHES) or ""))
     think = next((value for value in switches if value is not None), None)
-    budget = _budget(fields, template)
+    budget = _budget(fields, template, own)
     effort = _effort(fields)
     if effort is None or think is not None or budget is not None:
         return think, budget
@@ -169,22 +227,20 @@ def thinking(fields: Fields) -> tuple[bool | None, int | None]:
     return allowed != 0, allowed or None
 
 
-def _budget(fields: Fields, template: Fields | None) -> int | None:
+def _budget(fields: Fields, template: Fields | None, thinking: Fields | None) -> int | None:
     custom = fields.object("custom_params")  # SGLang
-    for own in (fields, template, custom):
-        for name in _BUDGETS:
-            value = own.whole(name, -1, 2**31 - 1) if own is not None else None
-            if value is not None:
-                return None if value == -1 else value
+    places = [(own, name) for own in (fields, template, custom) for name in _BUDGETS]
+    for own, name in [*places, (thinking, "budget_tokens")]:
+        value = own.whole(name, -1, 2**31 - 1) if own is not None else None
+        if value is not None:
+            return None if value == -1 else value
     return None
 
 
 def _effort(fields: Fields) -> str | None:
     effort = fields.one_of("reasoning_effort", tuple(EFFORTS))
-    nested = fields.data.get("reasoning")
-    if effort is None and isinstance(nested, Mapping):
-        return Fields(nested, fields.at("reasoning")).one_of("effort", tuple(EFFORTS))
-    return effort
+    nested = fields.object("reasoning")  # the Responses API
+    return nested.one_of("effort", tuple(EFFORTS)) if effort is None and nested is not None else effort
 
 
 def show_thinking(fields: Fields) -> ShowThinking:

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from localqwen.chat.messages import Event, Finished, JsonFormat, Message, Request, Started, Text, Thinking, ToolCall
+from localqwen.chat.messages import (
+    Event,
+    Finished,
+    JsonFormat,
+    Message,
+    Request,
+    Started,
+    Text,
+    Thinking,
+    TokenLogprob,
+    ToolCall,
+)
 from localqwen.errors import LocalqwenError
-from localqwen.serve import openai_common, openai_fields, wire
+from localqwen.serve import openai_common, openai_fields, openai_items, wire
 from localqwen.serve.asked import Answer, Asked, Head
 from localqwen.serve.fields import Fields
+from localqwen.serve.openai_items import Item, item_id
 
 error = openai_common.error
 #: Fields that go back in the response as they came.
@@ -19,13 +30,12 @@ _ECHOED = (
     "instructions", "max_output_tokens", "metadata", "reasoning", "temperature", "text", "tool_choice", "tools",
     "top_p",
 )  # fmt: skip
-Item = dict[str, Any]
+_LOGPROBS = "message.output_text.logprobs"
 
 
 def read(body: Mapping[str, Any]) -> Asked:
     fields = Fields(body)
-    if fields.has("previous_response_id"):
-        raise fields.wrong("previous_response_id", "is unknown: nothing is stored here", "send the whole conversation")
+    _refuse(fields)
     think, budget = openai_fields.thinking(fields)
     tools, must_call = openai_fields.tool_choice(fields, openai_fields.tools(fields))
     instructions = fields.text("instructions")
@@ -41,9 +51,24 @@ def read(body: Mapping[str, Any]) -> Asked:
         must_call=must_call,
         read_calls=bool(tools),
         parallel_calls=fields.flag("parallel_tool_calls") is not False,
+        logprobs=_logprobs(fields),
     )
     echoed = {name: body[name] for name in _ECHOED if body.get(name) is not None}
     return Asked(fields.text("model") or "", request, stream=fields.flag("stream") or False, extra=echoed)
+
+
+def _refuse(fields: Fields) -> None:
+    """Raises BadField on what would change the answer and cannot be obeyed."""
+    for name in ("previous_response_id", "conversation", "prompt"):
+        if fields.has(name):
+            raise fields.wrong(name, "is unknown: nothing is stored here", "send the whole conversation")
+    fields.refuse({"background": "cannot be true: nothing is stored here that could be asked for later"})
+
+
+def _logprobs(fields: Fields) -> int | None:
+    """Of how many tokens at each place; None where they were not asked for."""
+    top = fields.whole("top_logprobs", 0, openai_fields.MOST_LOGPROBS)
+    return top or 0 if top is not None or _LOGPROBS in fields.texts("include") else None
 
 
 def _input(fields: Fields) -> tuple[Message, ...]:
@@ -103,6 +128,15 @@ def _format(fields: Fields) -> JsonFormat | None:
     return JsonFormat(schema.data)
 
 
+@dataclass
+class _Open:
+    """The item that is being written."""
+
+    kind: str
+    texts: list[str] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+
+
 class Stream:
     """The events of one response, numbered; each item of the output is opened, filled and closed in turn."""
 
@@ -113,74 +147,75 @@ class Stream:
         self._head = head
         self._number = 0
         self._done: list[Item] = []
-        self._open: tuple[str, list[str]] | None = None  # kind of the open item, and its text so far
+        self._open: _Open | None = None
         self._finished: Finished | None = None
 
     def feed(self, event: Event, index: int = 0) -> bytes:
         match event:
             case Started():
-                running = {"response": _response(self._asked, self._head, [], None)}
+                running = {"response": openai_items.response(self._asked, self._head, [], None)}
                 return self._event("response.created", running) + self._event("response.in_progress", running)
             case Thinking(text):
                 return self._text("reasoning", text)
-            case Text(text):
-                return self._text("message", text)
+            case Text(text, logprobs):
+                return self._text("message", text, logprobs)
             case ToolCall():
                 return self._close() + self._call(event)
             case Finished():
                 self._finished = event
-                return self._close()
+                return self._close(openai_items.status(event))
         return b""
 
     def end(self) -> bytes:
         assert self._finished is not None
-        response = _response(self._asked, self._head, self._done, self._finished)
+        response = openai_items.response(self._asked, self._head, self._done, self._finished)
         return self._event(f"response.{response['status']}", {"response": response})
 
     def error(self, error: LocalqwenError) -> bytes:
-        response = _response(self._asked, self._head, self._done, None)
+        response = openai_items.response(self._asked, self._head, self._done, None)
         problem = openai_common.error(error)["error"]
         response |= {"status": "failed", "error": {"code": "server_error", "message": problem["message"]}}
         return self._event("response.failed", {"response": response})
 
-    def _text(self, kind: str, text: str) -> bytes:
+    def _text(self, kind: str, text: str, logprobs: Sequence[TokenLogprob] = ()) -> bytes:
         opened = b""
-        if self._open is None or self._open[0] != kind:
+        if self._open is None or self._open.kind != kind:
             opened = self._close() + self._begin(kind)
         assert self._open is not None
-        self._open[1].append(text)
+        self._open.texts.append(text)
+        self._open.logprobs += logprobs
         where = self._where(self._open_id(kind))
         if kind == "reasoning":
             return opened + self._event("response.reasoning_text.delta", {**where, "delta": text})
-        return opened + self._event("response.output_text.delta", {**where, "delta": text, "logprobs": []})
+        told = [openai_common.logprob(each) for each in logprobs]
+        return opened + self._event("response.output_text.delta", {**where, "delta": text, "logprobs": told})
 
     def _begin(self, kind: str) -> bytes:
-        self._open = (kind, [])
-        item = _item(kind, self._open_id(kind), "")
+        self._open = _Open(kind)
+        item = openai_items.written(kind, self._open_id(kind), "", "in_progress")
         added = self._event(
-            "response.output_item.added",
-            {"output_index": len(self._done), "item": {**item, "status": "in_progress", "content": []}},
+            "response.output_item.added", {"output_index": len(self._done), "item": {**item, "content": []}}
         )
         part = {**self._where(item["id"]), "part": item["content"][0]}
         return added + self._event("response.content_part.added", part)
 
-    def _close(self) -> bytes:
+    def _close(self, state: str = "completed") -> bytes:
         if self._open is None:
             return b""
-        kind, parts = self._open
-        text = "".join(parts)
-        item = _item(kind, self._open_id(kind), text)
-        where = self._where(item["id"])
+        kind, text = self._open.kind, "".join(self._open.texts)
+        item = openai_items.written(kind, self._open_id(kind), text, state, self._open.logprobs)
+        where, part = self._where(item["id"]), item["content"][0]
         if kind == "reasoning":
             closed = self._event("response.reasoning_text.done", {**where, "text": text})
         else:
-            closed = self._event("response.output_text.done", {**where, "text": text, "logprobs": []})
-        closed += self._event("response.content_part.done", {**where, "part": item["content"][0]})
+            done = {**where, "text": text, "logprobs": part["logprobs"]}
+            closed = self._event("response.output_text.done", done)
+        closed += self._event("response.content_part.done", {**where, "part": part})
         self._open = None
         return closed + self._finish_item(item)
 
     def _call(self, found: ToolCall) -> bytes:
-        item = _call(found, self._head, len(self._done))
+        item = openai_items.called(found, self._head, len(self._done))
         where = {"item_id": item["id"], "output_index": len(self._done)}
         begun = {"output_index": len(self._done), "item": {**item, "arguments": "", "status": "in_progress"}}
         given = {**where, "arguments": item["arguments"]}
@@ -197,7 +232,7 @@ class Stream:
         return done
 
     def _open_id(self, kind: str) -> str:
-        return _item_id(kind, self._head, len(self._done))
+        return item_id(kind, self._head, len(self._done))
 
     def _where(self, item_id: str) -> dict[str, Any]:
         return {"item_id": item_id, "output_index": len(self._done), "content_index": 0}
@@ -211,71 +246,11 @@ class Stream:
 def whole(asked: Asked, head: Head, answers: Sequence[Answer]) -> Mapping[str, Any]:
     answer = answers[0]
     items: list[Item] = []
-    for kind, text in (("reasoning", answer.thinking), ("message", answer.text)):
+    for kind, text, logprobs in (("reasoning", answer.thinking, ()), ("message", answer.text, answer.logprobs)):
         if text:
-            items.append(_item(kind, _item_id(kind, head, len(items)), text))
+            items.append(openai_items.written(kind, item_id(kind, head, len(items)), text, logprobs=logprobs))
     for found in answer.calls:
-        items.append(_call(found, head, len(items)))
-    return _response(asked, head, items, answer.finished)
-
-
-_PREFIXES = {"reasoning": "rs", "message": "msg", "call": "fc"}
-
-
-def _item_id(kind: str, head: Head, position: int) -> str:
-    return f"{_PREFIXES[kind]}_{head.id}{position:02x}"
-
-
-def _item(kind: str, item_id: str, text: str) -> Item:
-    if kind == "reasoning":
-        part = {"type": "reasoning_text", "text": text}
-        return {"id": item_id, "type": "reasoning", "summary": [], "content": [part], "status": "completed"}
-    shown = {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
-    return {"id": item_id, "type": "message", "role": "assistant", "status": "completed", "content": [shown]}
-
-
-def _call(found: ToolCall, head: Head, position: int) -> Item:
-    return {
-        "id": _item_id("call", head, position),
-        "type": "function_call",
-        "call_id": head.call_id(0, position),
-        "name": found.name,
-        "arguments": json.dumps(dict(found.arguments), ensure_ascii=False),
-        "status": "completed",
-    }
-
-
-def _response(asked: Asked, head: Head, items: Sequence[Item], finished: Finished | None) -> dict[str, Any]:
-    cut = finished is not None and finished.finish_reason == "length"
-    status = "in_progress" if finished is None else "incomplete" if cut else "completed"
-    response: dict[str, Any] = {
-        "id": f"resp_{head.id}",
-        "object": "response",
-        "created_at": int(head.created),
-        "status": status,
-        "error": None,
-        "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
-        "model": head.model,
-        "output": list(items),
-        "parallel_tool_calls": asked.request.parallel_calls,
-        "previous_response_id": None,
-        "store": False,
-        "tool_choice": "auto",
-        "tools": [],
-        "metadata": {},
-        "truncation": "disabled",
-        **asked.extra,
-        "usage": _usage(finished) if finished else None,
-    }
-    return response
-
-
-def _usage(finished: Finished) -> dict[str, Any]:
-    used = finished.usage
-    return {
-        "input_tokens": used.prompt_tokens,
-        "input_tokens_details": {"cached_tokens": used.cached_tokens},
-        "output_tokens": used.completion_tokens,
-        "output_tokens_details": {"reasoning_tokens": used.thinking_tokens},
-        "total_tokens": used.prompt_tokens + used.completion_tokens,
-    }
+        items.append(openai_items.called(found, head, len(items)))
+    if items:
+        items[-1]["status"] = openai_items.status(answer.finished)
+    return openai_items.response(asked, head, items, answer.finished)

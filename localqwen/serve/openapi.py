@@ -8,8 +8,8 @@ from typing import Any
 from localqwen import __version__
 from localqwen.serve import openapi_others
 from localqwen.serve.asked import EFFORTS
-from localqwen.serve.openai_chat import MOST_LOGPROBS
-from localqwen.serve.openai_fields import MOST_ANSWERS, ROLES
+from localqwen.serve.fields import LONGEST_STOP, MOST_STOPS
+from localqwen.serve.openai_fields import MOST_ANSWERS, MOST_LOGPROBS, ROLES
 
 Schema = dict[str, Any]
 
@@ -135,12 +135,17 @@ _THINKING: dict[str, Schema] = {
     "thinking_token_budget": _whole(-1, 2**31 - 1),
     "reasoning_budget_tokens": _whole(-1, 2**31 - 1),
     "reasoning_effort": _EFFORT,
+    "thinking": {
+        "type": ["object", "null"],
+        "properties": {"type": {"enum": ["enabled", "disabled", "auto", "adaptive"]}},
+    },
 }
+_STOP: Schema = {"type": "string", "maxLength": LONGEST_STOP}
 _STREAMING: dict[str, Schema] = {
     "stream": _FLAG,
     "stream_options": {"type": ["object", "null"], "properties": {"include_usage": _FLAG}},
     "n": _whole(1, MOST_ANSWERS),
-    "stop": {"anyOf": [_TEXT, _list_of(_TEXT), {"type": "null"}]},
+    "stop": {"anyOf": [_STOP, _list_of(_STOP, maxItems=MOST_STOPS), {"type": "null"}]},
 }
 
 
@@ -202,7 +207,7 @@ def _completion() -> Schema:
         model={"type": ["string", "null"]},
         prompt={"type": "string", "minLength": 1},
         max_tokens={**_LIMIT, "default": 16},
-        logprobs=_whole(0, 20),
+        logprobs=_whole(0, MOST_LOGPROBS),
         echo=_FLAG,
         **_SAMPLING,
         **_STREAMING,
@@ -218,6 +223,7 @@ def _responses() -> Schema:
         reasoning={"type": ["object", "null"], "properties": {"effort": _EFFORT}},
         tools={"anyOf": [_list_of(_OBJECT), {"type": "null"}]},
         max_output_tokens=_LIMIT,
+        top_logprobs=_whole(0, MOST_LOGPROBS),
         text={"type": ["object", "null"]},
         stream=_FLAG,
         **_SAMPLING,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import resource
 import signal
 import socket
 import threading
@@ -22,8 +23,13 @@ from localqwen.serve.app import Service, application
 HEADERS, KEEP_ALIVE = 10.0, 75
 #: Bytes of headers; connections at once.
 LARGEST_HEADERS, MOST_CONNECTIONS = 32 << 10, 1024
-#: Seconds that running answers get after SIGTERM or Ctrl-C.
-GRACE = 30.0
+#: Connections that wait to be taken. asyncio tries so many at a time, and where the process has no file left for one,
+#: it writes a trace for each.
+BACKLOG = 128
+#: Files that the process has open beside its connections, with room to spare.
+FILES = 256
+#: Seconds that running answers get after SIGTERM or Ctrl-C, and readers to take the end after a second one.
+GRACE, LAST_WORDS = 30.0, 0.5
 
 
 class PatientProtocol(H11Protocol):
@@ -59,17 +65,19 @@ class PatientProtocol(H11Protocol):
 
 class Listening(uvicorn.Server):
     """`started` is called when requests are taken. SIGTERM and the first Ctrl-C let running answers end, for `grace`
-    seconds; a second Ctrl-C does not."""
+    seconds; a second signal does not."""
 
     def __init__(self, service: Service, *, started: Callable[[], None] = lambda: None, grace: float = GRACE) -> None:
         super().__init__(_config(service, grace))
         self._service = service
         self._say_started = started
         self._grace = grace
+        self._loop: asyncio.AbstractEventLoop | None = None
         self.died = False
         service.worker.on_death = self._worker_died
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
         self._say_started()
 
@@ -95,7 +103,15 @@ class Listening(uvicorn.Server):
                 signal.signal(number, handler)
 
     def _signalled(self, number: int, frame: FrameType | None) -> None:
-        self.handle_exit(number, frame)
+        if self.should_exit and self._loop is not None:
+            self._service.worker.stop(0)  # every answer ends with an error, which its client still gets
+            self._loop.call_soon_threadsafe(self._loop.call_later, LAST_WORDS, self._abort)
+        self.should_exit = True
+
+    def _abort(self) -> None:
+        """Not uvicorn's `force_exit`: that leaves the application running, and its end is a trace on the screen."""
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
 
 
 def _config(service: Service, grace: float) -> uvicorn.Config:
@@ -108,6 +124,7 @@ def _config(service: Service, grace: float) -> uvicorn.Config:
         access_log=False,
         proxy_headers=False,
         server_header=False,
+        backlog=BACKLOG,
         timeout_keep_alive=KEEP_ALIVE,
         h11_max_incomplete_event_size=LARGEST_HEADERS,
         limit_concurrency=MOST_CONNECTIONS,
@@ -122,12 +139,15 @@ def bind(host: str, port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
-        listener.listen(1024)
+        listener.listen(BACKLOG)
     except OSError as exc:
         listener.close()
         if exc.errno == errno.EADDRINUSE:
             raise UsageError(f"port {port} of {host} is in use", f"use another one: --port {port + 1}") from exc
-        raise UsageError(f"cannot listen on {host} port {port}: {exc.strerror}", "check --host and --port") from exc
+        hint = (
+            "ports below 1024 are the system's: --port 8000" if exc.errno == errno.EACCES else "check --host and --port"
+        )
+        raise UsageError(f"cannot listen on {host} port {port}: {exc.strerror}", hint) from exc
     return listener
 
 
@@ -137,8 +157,19 @@ def url(listener: socket.socket) -> str:
     return f"http://{host}:{name[1]}"
 
 
+def _allow_connections() -> None:
+    """A shell's usual limit of open files (256 on macOS) is less than the connections that are taken."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_CONNECTIONS + FILES
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(
+            resource.RLIMIT_NOFILE, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard)
+        )
+
+
 def run(server: Listening, listener: socket.socket) -> None:
     """Until a signal comes. Raises EngineError where the worker died."""
+    _allow_connections()
     server.run(sockets=[listener])
     if server.died:
         raise EngineError("the engine's thread died", "the trace above says where; please report it")

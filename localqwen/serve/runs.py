@@ -50,7 +50,7 @@ class Runs:
     """`deliver` is called with every event and with the error that ends a job."""
 
     def __init__(self, opened: Opened, deliver: Callable[[Job, Delivery], None], *, prepare: bool = True) -> None:
-        self.engine, self.facts = opened.engine, opened.facts
+        self.opened, self.engine, self.facts = opened, opened.engine, opened.facts
         self._deliver = deliver
         self._prepare = prepare
         self._waiting: deque[_Answer] = deque()
@@ -134,7 +134,11 @@ class Runs:
             answer = self._live.get(run)
             if answer is None:
                 continue
-            self._show(answer, answer.reply.feed(piece))
+            try:
+                self._show(answer, answer.reply.feed(piece))
+            except LocalqwenError as error:  # of this answer alone: the engine is well
+                self._fail(answer.job, error)
+                continue
             if answer.reply.finished:
                 self._end(answer)
             elif answer.reply.run is not answer.spec and not answer.job.cancelled:

@@ -2,8 +2,6 @@
 
 Other threads put messages into its inbox; it answers through `post`, once per step for all requests, so that a step
 costs the event loop one wake-up however many clients there are. With nothing to do it sleeps on the inbox.
-
-Prompts are rendered and tokenised in a thread of their own: a long one stalls nobody.
 """
 
 from __future__ import annotations
@@ -12,14 +10,16 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from concurrent.futures import Future
+from dataclasses import dataclass
 from functools import partial
 
 from localqwen.chat.messages import Request
-from localqwen.chat.reply import ModelFacts, Reply, count_prompt
-from localqwen.errors import Busy, EngineError, LocalqwenError, NotEnoughMemory
+from localqwen.chat.reply import Reply
+from localqwen.errors import Busy, EngineError, LocalqwenError
+from localqwen.serve.encoder import Encoder
 from localqwen.serve.job import Delivery, Job, Post
+from localqwen.serve.residents import LoadedModel, Resident, Residents
 from localqwen.serve.runs import Opened, Runs
 
 #: Seconds without work before the next turns are read: a program that goes on at once shall not wait, a person reads.
@@ -35,35 +35,6 @@ class Limits:
     queue: int = 64
     keep_alive: float = 300.0
     prepare: bool = True
-
-
-@dataclass(eq=False)
-class _Model:
-    """One that is loaded. `encoding` counts jobs whose prompts are being tokenised; `until` is when it is unloaded."""
-
-    name: str
-    runs: Runs
-    opened: Opened
-    keep_alive: float
-    encoding: int = 0
-    until: float = 0.0
-
-    @property
-    def idle(self) -> bool:
-        return not (self.runs.busy or self.encoding)
-
-
-@dataclass(frozen=True)
-class LoadedModel:
-    """For people who ask what is loaded. `idle_seconds_left` is inf where it stays, None while it works."""
-
-    name: str
-    engine: str
-    context_length: int
-    max_runs: int
-    running: int
-    waiting: int
-    idle_seconds_left: float | None
 
 
 class Worker:
@@ -83,9 +54,9 @@ class Worker:
         self._clock = clock
         self._worked = clock()
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._models: dict[str, _Model] = {}
+        self._encoder = Encoder(self._inbox.put)
+        self._models = Residents(self._open_runs, self._encoder.finish, limits.keep_alive, clock=clock)
         self._outgoing: list[tuple[Job, Delivery]] = []
-        self._encoder = ThreadPoolExecutor(1, "localqwen-prompts")
         self._stop_at: float | None = None
         self._thread = threading.Thread(target=self._live, name="localqwen-engine")
         self.on_death: Callable[[], None] = lambda: None
@@ -112,7 +83,7 @@ class Worker:
 
         def end() -> None:
             if answer.set_running_or_notify_cancel():
-                answer.set_result(any(model.runs.end_thinking(job_id) for model in self._models.values()))
+                answer.set_result(any(model.runs.end_thinking(job_id) for model in self._models))
 
         self._inbox.put(end)
         return answer
@@ -132,11 +103,11 @@ class Worker:
 
     def unload(self, name: str) -> None:
         """As soon as it is idle."""
-        self._inbox.put(partial(self._keep_alive, name, 0.0))
+        self._inbox.put(partial(self._models.release, name))
 
     def loaded(self) -> list[LoadedModel]:
         """A snapshot; the numbers may be one step old."""
-        return [self._describe(model) for model in list(self._models.values())]
+        return self._models.snapshot()
 
     def stop(self, grace: float) -> None:
         """Take no new work, give running answers `grace` seconds, then end. `join` waits for it."""
@@ -160,7 +131,7 @@ class Worker:
     def _ended(self) -> bool:
         if self._stop_at is None:
             return False
-        return self._clock() >= self._stop_at or all(model.idle for model in self._models.values())
+        return self._models.idle or self._clock() >= self._stop_at
 
     def _receive(self) -> None:
         """Everything in the inbox; sleeps where there is nothing to compute."""
@@ -175,46 +146,40 @@ class Worker:
 
     def _wait(self) -> float | None:
         """Seconds that nothing needs to be computed; None for ever."""
-        models = self._models.values()
-        if any(model.runs.busy for model in models):
+        if any(model.runs.busy for model in self._models):
             return 0
-        moments = [model.until for model in models if model.idle]
-        moments += [self._worked + _PATIENCE] if any(model.runs.preparing for model in models) else []
+        moments = [self._models.next_expiry()]
+        moments += [self._worked + _PATIENCE] if any(model.runs.preparing for model in self._models) else []
         moments += [self._stop_at] if self._stop_at is not None else []
-        soonest = min(moments, default=float("inf"))
+        soonest = min(moments)
         return None if soonest == float("inf") else max(0, soonest - self._clock())
 
     def _work(self) -> None:
         busy = False
-        for model in list(self._models.values()):
+        for model in self._models:
             model.runs.admit()
             if model.runs.running:
                 busy, self._worked = True, self._clock()
                 self._guarded(model, model.runs.step)
-            self._touch(model)
+            self._models.touch(model)
         if not busy and self._inbox.empty():
             self._use_idle_time()
 
     def _use_idle_time(self) -> None:
-        for model in list(self._models.values()):
-            patient = self._clock() >= self._worked + _PATIENCE
-            if model.runs.preparing and patient and self._stop_at is None:
-                self._guarded(model, model.runs.read_ahead)
-                return
-            if model.idle and self._clock() >= model.until:
-                self._unload(model)
+        patient = self._stop_at is None and self._clock() >= self._worked + _PATIENCE
+        preparing = next((model for model in self._models if model.runs.preparing), None)
+        if preparing is not None and patient:
+            self._guarded(preparing, preparing.runs.read_ahead)
+        else:
+            self._models.unload_expired()
 
-    def _guarded(self, model: _Model, step: Callable[[], None]) -> None:
+    def _guarded(self, model: Resident, step: Callable[[], None]) -> None:
         """An engine that fails takes its own answers with it, and nothing else; the next request opens it anew."""
         try:
             step()
         except LocalqwenError as error:
             model.runs.fail(error)
-            self._unload(model)
-
-    def _touch(self, model: _Model) -> None:
-        if not model.idle:
-            model.until = self._clock() + model.keep_alive
+            self._models.unload(model)
 
     def _flush(self) -> None:
         if self._outgoing:
@@ -230,20 +195,17 @@ class Worker:
         try:
             if self._stop_at is not None:
                 raise Busy(_STOPPING)
-            model = self._opened(job.model)
+            model = self._models.needed(job.model)
             self._check_queue(model)
         except LocalqwenError as error:
             self._deliver(job, Delivery(error))
             return
-        model.encoding += 1
         model.keep_alive = self._limits.keep_alive if job.asked.keep_alive is None else job.asked.keep_alive
-        facts = model.opened.facts
-        future = self._encoder.submit(lambda: _replies(job, facts))
-        future.add_done_callback(lambda done: self._inbox.put(partial(self._encoded, model, job, done)))
+        self._encoder.replies(job, model, partial(self._encoded, model, job))
 
-    def _check_queue(self, model: _Model) -> None:
+    def _check_queue(self, model: Resident) -> None:
         waiting = len(model.runs.jobs) + model.encoding
-        free = model.opened.engine.max_runs
+        free = model.runs.engine.max_runs
         if waiting >= free + self._limits.queue:
             raise Busy(
                 f"{model.name} answers {free} requests at once and {self._limits.queue} wait already",
@@ -251,9 +213,8 @@ class Worker:
                 retry_after=5,
             )
 
-    def _encoded(self, model: _Model, job: Job, done: Future[list[Reply]]) -> None:
-        model.encoding -= 1
-        self._touch(model)
+    def _encoded(self, model: Resident, job: Job, done: Future[list[Reply]]) -> None:
+        self._models.touch(model)
         if job.cancelled:
             return
         problem = done.exception()
@@ -263,22 +224,22 @@ class Worker:
             self._deliver(job, Delivery(EngineError(f"unexpected {type(problem).__name__}: {problem}")))
         elif self._stop_at is not None:
             self._deliver(job, Delivery(Busy(_STOPPING)))
-        elif self._models.get(model.name) is not model:  # its engine failed meanwhile
+        elif model not in self._models:  # its engine failed meanwhile
             self._accept(job)
         else:
             model.runs.add(job, done.result())
 
     def _cancel(self, job: Job) -> None:
         job.cancelled = True
-        for model in self._models.values():
+        for model in self._models:
             model.runs.cancel(job)
 
-    def _opened_for(self, name: str, answer: Future[Opened] | Future[int]) -> _Model | None:
+    def _opened_for(self, name: str, answer: Future[Opened] | Future[int]) -> Resident | None:
         """None where nobody waits for the answer any more, or it already holds why the model cannot be opened."""
         if not answer.set_running_or_notify_cancel():
             return None
         try:
-            return self._opened(name)
+            return self._models.needed(name)
         except LocalqwenError as error:
             answer.set_exception(error)
             return None
@@ -288,86 +249,38 @@ class Worker:
         if model is None:
             return
         if keep_alive is not None:
-            model.keep_alive = keep_alive
-            model.until = self._clock() + keep_alive
-        answer.set_result(model.opened)
+            self._models.keep(model, keep_alive)
+        answer.set_result(model.runs.opened)
 
     def _count(self, name: str, request: Request, answer: Future[int]) -> None:
         model = self._opened_for(name, answer)
         if model is None:
             return
-        model.encoding += 1
-        future = self._encoder.submit(count_prompt, request, model.opened.facts)
-        future.add_done_callback(lambda done: self._inbox.put(partial(self._counted, model, answer, done)))
+        self._encoder.count(request, model, partial(self._counted, model, answer))
 
-    def _counted(self, model: _Model, answer: Future[int], done: Future[int]) -> None:
-        model.encoding -= 1
-        self._touch(model)
+    def _counted(self, model: Resident, answer: Future[int], done: Future[int]) -> None:
+        self._models.touch(model)
         problem = done.exception()
         if problem is None:
             answer.set_result(done.result())
         else:
             answer.set_exception(problem)
 
-    def _opened(self, name: str) -> _Model:
-        model = self._models.get(name)
-        if model is None:
-            opened = self._make_room_and_open(name)
-            runs = Runs(opened, self._deliver, prepare=self._limits.prepare)
-            model = self._models[name] = _Model(name, runs, opened, self._limits.keep_alive)
-        model.until = self._clock() + model.keep_alive
-        return model
-
-    def _make_room_and_open(self, name: str) -> Opened:
-        """Idle models make room, the longest idle first."""
+    def _open_runs(self, name: str) -> Runs:
         self._flush()  # opening takes seconds; what is ready should not wait for it
-        while True:
-            try:
-                return self._open_model(name)
-            except NotEnoughMemory:
-                idle = sorted((model for model in self._models.values() if model.idle), key=lambda model: model.until)
-                if not idle:
-                    raise
-                self._unload(idle[0])
-
-    def _keep_alive(self, name: str, seconds: float) -> None:
-        if name in self._models:
-            self._models[name].keep_alive = seconds
-            self._models[name].until = min(self._models[name].until, self._clock() + seconds)
-
-    def _unload(self, model: _Model) -> None:
-        self._models.pop(model.name, None)
-        if model.encoding:  # the engine must outlive whoever tokenises with it
-            self._encoder.submit(lambda: None).result()
-        model.runs.close()
-
-    def _describe(self, model: _Model) -> LoadedModel:
-        left = max(0.0, model.until - self._clock()) if model.idle else None
-        engine, runs = model.opened.engine, model.runs
-        waiting = runs.waiting + model.encoding
-        return LoadedModel(model.name, engine.name, engine.context_length, engine.max_runs, runs.running, waiting, left)
+        return Runs(self._open_model(name), self._deliver, prepare=self._limits.prepare)
 
     def _begin_stop(self, grace: float) -> None:
         self._stop_at = self._clock() + grace
-        for model in self._models.values():
+        for model in self._models:
             model.runs.fail_waiting(Busy(_STOPPING))
 
     def _close(self) -> None:
         """Also where the thread dies of a bug: nobody waits for ever, and the server learns of it."""
-        for model in list(self._models.values()):
+        for model in self._models:
             model.runs.fail(Busy("the server has stopped"))
-            self._unload(model)
+            self._models.unload(model)
         self._flush()
-        self._encoder.shutdown(wait=False, cancel_futures=True)
+        self._encoder.close()
         if self._stop_at is None:
             self.on_death()
-
-
-def _replies(job: Job, facts: ModelFacts) -> list[Reply]:
-    """One per answer. With a seed, each answer has its own, or all would be the same."""
-    request, replies = job.asked.request, []
-    for index in range(job.asked.answers):
-        seed = request.sampling.seed
-        own = request if seed is None else replace(request, sampling=replace(request.sampling, seed=seed + index))
-        replies.append(Reply(own, facts))
-    return replies
