@@ -28,8 +28,7 @@ _SHA256 = re.compile("[0-9a-f]{64}")
 class Digest:
     """A file's length, and the sha256 of its bytes as 64 hexadecimal digits.
 
-    `declared` is the hub's word, which its cache keeps as the file's name and `localqwen verify` proves; it was not
-    computed here.
+    `declared` is the hub's word, which its client keeps with the file; it was not computed here.
     """
 
     bytes: int
@@ -48,7 +47,7 @@ def of_bytes(content: bytes) -> Digest:
 class InputHashes:
     """The digests of `files`, by name, computed while the `with` body reads the same pages. `result()` waits.
 
-    A large file in a hub's cache is not hashed: for quick conversions that would be a third of the work.
+    A large file that a hub's client has downloaded is not hashed: for quick conversions that would be a third of the work.
     """
 
     def __init__(self, files: Sequence[Path]) -> None:
@@ -84,10 +83,30 @@ class InputHashes:
 
 
 def _declared(path: Path) -> Digest | None:
-    """huggingface_hub's cache: a link to blobs/SHA256. Small files lie under git's sha1, and are hashed."""
+    """The hub's word for a large file: git names small ones by their sha1, and they are hashed here."""
+    sha256 = _named_by_the_cache(path) or _noted_by_the_download(path)
+    return Digest(path.stat().st_size, sha256, declared=True) if sha256 else None
+
+
+def _named_by_the_cache(path: Path) -> str | None:
+    """huggingface_hub's cache: a link to blobs/SHA256."""
     blob = path.resolve()
     named = path.is_symlink() and blob.parent.name == "blobs" and _SHA256.fullmatch(blob.name)
-    return Digest(blob.stat().st_size, blob.name, declared=True) if named else None
+    return blob.name if named else None
+
+
+def _noted_by_the_download(path: Path) -> str | None:
+    """`hf download --local-dir`: revision, sha256 and time, a line each, in a file of their own.
+
+    They hold until the file is written to; as in huggingface_hub (_local_folder.py), times may differ by a second.
+    """
+    note = path.parent / ".cache" / "huggingface" / "download" / f"{path.name}.metadata"
+    try:
+        _, sha256, noted = note.read_text(encoding="utf-8").split()
+        unchanged = path.stat().st_mtime - 1 <= float(noted)
+    except (OSError, ValueError):  # none, or not of this form: the file is hashed
+        return None
+    return sha256 if unchanged and _SHA256.fullmatch(sha256) else None
 
 
 class HashedWriter:
