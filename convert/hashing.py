@@ -47,7 +47,7 @@ def of_bytes(content: bytes) -> Digest:
 class InputHashes:
     """The digests of `files`, by name, computed while the `with` body reads the same pages. `result()` waits.
 
-    A large file that a hub's client has downloaded is not hashed: for quick conversions that would be a third of the work.
+    A large file that a hub's client has downloaded is not hashed: in quick conversions that is a third of the work.
     """
 
     def __init__(self, files: Sequence[Path]) -> None:
