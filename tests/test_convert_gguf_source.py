@@ -102,10 +102,12 @@ def test_a_gguf_file_is_never_written_onto_itself(eight_bit: Path) -> None:
 
 def test_what_only_a_checkpoint_can_give_is_refused(eight_bit: Path, tmp_path: Path) -> None:
     """YaRN, adapters and MLX need official weights."""
-    with pytest.raises(UsageError, match="need a checkpoint"):
+    with pytest.raises(UsageError, match=r"--yarn needs a checkpoint folder, .* is a GGUF"):
         convert.convert(eight_bit, tmp_path / "a.gguf", quant="q4_0", options=convert.Options(yarn=4))
     with pytest.raises(CheckpointError, match="MLX needs a checkpoint"):
         convert.convert_to_mlx(eight_bit, tmp_path / "a", bits=4)
+    with pytest.raises(CheckpointError, match="is a folder, not a GGUF file"):
+        convert.merge(tmp_path, tmp_path / "a.gguf")
 
 
 # Parts

@@ -2,8 +2,8 @@
 
     python tools/tensor_types.py
 
-Its quantiser is run on each of tests/checkpoints.py's LAYERED, in every quantisation. That takes half a minute, too long
-for a test; the types do not depend on the machine. Run it again with a new llama.cpp.
+Its quantiser is run on each of tests/checkpoints.py's LAYERED, in every quantisation. That takes half a minute, too
+long for a test; the types do not depend on the machine. Run it again with a new llama.cpp.
 """
 
 from __future__ import annotations
