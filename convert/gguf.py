@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from convert import Options, Progress, encode, forecast, manifest, quants, target
 from convert.checkpoint import Checkpoint
-from convert.gguf_file import padding
+from convert.gguf_file import MAGIC, padding
 from convert.gguf_source import GgufSource, part_name
 from convert.hashing import Digest, HashedWriter, InputHashes
 from convert.imatrix import Importance
 from convert.planning import Plan, PlannedFile, PlannedTensor, make_plan
-from localqwen.errors import OutputError, UsageError
+from localqwen.errors import CheckpointError, OutputError, UsageError
 from localqwen.machine import usable_cores
 
 if TYPE_CHECKING:
@@ -49,7 +49,14 @@ class Job:
 
 
 def is_gguf(path: Path) -> bool:
-    return path.suffix.lower() == ".gguf" and path.is_file()
+    """By its name, or by what it begins with. Raises CheckpointError for a file that cannot be read."""
+    if not path.is_file():
+        return False
+    try:
+        with path.open("rb") as file:
+            return path.suffix.lower() == ".gguf" or file.read(len(MAGIC)) == MAGIC
+    except OSError as exc:
+        raise CheckpointError(f"{path} cannot be read: {exc.strerror}", "check its permissions") from exc
 
 
 @contextmanager
@@ -128,7 +135,8 @@ def write(
         ]
         digests = _write(job, writing, threads, progress)
         inputs = hashes.result()
-        manifest.file_of(files[0]).unlink(missing_ok=True)  # it describes what is about to be replaced
+        if force or not files[0].exists():  # else another run was quicker, and the manifest is its own
+            manifest.file_of(files[0]).unlink(missing_ok=True)  # it describes what is about to be replaced
     return files[0], inputs, {file.name: digest for file, digest in zip(files, digests, strict=True)}
 
 
