@@ -110,7 +110,7 @@ def output_error(out: Path, size: int, exc: OSError) -> OutputError:
     if exc.errno == errno.EFBIG:
         return OutputError(
             f"{out.parent} takes no file of {size:,} bytes",
-            "its file system (FAT32 ends at 4 GB) or `ulimit -f` forbids it; a GGUF file may come in parts: --split 3GB",
+            "its file system (FAT32 ends at 4 GB) or `ulimit -f` forbids it; GGUF may come in parts: --split 3GB",
         )
     return OutputError(f"{out} cannot be written: {exc.strerror or exc}", "check the folder and its permissions")
 

@@ -27,7 +27,7 @@ mx = pytest.importorskip("mlx.core")
 pytest.importorskip("mlx_lm")
 
 ROOT = Path(__file__).parent.parent
-DENSE = Shape(layers=9)  # every branch of "more bits for some layers"
+DENSE = Shape(layers=9, feed_forward=256)  # every branch of "more bits for some layers"
 MIXTURE = Shape(layers=3, experts=4, experts_used=2, tied=False)
 
 
