@@ -74,13 +74,11 @@ def _slices(parts: Sequence[Part]) -> Iterator[_Slice]:
 def _taken(pending: deque[tuple[_Slice, Future[NDArray[np.uint8]]]]) -> Iterator[tuple[NDArray[np.uint8], int]]:
     piece, future = pending.popleft()
     tensor = piece.part.tensor
-    data = future.result()
-    piece.part.file.forget(tensor, piece.first + piece.count)
-    yield data, piece.count * tensor.row_bytes
+    yield future.result(), piece.count * tensor.row_bytes
+    piece.part.file.forget(tensor, piece.first + piece.count)  # not before: unquantised data are a view on the file
 
 
 def _encode(piece: _Slice, kind: TensorType) -> NDArray[np.uint8]:
-    """Always in memory of its own, never a view on the file: whoever takes it may keep it longer than the pages."""
     import numpy as np
 
     tensor = piece.part.tensor
@@ -93,7 +91,7 @@ def _encode(piece: _Slice, kind: TensorType) -> NDArray[np.uint8]:
     if stored is not kind:
         widened = to_float32(rows, stored.name)
         rows = ggml.quantise(widened, kind, piece.part.importance) if kind.quantised else from_float32(widened, kind)
-    return np.array(rows, copy=stored is kind).reshape(-1).view(np.uint8)
+    return rows.reshape(-1).view(np.uint8)
 
 
 def check_values(rows: NDArray[Any], name: str, dtype: str, kind: TensorType) -> None:

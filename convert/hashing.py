@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,8 +18,6 @@ from convert import target
 from localqwen.errors import CheckpointError
 
 _PIECE = 1 << 20
-#: Hashing is the slower half of copying; with a few pieces between the two neither waits for the other's turn.
-_LAG = 4
 _SHA256 = re.compile("[0-9a-f]{64}")
 
 
@@ -110,17 +107,13 @@ def _noted_by_the_download(path: Path) -> str | None:
 
 
 class HashedWriter:
-    """Writes to `file` while a thread of its own hashes the same bytes. Use with `with`; the file stays open.
-
-    The hashing may lag behind by _LAG pieces: a piece belongs to the writer, and must not change any more.
-    """
+    """Writes to `file` while a thread of its own hashes the same bytes. Use with `with`; the file stays open."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self._state = hashlib.sha256()
         self._length = 0
         self._pool = ThreadPoolExecutor(1, "hash-output")
-        self._hashing: deque[Future[None]] = deque()
 
     def __enter__(self) -> HashedWriter:
         return self
@@ -129,16 +122,11 @@ class HashedWriter:
         self._pool.shutdown()
 
     def write(self, data: memoryview) -> None:
-        """Returns when the bytes are written."""
-        self._hashing.append(self._pool.submit(self._state.update, data))
+        """Returns when both are done: whoever owns the bytes may then let go of them."""
+        hashing = self._pool.submit(self._state.update, data)
         target.write(self._file, data)
+        hashing.result()
         self._length += data.nbytes
-        self._wait(_LAG)
 
     def digest(self) -> Digest:
-        self._wait(0)
         return Digest(self._length, self._state.hexdigest())
-
-    def _wait(self, left: int) -> None:
-        while len(self._hashing) > left:
-            self._hashing.popleft().result()
