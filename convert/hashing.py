@@ -6,6 +6,7 @@ Where a second core is free, a conversion takes no longer for it.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,6 +19,8 @@ from convert import target
 from localqwen.errors import CheckpointError
 
 _PIECE = 1 << 20
+_SYNC_EVERY = 128 << 20
+_sync = getattr(os, "fdatasync", os.fsync)
 _SHA256 = re.compile("[0-9a-f]{64}")
 
 
@@ -107,13 +110,18 @@ def _noted_by_the_download(path: Path) -> str | None:
 
 
 class HashedWriter:
-    """Writes to `file` while a thread of its own hashes the same bytes. Use with `with`; the file stays open."""
+    """Writes to `file` while a thread of its own hashes the same bytes. Use with `with`; the file stays open.
+
+    Another one has the system bring them to the disk meanwhile, so that whoever syncs the file at its end hardly waits.
+    """
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self._state = hashlib.sha256()
         self._length = 0
-        self._pool = ThreadPoolExecutor(1, "hash-output")
+        self._unsynced = 0
+        self._syncing: Future[None] | None = None
+        self._pool = ThreadPoolExecutor(2, "hash-output")
 
     def __enter__(self) -> HashedWriter:
         return self
@@ -122,11 +130,23 @@ class HashedWriter:
         self._pool.shutdown()
 
     def write(self, data: memoryview) -> None:
-        """Returns when both are done: whoever owns the bytes may then let go of them."""
+        """Returns when the bytes are written and hashed: whoever owns them may then let go of them."""
         hashing = self._pool.submit(self._state.update, data)
         target.write(self._file, data)
         hashing.result()
         self._length += data.nbytes
+        self._unsynced += data.nbytes
+        if self._unsynced >= _SYNC_EVERY and (self._syncing is None or self._syncing.done()):
+            self._sync_result()
+            self._unsynced = 0
+            self._syncing = self._pool.submit(_sync, self._file.fileno())
 
     def digest(self) -> Digest:
+        """Raises OSError for what the disk refused."""
+        self._sync_result()
         return Digest(self._length, self._state.hexdigest())
+
+    def _sync_result(self) -> None:
+        """The system tells of a failed write once only, to whoever syncs next."""
+        if self._syncing is not None:
+            self._syncing.result()
