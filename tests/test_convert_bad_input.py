@@ -465,6 +465,22 @@ def test_a_disk_that_fills_up_while_writing(source: Path, out: Path) -> None:
     assert list(out.parent.iterdir()) == []
 
 
+@pytest.mark.parametrize("every", [1, 500_000])
+def test_a_disk_that_fails_behind_the_cache(
+    every: int, source: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system tells it to the first sync only, and that is not the one at the end."""
+
+    def failing(_: int) -> None:
+        raise OSError(errno.EIO, "the disk is broken")
+
+    monkeypatch.setattr("convert.hashing._SYNC_EVERY", every)
+    monkeypatch.setattr("convert.hashing._sync", failing)
+    with pytest.raises(OutputError, match="the disk is broken"):
+        convert.convert(source, out, quant="q8_0", threads=1)
+    assert list(out.parent.iterdir()) == []
+
+
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_disk_is_told_with_its_numbers(code: int, source: Path, out: Path) -> None:
     """Full only when the conversion is under way: what the space was checked for has gone to others."""
