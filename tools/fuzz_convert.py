@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
@@ -100,7 +101,10 @@ def _folder(target: str) -> tuple[Path, bytes]:
     from checkpoints import Shape, make_checkpoint
     from quantised_checkpoints import awq_checkpoint
 
-    folder = Path(tempfile.mkdtemp(prefix="fuzz-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
+    memory = Path("/dev/shm")
+    folder = (memory if memory.is_dir() else Path(tempfile.gettempdir())) / f"localqwen-fuzz-{target}"
+    shutil.rmtree(folder, ignore_errors=True)  # libFuzzer ends the process at once: the last run's is still there
+    folder.mkdir(mode=0o700)
     shape = Shape(64, 64, 1, 1, 1, 64)
     if target == "settings":
         awq_checkpoint(folder, shape, group=32)
