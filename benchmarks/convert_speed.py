@@ -1,16 +1,21 @@
 """Seconds, processor seconds and peak memory of converting, beside `cp` and llama.cpp's converter and quantiser.
 
     python benchmarks/random_checkpoint.py 0.6b build/qwen3-0.6b-random
-    python benchmarks/convert_speed.py build/qwen3-0.6b-random [--llama FOLDER] [--runs 3]
+    python benchmarks/convert_speed.py build/qwen3-0.6b-random [--llama FOLDER] [--runs 3] [--cold]
 
 FOLDER is the source of llama.cpp inside the archive of llama-cpp-python; without it only our own commands run. Each
-command is a process of its own, after one run that warms the page cache; medians are printed. Keep the machine idle.
+command is a process of its own and writes a file that is not there yet; they take turns, and medians are printed. A
+first round warms the page cache; with --cold each run starts with the checkpoint dropped from it. `cp` ends when its
+bytes are in the page cache; we end when they are on the disk, and so does `cp, sync`. Peak memory is the largest
+resident set: anonymous memory and the pages of mapped files. Keep the machine idle.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import shlex
+import shutil
 import statistics
 import subprocess
 import sys
@@ -60,21 +65,49 @@ def measure(command: list[str]) -> Run:
     return Run(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * unit)
 
 
-def median(command: list[str], runs: int) -> Run:
-    measure(command)
-    found = [measure(command) for _ in range(runs)]
-    return Run(
-        statistics.median(run.seconds for run in found),
-        statistics.median(run.processor for run in found),
-        max(run.peak for run in found),
-    )
+def medians(each: dict[str, list[str]], folder: Path, cold: list[Path], runs: int) -> dict[str, Run]:
+    """`cold` are the files that each run has to read from the disk; without any, a first round is not counted."""
+    found: dict[str, list[Run]] = {name: [] for name in each}
+    for number in range(runs if cold else runs + 1):
+        for name, command in each.items():
+            clear(folder, but="theirs.gguf" if "quantiser" in name else "")
+            for path in cold:
+                drop(path)
+            run = measure(command)
+            if cold or number:
+                found[name].append(run)
+    return {
+        name: Run(
+            statistics.median(run.seconds for run in measured),
+            statistics.median(run.processor for run in measured),
+            max(run.peak for run in measured),
+        )
+        for name, measured in found.items()
+    }
+
+
+def clear(folder: Path, *, but: str) -> None:
+    """Replacing a file would cost the time in which the old one is freed."""
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != but:
+            path.unlink()
+
+
+def drop(path: Path) -> None:
+    """Out of the page cache."""
+    with path.open("rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def commands(source: Path, folder: Path, llama: Path | None) -> dict[str, list[str]]:
     """In an order in which each finds what it reads."""
     python = [sys.executable, "-c"]
+    copy = ["cp", "-r", str(source), str(folder / "copy")]
     result = {
-        "cp": ["cp", "-r", str(source), str(folder / "copy")],
+        "cp": copy,
+        "cp, sync": ["sh", "-c", f"{shlex.join(copy)} && sync {shlex.quote(str(folder / 'copy'))}/*"],
         "localqwen convert --quant bf16": [*python, OURS, str(source), str(folder / "ours.gguf"), "bf16"],
         "localqwen convert --quant q4_k_m": [*python, OURS, str(source), str(folder / "ours.gguf"), "q4_k_m"],
     }
@@ -92,12 +125,16 @@ def main() -> None:
     arguments.add_argument("checkpoint", type=Path)
     arguments.add_argument("--llama", type=Path)
     arguments.add_argument("--runs", type=int, default=3)
+    arguments.add_argument("--cold", action="store_true")
     given = arguments.parse_args()
-    print("| command | seconds | processor seconds | peak memory |\n| --- | ---: | ---: | ---: |")
-    with tempfile.TemporaryDirectory(dir=given.checkpoint.parent) as folder:
-        for name, command in commands(given.checkpoint, Path(folder), given.llama).items():
-            run = median(command, given.runs)
-            print(f"| `{name}` | {run.seconds:.1f} | {run.processor:.1f} | {run.peak / 1e6:,.0f} MB |", flush=True)
+    cold = sorted(given.checkpoint.glob("*.safetensors")) if given.cold else []
+    with tempfile.TemporaryDirectory(dir=given.checkpoint.parent) as name:
+        folder = Path(name)
+        found = medians(commands(given.checkpoint, folder, given.llama), folder, cold, given.runs)
+    print("| command | seconds | / `cp` | processor seconds | peak memory |\n| --- | ---: | ---: | ---: | ---: |")
+    for name, run in found.items():
+        ratio = run.seconds / found["cp"].seconds
+        print(f"| `{name}` | {run.seconds:.1f} | {ratio:.2f} | {run.processor:.1f} | {run.peak / 1e6:,.0f} MB |")
 
 
 if __name__ == "__main__":

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from convert import Options, Progress, encode, forecast, manifest, quants, target
 from convert.checkpoint import Checkpoint
-from convert.gguf_file import padding
+from convert.gguf_file import MAGIC, padding
 from convert.gguf_source import GgufSource, part_name
 from convert.hashing import Digest, HashedWriter, InputHashes
 from convert.imatrix import Importance
 from convert.planning import Plan, PlannedFile, PlannedTensor, make_plan
-from localqwen.errors import OutputError, UsageError
+from localqwen.errors import CheckpointError, OutputError, UsageError
 from localqwen.machine import usable_cores
 
 if TYPE_CHECKING:
@@ -49,7 +49,14 @@ class Job:
 
 
 def is_gguf(path: Path) -> bool:
-    return path.suffix.lower() == ".gguf" and path.is_file()
+    """By its name, or by what it begins with. Raises CheckpointError for a file that cannot be read."""
+    if not path.is_file():
+        return False
+    try:
+        with path.open("rb") as file:
+            return path.suffix.lower() == ".gguf" or file.read(len(MAGIC)) == MAGIC
+    except OSError as exc:
+        raise CheckpointError(f"{path} cannot be read: {exc.strerror}", "check its permissions") from exc
 
 
 @contextmanager
@@ -63,23 +70,37 @@ def opened(source: Path, quant: str, *, name: str | None, options: Options, forc
     extra = importance.metadata if importance else {}
     if is_gguf(source):
         if options.yarn or options.adapter:
-            raise UsageError("--yarn and --adapter need a checkpoint folder", "convert the official checkpoint")
+            flag, rest = ("--yarn", f"--yarn {options.yarn}") if options.yarn else ("--adapter", "--adapter DIR")
+            raise UsageError(
+                f"{flag} needs a checkpoint folder, {source.name} is a GGUF file",
+                f"localqwen convert CHECKPOINT {rest}, with the official weights as CHECKPOINT",
+            )
         with GgufSource(source) as file:
             plan = requantising.make_plan(file, recipe, extra, options.part_bytes, force=force)
             notes = (requantising.LOSSY_TWICE,) if requantising.lossy_twice(file) else ()
-            yield Job(file, plan, importance, notes)
+            yield Job(file, plan, importance, notes + _notes(plan, recipe))
         return
     with Checkpoint(source) as checkpoint:
         yarn.apply(checkpoint, options.yarn)
         adapters.apply(checkpoint, options.adapter)
         plan = make_plan(checkpoint, recipe, name or source.resolve().name, extra, options.part_bytes)
-        yield Job(checkpoint, plan, importance, checkpoint.notes + _notes(plan))
+        yield Job(checkpoint, plan, importance, checkpoint.notes + _notes(plan, recipe))
 
 
-def _notes(plan: Plan) -> tuple[str, ...]:
+def _notes(plan: Plan, recipe: quants.Recipe) -> tuple[str, ...]:
+    """Where the result is not what the quantisation's name promises."""
+    base = recipe.quantization.base
+    notes: tuple[str, ...] = ()
     if plan.quant == "mxfp4" and "MXFP4" not in plan.types:
-        return ("mxfp4 is for the experts of a mixture; this model has none, so that all of it becomes Q8_0",)
-    return ()
+        notes += ("mxfp4 is for the experts of a mixture, and this model has none: its matrices become Q8_0",)
+    matrices = [each.stored for each in plan.tensors if quants.quantisable(each.stored.name, each.stored.shape)]
+    uneven = [each for each in matrices if not base.fits(each.shape[-1])]
+    if uneven:
+        others = ", ".join(dict.fromkeys(each.type.name for each in uneven))
+        notes += (
+            f"{len(uneven)} of {len(matrices)} matrices do not divide into blocks of {base.block}: {others} instead",
+        )
+    return notes
 
 
 def outputs(out: Path, plan: Plan) -> list[Path]:
@@ -114,7 +135,8 @@ def write(
         ]
         digests = _write(job, writing, threads, progress)
         inputs = hashes.result()
-        manifest.file_of(files[0]).unlink(missing_ok=True)  # it describes what is about to be replaced
+        if force or not files[0].exists():  # else another run was quicker, and the manifest is its own
+            manifest.file_of(files[0]).unlink(missing_ok=True)  # it describes what is about to be replaced
     return files[0], inputs, {file.name: digest for file, digest in zip(files, digests, strict=True)}
 
 

@@ -175,6 +175,8 @@ class GgufSource:
 
 def parts_of(path: Path) -> list[Path]:
     """All files of a split model, by llama.cpp's names; of another one the file itself. Raises CheckpointError."""
+    if path.is_dir():
+        raise CheckpointError(f"{path} is a folder, not a GGUF file", "name the file, or the first of its parts")
     match = _PART.fullmatch(path.name)
     if match is None:
         return [path]

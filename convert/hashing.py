@@ -6,6 +6,7 @@ Where a second core is free, a conversion takes no longer for it.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,6 +19,8 @@ from convert import target
 from localqwen.errors import CheckpointError
 
 _PIECE = 1 << 20
+_SYNC_EVERY = 128 << 20
+_sync = getattr(os, "fdatasync", os.fsync)
 _SHA256 = re.compile("[0-9a-f]{64}")
 
 
@@ -25,8 +28,7 @@ _SHA256 = re.compile("[0-9a-f]{64}")
 class Digest:
     """A file's length, and the sha256 of its bytes as 64 hexadecimal digits.
 
-    `declared` is the hub's word, which its cache keeps as the file's name and `localqwen verify` proves; it was not
-    computed here.
+    `declared` is the hub's word, which its client keeps with the file; it was not computed here.
     """
 
     bytes: int
@@ -45,7 +47,7 @@ def of_bytes(content: bytes) -> Digest:
 class InputHashes:
     """The digests of `files`, by name, computed while the `with` body reads the same pages. `result()` waits.
 
-    A large file in a hub's cache is not hashed: for quick conversions that would be a third of the work.
+    A large file that a hub's client has downloaded is not hashed: in quick conversions that is a third of the work.
     """
 
     def __init__(self, files: Sequence[Path]) -> None:
@@ -81,20 +83,45 @@ class InputHashes:
 
 
 def _declared(path: Path) -> Digest | None:
-    """huggingface_hub's cache: a link to blobs/SHA256. Small files lie under git's sha1, and are hashed."""
+    """The hub's word for a large file: git names small ones by their sha1, and they are hashed here."""
+    sha256 = _named_by_the_cache(path) or _noted_by_the_download(path)
+    return Digest(path.stat().st_size, sha256, declared=True) if sha256 else None
+
+
+def _named_by_the_cache(path: Path) -> str | None:
+    """huggingface_hub's cache: a link to blobs/SHA256."""
     blob = path.resolve()
     named = path.is_symlink() and blob.parent.name == "blobs" and _SHA256.fullmatch(blob.name)
-    return Digest(blob.stat().st_size, blob.name, declared=True) if named else None
+    return blob.name if named else None
+
+
+def _noted_by_the_download(path: Path) -> str | None:
+    """`hf download --local-dir`: revision, sha256 and time, a line each, in a file of their own.
+
+    They hold until the file is written to; as in huggingface_hub (_local_folder.py), times may differ by a second.
+    """
+    note = path.parent / ".cache" / "huggingface" / "download" / f"{path.name}.metadata"
+    try:
+        _, sha256, noted = note.read_text(encoding="utf-8").split()
+        unchanged = path.stat().st_mtime - 1 <= float(noted)
+    except (OSError, ValueError):  # none, or not of this form: the file is hashed
+        return None
+    return sha256 if unchanged and _SHA256.fullmatch(sha256) else None
 
 
 class HashedWriter:
-    """Writes to `file` while a thread of its own hashes the same bytes. Use with `with`; the file stays open."""
+    """Writes to `file` while a thread of its own hashes the same bytes. Use with `with`; the file stays open.
+
+    Another one has the system bring them to the disk meanwhile, so that whoever syncs the file at its end hardly waits.
+    """
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self._state = hashlib.sha256()
         self._length = 0
-        self._pool = ThreadPoolExecutor(1, "hash-output")
+        self._unsynced = 0
+        self._syncing: Future[None] | None = None
+        self._pool = ThreadPoolExecutor(2, "hash-output")
 
     def __enter__(self) -> HashedWriter:
         return self
@@ -103,11 +130,23 @@ class HashedWriter:
         self._pool.shutdown()
 
     def write(self, data: memoryview) -> None:
-        """Returns when both are done: whoever owns the bytes may then let go of them."""
+        """Returns when the bytes are written and hashed: whoever owns them may then let go of them."""
         hashing = self._pool.submit(self._state.update, data)
         target.write(self._file, data)
         hashing.result()
         self._length += data.nbytes
+        self._unsynced += data.nbytes
+        if self._unsynced >= _SYNC_EVERY and (self._syncing is None or self._syncing.done()):
+            self._sync_result()
+            self._unsynced = 0
+            self._syncing = self._pool.submit(_sync, self._file.fileno())
 
     def digest(self) -> Digest:
+        """Raises OSError for what the disk refused."""
+        self._sync_result()
         return Digest(self._length, self._state.hexdigest())
+
+    def _sync_result(self) -> None:
+        """The system tells of a failed write once only, to whoever syncs next."""
+        if self._syncing is not None:
+            self._syncing.result()

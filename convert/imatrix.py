@@ -78,6 +78,8 @@ def read(path: Path) -> Importance:
             raise ConversionError(f"{path} is too large for an importance matrix", _HINT)
         with path.open("rb") as file:
             found = _read_gguf(path) if file.read(4) == MAGIC else _read_old(path, path.read_bytes())
+    except FileNotFoundError as exc:
+        raise ConversionError(f"{path} does not exist", "localqwen imatrix MODEL --text FILE makes one") from exc
     except (OSError, ValueError, struct.error, KeyError, CheckpointError) as exc:
         raise ConversionError(f"{path} is no importance matrix: {exc}", _HINT) from exc
     for name, values in found.values.items():

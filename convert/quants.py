@@ -148,8 +148,20 @@ def tensor_types(recipe: Recipe, tensors: Sequence[Named], sizes: Sizes) -> list
         raise UsageError(
             f"types of single tensors belong to a quantisation, {recipe.quantization.name} is none", "--quant q8_0"
         )
+    _check_overrides(recipe.overrides, tensors)
     counters = _Counters(recipe, sizes)
     return [_tensor_type(counters, name, shape) if quantisable(name, shape) else None for name, shape in tensors]
+
+
+def _check_overrides(overrides: Sequence[Override], tensors: Sequence[Named]) -> None:
+    """Raises UsageError for a pattern that would be passed over without a word."""
+    names = [name for name, shape in tensors if quantisable(name, shape)]
+    for each in overrides:
+        if not any(each.pattern.search(name) for name in names):
+            raise UsageError(
+                f"no tensor that can be quantised matches {each.pattern.pattern!r}",
+                f"they are called {', '.join(names[-3:])} and so on",
+            )
 
 
 def quantisable(name: str, shape: tuple[int, ...]) -> bool:

@@ -250,7 +250,11 @@ def _awq(base: str, parts: Pieces, settings: Mapping[str, Any]) -> _Awq:
 
 
 def _gptq(base: str, parts: Pieces, settings: Mapping[str, Any]) -> _Gptq:
-    """Zero points are stored less one in the first format of the checkpoints ("gptq"), as they are in "gptq_v2"."""
+    """Zero points are stored less one in the first format of the checkpoints ("gptq"), as they are in "gptq_v2".
+
+    A stored zero point of all ones is read as 0 that has wrapped, as llama.cpp's converter does; of AutoGPTQ's kernels
+    some do, and some read it as one beyond the largest number. No symmetric quantisation, such as Qwen's, has it.
+    """
     qweight, qzeros, scales = _triple(base, parts)
     bits = settings["bits"]
     pack = 32 // bits

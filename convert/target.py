@@ -19,7 +19,7 @@ from typing import BinaryIO
 from localqwen.errors import OutputError
 
 _STALE_AFTER = 24 * 60 * 60  # seconds without a write; by then its process id may be another program's
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG} if hasattr(errno, "EDQUOT") else {errno.ENOSPC, errno.EFBIG}
+_FULL = {errno.ENOSPC, errno.EDQUOT} if hasattr(errno, "EDQUOT") else {errno.ENOSPC}
 
 
 def check(out: Path, *, force: bool) -> None:
@@ -107,6 +107,11 @@ def output_error(out: Path, size: int, exc: OSError) -> OutputError:
                 f"{out.parent} is full: {out.name} needs {size:,} bytes, {free:,} are free",
                 "free some space, or choose another disk",
             )
+    if exc.errno == errno.EFBIG:
+        return OutputError(
+            f"{out.parent} takes no file of {size:,} bytes",
+            "its file system (FAT32 ends at 4 GB) or `ulimit -f` forbids it; GGUF may come in parts: --split 3GB",
+        )
     return OutputError(f"{out} cannot be written: {exc.strerror or exc}", "check the folder and its permissions")
 
 

@@ -48,6 +48,13 @@ class Shape:
     expert_feed_forward: int = 256
 
 
+#: Layers enough for every branch of "more bits for some layers"; four heads share keys, which some rules ask too.
+LAYERED = {
+    "dense, 17 layers": Shape(feed_forward=256, layers=17, kv_heads=1),
+    "three experts, 9 layers": Shape(layers=9, tied=False, experts=3),
+}
+
+
 def make_checkpoint(
     folder: Path,
     shape: Shape = Shape(),

@@ -8,17 +8,29 @@ import math
 import subprocess
 import sys
 import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import gguf
 import numpy as np
 import pytest
-from checkpoints import ADDED_TOKENS, CHAT_TEMPLATE, Shape, config, make_checkpoint, token_id, tokenizer, write_json
+from checkpoints import (
+    ADDED_TOKENS,
+    CHAT_TEMPLATE,
+    LAYERED,
+    Shape,
+    config,
+    make_checkpoint,
+    token_id,
+    tokenizer,
+    write_json,
+)
 
 import convert
 from convert import Progress, gguf_file, planning, quants, qwen3
 from convert.config import read_config
+from convert.tensor_types import F32
 
 ROOT = Path(__file__).parent.parent
 
@@ -72,16 +84,15 @@ def fields(path: Path) -> dict[str, Any]:
 
 
 REFERENCES = {
-    # Seventeen layers: every branch of "more bits for some layers"; four heads share keys, which some rules ask too.
-    "tied, bf16": (Shape(feed_forward=256, layers=17, kv_heads=1), "BF16", 1),
-    "own head, f32 in three shards": (Shape(tied=False, heads=8, head_dim=32, kv_heads=1), "F32", 3),
+    "tied, f16": (Shape(feed_forward=256, layers=1, kv_heads=1), "F16", 1),
+    "own head, f32 in three shards": (Shape(tied=False, layers=1, heads=8, head_dim=32, kv_heads=1), "F32", 3),
     "rows that K-quants cannot divide": (
         Shape(hidden=96, feed_forward=160, head_dim=32, heads=3, kv_heads=1),
         "F16",
         1,
     ),
-    "three experts, two shards": (Shape(layers=9, tied=False, experts=3), "BF16", 2),
-    "eight experts, which llama.cpp treats apart": (Shape(layers=2, experts=8), "F32", 1),
+    "eight experts, which llama.cpp treats apart": (Shape(layers=1, experts=8), "F32", 1),
+    "three experts, two shards": (Shape(layers=1, tied=False, experts=3), "BF16", 2),
     "rows that nothing can divide": (Shape(hidden=80, head_dim=32, tied=False), "BF16", 1),
 }
 
@@ -91,18 +102,48 @@ def test_every_file_is_byte_for_byte_what_llama_cpp_quantises(case: str, tmp_pat
     """From our unquantised file, llama.cpp's quantiser makes the same bytes as our one pass from the checkpoint."""
     shape, dtype, shards = REFERENCES[case]
     source = make_checkpoint(tmp_path / "source", shape, dtype=dtype, shards=shards)
-    base = tmp_path / "base.gguf"
-    convert.convert(source, base, quant=dtype.lower(), threads=1)
+    assert_same_files(source, dtype.lower(), convert.QUANTIZATIONS)
+
+
+@pytest.mark.parametrize("case", LAYERED)
+def test_files_with_many_layers_are_llama_cpps(case: str, tmp_path: Path) -> None:
+    """Every branch of the rules, whose types are compared below, comes to bytes as well."""
+    assert_same_files(make_checkpoint(tmp_path / "source", LAYERED[case]), "bf16", ["q4_k_m"])
+
+
+def assert_same_files(source: Path, unquantised: str, chosen: Sequence[str]) -> None:
+    folder = source.parent
+    base = folder / "base.gguf"
+    convert.convert(source, base, quant=unquantised, threads=1)
     jobs = []
-    for quant in convert.QUANTIZATIONS:
-        convert.convert(source, tmp_path / f"{quant}.gguf", quant=quant, threads=1)
-        jobs.append([str(base), str(tmp_path / f"{quant}.reference"), quants.QUANTIZATIONS[quant].file_type])
+    for quant in chosen:
+        convert.convert(source, folder / f"{quant}.gguf", quant=quant, threads=1)
+        jobs.append([str(base), str(folder / f"{quant}.reference"), quants.QUANTIZATIONS[quant].file_type])
     in_child(LLAMA_CPP_QUANTIZES, json.dumps(jobs))
 
-    for quant in convert.QUANTIZATIONS:
-        ours, theirs = tmp_path / f"{quant}.gguf", tmp_path / f"{quant}.reference"
+    for quant in chosen:
+        ours, theirs = folder / f"{quant}.gguf", folder / f"{quant}.reference"
         assert types_by_name(ours) == types_by_name(theirs), quant
         assert ours.read_bytes() == theirs.read_bytes(), quant
+
+
+@pytest.mark.parametrize("case", LAYERED)
+def test_every_tensor_of_many_layers_has_the_recorded_type(case: str, tmp_path: Path) -> None:
+    """tools/tensor_types.py ran llama.cpp's quantiser and recorded what it chose, layer by layer."""
+    recorded = json.loads((ROOT / "tests" / "vectors" / "tensor_types.json").read_text())[case]
+    assert recorded.keys() == {each.name for each in quants.QUANTIZATIONS.values() if each.base.quantised}
+    source = make_checkpoint(tmp_path / "source", LAYERED[case])
+    for quant, expected in recorded.items():
+        (planned,) = convert.plan(source, quant).files
+        layers: dict[str, list[str]] = {}
+        for tensor in planned.tensors:
+            if tensor.stored.type is not F32:
+                kind = tensor.stored.name.removesuffix(".weight").rpartition(".")[2]
+                layers.setdefault(kind, []).append(tensor.stored.type.name)
+        assert layers.keys() == expected.keys()
+        for kind, found in layers.items():
+            types = expected[kind].split()
+            assert found == (types if len(types) > 1 else types * len(found)), (quant, kind)
 
 
 def test_tensors_have_the_recorded_hashes_of_llama_cpps_own_converter(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -460,7 +461,35 @@ def test_a_disk_that_fills_up_while_writing(source: Path, out: Path) -> None:
     """The system refuses a write half-way: our error with the numbers, and no file."""
     result = child(CONVERTS_WITH_A_FULL_DISK, source, out)
     text, errors = result.communicate(timeout=300)
-    assert f"{out.parent} is full: a.gguf needs" in text, errors
+    assert f"{out.parent} takes no file of 1," in text, errors
+    assert list(out.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize("every", [1, 500_000])
+def test_a_disk_that_fails_behind_the_cache(
+    every: int, source: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system tells it to the first sync only, and that is not the one at the end."""
+
+    def failing(_: int) -> None:
+        raise OSError(errno.EIO, "the disk is broken")
+
+    monkeypatch.setattr("convert.hashing._SYNC_EVERY", every)
+    monkeypatch.setattr("convert.hashing._sync", failing)
+    with pytest.raises(OutputError, match="the disk is broken"):
+        convert.convert(source, out, quant="q8_0", threads=1)
+    assert list(out.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_told_with_its_numbers(code: int, source: Path, out: Path) -> None:
+    """Full only when the conversion is under way: what the space was checked for has gone to others."""
+
+    def progress(_: convert.Progress) -> None:
+        raise OSError(code, "no room")
+
+    with pytest.raises(OutputError, match=r"is full: a\.gguf needs [\d,]+ bytes, [\d,]+ are free"):
+        convert.convert(source, out, quant="q8_0", threads=1, progress=progress)
     assert list(out.parent.iterdir()) == []
 
 
@@ -530,14 +559,15 @@ def test_only_our_own_stale_parts_go(source: Path, out: Path) -> None:
 
 
 def test_a_target_that_appears_meanwhile_stays(source: Path, out: Path) -> None:
-    """Two runs to one target: without force the later one does not replace the earlier one's file."""
+    """Two runs to one target: without force the later one replaces neither the earlier one's file nor its manifest."""
 
     def progress(_: convert.Progress) -> None:
         out.write_bytes(b"the other run's")
+        manifest.file_of(out).write_bytes(b"the other run's")
 
     with pytest.raises(OutputError, match="exists"):
         convert.convert(source, out, quant="q8_0", threads=1, progress=progress)
-    assert [path.read_bytes() for path in out.parent.iterdir()] == [b"the other run's"]
+    assert [path.read_bytes() for path in out.parent.iterdir()] == [b"the other run's"] * 2
 
 
 def test_the_package_says_whose_it_is() -> None:

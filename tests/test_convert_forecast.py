@@ -98,7 +98,7 @@ def test_dry_run_on_the_command_line(run: Run, source: Path, tmp_path: Path) -> 
     """As lines, and as JSON; nothing is written, notes go to stderr."""
     code, out, err = run("convert", str(source), "--quant", "mxfp4", "--dry-run")
     assert (code, out.splitlines()[0]) == (0, "would write  Tiny-2M-MXFP4.gguf")
-    assert err == "note: mxfp4 is for the experts of a mixture; this model has none, so that all of it becomes Q8_0\n"
+    assert err == "note: mxfp4 is for the experts of a mixture, and this model has none: its matrices become Q8_0\n"
     code, out, _ = run("convert", str(source), "--to", "mlx", "--bits", "4", "--dry-run", "--json")
     found = json.loads(out)
     assert set(found) == {

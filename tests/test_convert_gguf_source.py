@@ -95,6 +95,15 @@ def test_upwards_needs_force_and_says_why(eight_bit: Path, tmp_path: Path) -> No
     assert convert.convert(eight_bit, out, quant="bf16", force=True, threads=1).path == out
 
 
+def test_a_gguf_file_of_any_name_is_one(eight_bit: Path, tmp_path: Path) -> None:
+    """Some caches name files by their digests."""
+    unnamed = tmp_path / "sha256-0123"
+    unnamed.write_bytes(eight_bit.read_bytes())
+    convert.convert(unnamed, tmp_path / "a.gguf", quant="q4_0", threads=1)
+    convert.convert(eight_bit, tmp_path / "b.gguf", quant="q4_0", threads=1)
+    assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
+
+
 def test_a_gguf_file_is_never_written_onto_itself(eight_bit: Path) -> None:
     with pytest.raises(OutputError, match="part of the model"):
         convert.convert(eight_bit, eight_bit, quant="q4_0", force=True)
@@ -102,10 +111,12 @@ def test_a_gguf_file_is_never_written_onto_itself(eight_bit: Path) -> None:
 
 def test_what_only_a_checkpoint_can_give_is_refused(eight_bit: Path, tmp_path: Path) -> None:
     """YaRN, adapters and MLX need official weights."""
-    with pytest.raises(UsageError, match="need a checkpoint"):
+    with pytest.raises(UsageError, match=r"--yarn needs a checkpoint folder, .* is a GGUF"):
         convert.convert(eight_bit, tmp_path / "a.gguf", quant="q4_0", options=convert.Options(yarn=4))
     with pytest.raises(CheckpointError, match="MLX needs a checkpoint"):
         convert.convert_to_mlx(eight_bit, tmp_path / "a", bits=4)
+    with pytest.raises(CheckpointError, match="is a folder, not a GGUF file"):
+        convert.merge(tmp_path, tmp_path / "a.gguf")
 
 
 # Parts

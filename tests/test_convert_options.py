@@ -79,6 +79,25 @@ def source(tmp_path: Path) -> Path:
 # Types of single tensors
 
 
+def test_a_pattern_that_names_nothing_is_an_error(tmp_path: Path) -> None:
+    """A dense model has no experts; norms and routers are never quantised."""
+    source = make_checkpoint(tmp_path / "source")
+    for pattern in ("ffn_down_exps", "attn_norm"):
+        options = convert.Options(tensor_types=(f"{pattern}=q6_k",))
+        with pytest.raises(UsageError, match=f"matches '{pattern}'") as caught:
+            convert.convert(source, tmp_path / "a.gguf", quant="q4_0", options=options)
+        assert "blk.1.ffn_down.weight" in caught.value.hint
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_rows_that_the_blocks_do_not_divide_are_told(tmp_path: Path) -> None:
+    source = make_checkpoint(tmp_path / "source", Shape(hidden=80, head_dim=32, tied=False, layers=1))
+    report = convert.convert(source, tmp_path / "a.gguf", quant="q4_k_m", threads=1)
+    assert report.notes == ("8 of 9 matrices do not divide into blocks of 256: F16, Q5_0 instead",)
+    assert convert.forecast_gguf(source, tmp_path / "b.gguf", quant="q4_k_m").notes == report.notes
+    assert convert.convert(source, tmp_path / "b.gguf", quant="bf16", threads=1).notes == ()
+
+
 def test_single_types_are_llama_cpps(tmp_path: Path) -> None:
     """Patterns are searched, the first wins, and the rules of the others count only what was not overridden."""
     source = make_checkpoint(tmp_path / "source", Shape(feed_forward=256, layers=9))
@@ -199,7 +218,7 @@ def test_matrices_of_another_model_and_files_that_are_none(source: Path, tmp_pat
         file.write_bytes(content)
         with pytest.raises(ConversionError, match="is no importance matrix"):
             imatrix.read(file)
-    with pytest.raises(ConversionError, match="is no importance matrix"):
+    with pytest.raises(ConversionError, match="nowhere does not exist"):
         imatrix.read(tmp_path / "nowhere")
 
 

@@ -18,7 +18,8 @@ from quantised_checkpoints import Exact, awq_checkpoint, fp8_checkpoint, gptq_ch
 
 import convert
 from convert.checkpoint import Checkpoint
-from convert.storage import _e4m3
+from convert.safetensors import SafetensorsFile
+from convert.storage import Piece, _e4m3, decoded
 from localqwen.errors import CheckpointError
 
 ROOT = Path(__file__).parent.parent
@@ -80,6 +81,27 @@ def test_eight_bit_floats_are_torchs() -> None:
     torch = pytest.importorskip("torch")
     theirs = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float().numpy()
     np.testing.assert_array_equal(_e4m3(), theirs)
+
+
+#: What config.json says of each case of vectors/quantised.safetensors.
+FOREIGN: dict[str, dict[str, Any]] = {
+    "awq": {"quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemm"},
+    "gptq_int4": {"quant_method": "gptq", "bits": 4, "group_size": 32},
+    "gptq_int8": {"quant_method": "gptq", "bits": 8, "group_size": 32},
+    "gptq_act_order": {"quant_method": "gptq", "bits": 4, "group_size": 32, "desc_act": True},
+    "fp8": {"quant_method": "fp8", "weight_block_size": [16, 16]},
+}
+
+
+@pytest.mark.parametrize("case", FOREIGN)
+def test_other_programs_read_the_same_numbers_from_what_they_packed(case: str) -> None:
+    """AutoAWQ 0.2.9, AutoGPTQ 0.7.1 and transformers 5.23 made the file: tools/quantised_vectors.py. To the bit."""
+    file = SafetensorsFile(ROOT / "tests" / "vectors" / "quantised.safetensors")
+    stored = {name: Piece(file, tensor) for name, tensor in file.tensors.items() if name.startswith(f"{case}.matrix.")}
+    tensor, matrix = decoded(FOREIGN[case], stored)[f"{case}.matrix.weight"]
+    expected = file.rows(file.tensors[f"{case}.expected"], 0, tensor.rows)
+    assert tensor.shape == expected.shape
+    np.testing.assert_array_equal(matrix.rows(tensor, 0, tensor.rows), expected)
 
 
 LLAMA_CPP_CONVERTS = """

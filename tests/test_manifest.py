@@ -92,6 +92,26 @@ def test_large_files_of_a_hubs_cache_have_the_digest_that_the_hub_declares(sourc
     assert found["source"] == "Qwen/Tiny@0123"
 
 
+def test_files_that_the_hubs_client_put_into_a_folder_have_the_digest_that_it_noted(
+    source: Path, tmp_path: Path
+) -> None:
+    """`hf download --local-dir` notes revision, digest and time; a file that was written to since is hashed."""
+    expected = {}
+    notes = source / ".cache" / "huggingface" / "download"
+    notes.mkdir(parents=True)
+    for number, path in enumerate(sorted(path for path in source.iterdir() if path.is_file())):
+        large = path.suffix == ".safetensors"
+        older = large and number % 2 == 0
+        noted = path.stat().st_mtime - (60 if older else 0)
+        etag = "ab" * 32 if large else "cd" * 20
+        (notes / f"{path.name}.metadata").write_text(f"0123\n{etag}\n{noted}\n")
+        believed = {"bytes": path.stat().st_size, "sha256": etag, "declared": True}
+        expected[path.name] = believed if large and not older else described(path)
+    assert {"declared" in each for each in expected.values()} == {True, False}
+    convert.convert(source, tmp_path / "a.gguf", quant="q8_0", threads=1)
+    assert manifest.read(tmp_path / "a.gguf")["inputs"] == expected
+
+
 def test_measured_quality_is_added_and_the_rest_stays(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "a.gguf"
     convert.convert(source, out, quant="q8_0", threads=1)
