@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 
@@ -12,6 +13,8 @@ for _name in [name for name in os.environ if name.startswith(("HF_", "HUGGINGFAC
     del os.environ[_name]
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="localqwen-tests-hf-")
 os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"
+# A shell starts what runs in its background deaf to Ctrl-C, and the programs under test would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
