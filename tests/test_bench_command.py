@@ -226,12 +226,15 @@ def test_a_model_does_not_run_on_without_who_asked_for_it() -> None:
 def test_ctrl_c_keeps_what_was_measured(bench: Run) -> None:
     command = [sys.executable, "-m", "localqwen", "bench", "demo", *TINY[:-4], "--repeats", "100000", "--threads", "1"]
     earlier = set(history.folder().glob("*.jsonl"))
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline and not _measuring(earlier):
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=30)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            deadline = time.monotonic() + 30
+            while time.monotonic() < deadline and not _measuring(earlier):
+                time.sleep(0.05)
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=30)
+        finally:
+            process.kill()
     assert process.returncode == 130, err
     assert "stopped before its end: what was measured is kept" in out
     assert re.search(r"^demo +decode 4 ", out, re.MULTILINE)

@@ -13,7 +13,8 @@ from localqwen.chat import sampling
 from localqwen.chat.grammar import Grammars
 from localqwen.chat.messages import Event, Message, Request, Started, ThinkingMode, Working
 from localqwen.chat.prepare import ReadingAhead, next_turn
-from localqwen.chat.reply import ModelFacts, Reply
+from localqwen.chat.prompts import ModelFacts
+from localqwen.chat.reply import Reply
 from localqwen.chat.sampling import MAKERS, Presets
 from localqwen.chat.template import ChatTemplate
 from localqwen.chat.thinking import resolve_thinking

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from localqwen.chat.messages import Message, Request, Role
-from localqwen.chat.reply import ModelFacts, encode_request
+from localqwen.chat.prompts import ModelFacts, encode_request
 from localqwen.engines import Engine, Sampling, common_prefix
 
 #: Seconds that reading ahead may keep a newcomer waiting, and the ids that it takes at least.

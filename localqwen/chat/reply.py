@@ -11,29 +11,26 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import Literal
 
 from localqwen.chat import sampling as samplings
-from localqwen.chat.grammar import Grammars, TokenConstraint
+from localqwen.chat.grammar import TokenConstraint
 from localqwen.chat.messages import (
     Event,
     Finished,
-    Message,
     Overrides,
     Request,
     Started,
     Text,
     Thinking,
     ThinkingEnd,
-    ThinkingMode,
-    Timing,
     TokenLogprob,
     ToolCall,
     Usage,
 )
-from localqwen.chat.sampling import MAKERS, Presets
+from localqwen.chat.prompts import ModelFacts, encode_request
 from localqwen.chat.stop import StopStrings
-from localqwen.chat.template import ChatTemplate, encode_chat
+from localqwen.chat.stopwatch import Stopwatch
 from localqwen.chat.thinking import OPEN, PlainParser, ThinkingParser, prompt_start, resolve_thinking
 from localqwen.engines import Constraint, Engine, Piece, Run, Sampling
 from localqwen.errors import ContextTooLong, Unsupported, UsageError
@@ -43,25 +40,6 @@ EARLY_STOP = (
     "\n\nConsidering the limited time by the user, I have to give the solution based on the thinking directly now.\n"
     "</think>\n\n"
 )
-
-
-class Tokenize(Protocol):
-    def __call__(self, text: str, *, special: bool) -> list[int]: ...
-
-
-@dataclass(frozen=True)
-class ModelFacts:
-    """What an answer needs to know of its model. `token_bytes` gives the bytes of every token, for logprobs."""
-
-    name: str
-    template: ChatTemplate
-    tokenize: Tokenize
-    thinking_mode: ThinkingMode
-    context_length: int
-    load_ms: float | None = None
-    presets: Presets = MAKERS
-    grammars: Grammars | None = None
-    token_bytes: Callable[[], Sequence[bytes]] | None = None
 
 
 @dataclass(frozen=True)
@@ -89,23 +67,6 @@ class RunSpec:
 
 #: How Qwen3 begins to think.
 _OPENING = f"{OPEN}\n"
-
-
-def encode_request(
-    request: Request, messages: Sequence[Message], model: ModelFacts, thinking: bool
-) -> tuple[list[int], str]:
-    """Token ids and text of the prompt that these messages make with the tools and the switch of the request."""
-    tools = [tool.to_json() for tool in request.tools] or None
-    # A model that cannot switch never saw the variable; passing it would be a guess about its template.
-    switch = thinking if model.thinking_mode == "switch" else None
-    rendered = [message.to_json() for message in messages]
-    return encode_chat(model.template, rendered, model.tokenize, tools=tools, enable_thinking=switch)
-
-
-def count_prompt(request: Request, model: ModelFacts) -> int:
-    """Tokens of the prompt that `Reply` would make, be it too long for the context or not."""
-    thinking = resolve_thinking(request, model.thinking_mode, model.name)
-    return len(encode_request(request, request.messages, model, thinking)[0])
 
 
 class Reply:
@@ -137,7 +98,7 @@ class Reply:
         self._enough = False  # the one call that was wanted has come
         self._cut: ThinkingEnd | None = None  # asked for, not yet done
         self._thinking_end: ThinkingEnd | None = None
-        self._stopwatch = _Stopwatch(clock)
+        self._stopwatch = Stopwatch(clock)
         self._cached_tokens = 0
 
     def _grammar(self) -> Callable[[], TokenConstraint] | None:
@@ -307,46 +268,3 @@ class Reply:
         timing = self._stopwatch.timing(self.model.load_ms, len(self.prompt) - self._cached_tokens)
         why: Literal["stop", "length", "tool_calls"] = "tool_calls" if self._called and reason == "stop" else reason
         return [*events, Finished(why, usage, timing, self._thinking_end, self._stop.hit)]
-
-
-class _Stopwatch:
-    """Times of one answer. Decoding is measured between tokens of one run, so that restarts do not count as tokens."""
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
-        self._begin = clock()
-        self._run_begin = self._begin
-        self._first: float | None = None
-        self._first_answer: float | None = None
-        self._prefill = 0.0
-        self._last: float | None = None
-        self._decoding = 0.0
-        self._decoded = 0
-
-    def start_run(self) -> None:
-        self._run_begin, self._last = self._clock(), None
-
-    def piece(self) -> None:
-        now = self._clock()
-        if self._first is None:
-            self._first, self._prefill = now, now - self._run_begin
-        if self._last is not None:
-            self._decoding += now - self._last
-            self._decoded += 1
-        self._last = now
-
-    def answer(self) -> None:
-        if self._first_answer is None:
-            self._first_answer = self._clock()
-
-    def timing(self, load_ms: float | None, computed_tokens: int) -> Timing:
-        return Timing(
-            load_ms=load_ms,
-            first_token_ms=None if self._first is None else (self._first - self._begin) * 1000,
-            first_answer_ms=None if self._first_answer is None else (self._first_answer - self._begin) * 1000,
-            prompt_per_second=computed_tokens / self._prefill if self._prefill > 0 else None,
-            predicted_per_second=self._decoded / self._decoding if self._decoding > 0 else None,
-            prompt_ms=None if self._first is None else self._prefill * 1000,
-            predicted_ms=None if self._first is None else self._decoding * 1000,
-            total_ms=(self._clock() - self._begin) * 1000,
-        )

@@ -18,6 +18,7 @@ from localqwen.engines import Constraint, FinishReason, Logprobs, Piece, Run, Sa
 from localqwen.engines.llama_context import Context
 from localqwen.engines.llama_library import ModelFile, library, sampler_chain
 from localqwen.engines.settings import Settings, tuned
+from localqwen.engines.turns import Turns
 from localqwen.errors import ContextTooLong, EngineError, Unsupported, UsageError
 from localqwen.machine import this_machine
 from localqwen.models import fit, gguf_header
@@ -73,7 +74,8 @@ class LlamaCppEngine:
         self._slots = [_Slot(index) for index in range(max_runs)]
         self._clock = 0
         self._slice = slots.SMALLEST_SLICE
-        self._reads = self._oldest_first = False  # the last pass read prompts, and the oldest one first
+        self._turns = Turns()
+        self._reads = False  # the last pass read prompts
         self._closed = False
         self.warnings: tuple[str, ...] = (settings.yarn.warning,) if settings.yarn else ()
         self._labels = model.labels
@@ -167,29 +169,12 @@ class LlamaCppEngine:
         answering = [run for run in live if len(_state(run).todo) == 1]
         reading = [run for run in live if len(_state(run).todo) > 1]
         self._reads = bool(reading) and not (answering and self._reads)
-        return self._slices(reading) if self._reads else [(run, 1) for run in answering]
-
-    def _slices(self, reading: list[Run]) -> list[tuple[Run, int]]:
-        """A slice of one prompt, and others only whole: a part of theirs would make the one wait that ends here.
-
-        The shortest comes first, so that a short question does not wait for a long document; every other time the
-        oldest, which no number of short ones can hold up.
-        """
-        self._oldest_first = not self._oldest_first
-        room = min(self._slice, self.settings.batch)
-        shares: list[tuple[Run, int]] = []
-        for run in sorted(reading, key=self._age if self._oldest_first else self._left):
-            count = self._left(run)
-            if count <= room or not shares:
-                shares.append((run, min(count, room)))
-                room -= min(count, room)
-        return shares
-
-    def _age(self, run: Run) -> int:
-        return _state(run).slot.used
-
-    def _left(self, run: Run) -> int:
-        return len(_state(run).todo)
+        if not self._reads:
+            return [(run, 1) for run in answering]
+        reading.sort(key=lambda run: _state(run).slot.used)
+        left = [len(_state(run).todo) for run in reading]
+        shares = self._turns.share(left, min(self._slice, self.settings.batch))
+        return [(reading[index], count) for index, count in shares]
 
     def _fill(self, shares: list[tuple[Run, int]]) -> list[tuple[Run, int]]:
         """Write the batch; gives the row of the logits for each run whose prompt is complete with it."""

@@ -21,6 +21,7 @@ from localqwen.engines.mlx_cache import Slot, Slots
 from localqwen.engines.mlx_model import Weights
 from localqwen.engines.mlx_sampling import Sampler, logprobs
 from localqwen.engines.mlx_tokenizer import FolderTokenizer
+from localqwen.engines.turns import Turns
 from localqwen.errors import ContextTooLong, EngineError, NotEnoughMemory
 from localqwen.machine import this_machine
 from localqwen.models import checkpoint_header, fit
@@ -79,6 +80,7 @@ class MlxEngine:
         self._new_caches: Callable[[], mlx_model.Caches] = functools.partial(weights.new_caches, kv_quant)
         self._slots = Slots(max_runs, self._new_caches)
         self._slice = slots.SMALLEST_SLICE
+        self._turns = Turns()
         self._closed = False
 
     @property
@@ -167,14 +169,10 @@ class MlxEngine:
     def _shares(self) -> list[tuple[Run, int]]:
         """How many ids of each live run this pass takes: answers one each, then prompts up to a slice."""
         live = self._live()
-        shares = [(run, 1) for run in live if len(_state(run).todo) == 1]
-        room = self._slice
-        for run in live:
-            count = min(room, len(_state(run).todo))
-            if count > 0 and len(_state(run).todo) > 1:
-                shares.append((run, count))
-                room -= count
-        return shares
+        answers = [(run, 1) for run in live if len(_state(run).todo) == 1]
+        reading = [run for run in live if len(_state(run).todo) > 1]
+        prompts = self._turns.share([len(_state(run).todo) for run in reading], self._slice)
+        return answers + [(reading[index], count) for index, count in prompts]
 
     def _wanted(self, shares: list[tuple[Run, int]]) -> tuple[list[int], list[Run]]:
         """The places in the pass whose logits are needed, and the runs that they belong to."""

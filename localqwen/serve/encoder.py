@@ -9,7 +9,8 @@ from functools import partial
 from typing import TypeVar
 
 from localqwen.chat.messages import Request
-from localqwen.chat.reply import ModelFacts, Reply, count_prompt
+from localqwen.chat.prompts import ModelFacts, count_prompt
+from localqwen.chat.reply import Reply
 from localqwen.serve.job import Job
 from localqwen.serve.residents import Resident
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 
 from localqwen.chat.messages import Event, Finished, Message, Text, Thinking, ToolCall
 from localqwen.chat.prepare import Ahead, ReadingAhead, next_turn
-from localqwen.chat.reply import ModelFacts, Reply, RunSpec
+from localqwen.chat.prompts import ModelFacts
+from localqwen.chat.reply import Reply, RunSpec
 from localqwen.engines import Engine, Run, common_prefix
 from localqwen.errors import LocalqwenError, TemplateError
 from localqwen.serve.job import Delivery, Job
