@@ -38,12 +38,15 @@ def tune(arguments: argparse.Namespace, home: str) -> dict[str, Any]:
 
 
 def ours(arguments: argparse.Namespace, home: str) -> Speeds:
-    """Without --threads: the engine takes what was tuned."""
+    """Without --threads: the engine takes what was tuned. Two commands, because llama-bench, too, makes each test a
+    context of its size."""
     command = [
         sys.executable, "-m", "localqwen", "bench", str(arguments.model), "--llama-bench", "--no-save",
-        "--prompt", str(arguments.prompt), "--generate", str(arguments.generate), "--repeats", str(arguments.repeats),
+        "--repeats", str(arguments.repeats),
     ]  # fmt: skip
-    return speeds(command, environment(home))
+    sizes = (str(arguments.prompt), "0"), ("0", str(arguments.generate))
+    tests = [told([*command, "--prompt", prompt, "--generate", answer], environment(home)) for prompt, answer in sizes]
+    return speeds([test for each in tests for test in each])
 
 
 def theirs(arguments: argparse.Namespace, home: str, threads: int) -> Speeds:
@@ -52,12 +55,16 @@ def theirs(arguments: argparse.Namespace, home: str, threads: int) -> Speeds:
         "-p", str(arguments.prompt), "-n", str(arguments.generate), "-r", str(arguments.repeats),
     ]  # fmt: skip
     plain = [] if arguments.defaults else ["-fa", "0", "-b", "256", "-ub", "256"]
-    return speeds([*command, *plain], environment(home))
+    return speeds(told([*command, *plain], environment(home)))
 
 
-def speeds(command: list[str], variables: dict[str, str]) -> Speeds:
-    told = subprocess.run(command, capture_output=True, text=True, check=True, env=variables)
-    tests: list[dict[str, Any]] = json.loads(told.stdout)
+def told(command: list[str], variables: dict[str, str]) -> list[dict[str, Any]]:
+    ran = subprocess.run(command, capture_output=True, text=True, check=True, env=variables)
+    tests: list[dict[str, Any]] = json.loads(ran.stdout)
+    return tests
+
+
+def speeds(tests: list[dict[str, Any]]) -> Speeds:
     prefill, decode = (next(test["avg_ts"] for test in tests if test[key]) for key in ("n_prompt", "n_gen"))
     return prefill, decode
 

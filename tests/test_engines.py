@@ -120,6 +120,18 @@ def test_a_run_of_no_tokens_reads_the_prompt_for_the_next_one(engine: Engine) ->
     assert tokens_of(pieces) == fresh
 
 
+def test_reading_on_pushes_no_other_conversation_out(engine: Engine) -> None:
+    forget(engine)
+    prompts = [engine.tokenize(f"{letter} tells a tale", special=False) for letter in "abcd"]
+    for prompt in prompts:
+        answer(engine, prompt, max_tokens=40)
+    longer = prompts[0] + engine.tokenize(" of old, and then another one of the very same kind", special=False)
+    assert len(prompts[0]) <= engine.held(longer) < len(longer)
+    collect(engine, engine.start(longer, GREEDY, max_tokens=0))
+    assert engine.held(longer) == len(longer)
+    assert [engine.held(prompt) for prompt in prompts] == [len(prompt) for prompt in prompts]
+
+
 # Several runs
 
 

@@ -252,21 +252,26 @@ def test_responses(client: openai.OpenAI) -> None:
 
 
 def test_the_second_turn_finds_its_prompt_read(client: openai.OpenAI) -> None:
-    first = client.chat.completions.create(model="demo", messages=[user("What is 98 + 76?")], temperature=0)
-    history = [user("What is 98 + 76?"), {"role": "assistant", "content": first.choices[0].message.content}, user("hi")]
+    """Also where other conversations hold every slot. A busy machine may need longer, so there are several attempts,
+    each with conversations of its own."""
 
-    def cached() -> int:
-        answer = client.chat.completions.create(model="demo", messages=history, max_tokens=1)  # type: ignore[arg-type]
+    def ask(messages: list[ChatCompletionMessageParam], **fields: Any) -> tuple[str, int, int]:
+        """The answer, the tokens of its prompt, and how many of them were cached."""
+        answer = client.chat.completions.create(model="demo", messages=messages, temperature=0, **fields)
         assert answer.usage is not None
         assert answer.usage.prompt_tokens_details is not None
-        return answer.usage.prompt_tokens_details.cached_tokens or 0
+        cached = answer.usage.prompt_tokens_details.cached_tokens or 0
+        return answer.choices[0].message.content or "", answer.usage.prompt_tokens, cached
 
-    assert first.usage is not None
-    for _ in range(40):  # a server that was asked at once again has not read ahead
-        time.sleep(1)
-        if (found := cached()) > first.usage.prompt_tokens + 5:
-            break
-    assert found > first.usage.prompt_tokens + 5
+    for attempt in range(1, 8):
+        for number in range(6):
+            question = user(f"What is {number}{attempt}8 + 76?")
+            said, prompt, _ = ask([question])
+        time.sleep(attempt)
+        _, _, cached = ask([question, {"role": "assistant", "content": said}, user("hi")], max_tokens=1)
+        if cached > prompt + 5:
+            return
+    raise AssertionError("no second turn was read ahead")
 
 
 def test_models(client: openai.OpenAI) -> None:

@@ -57,9 +57,7 @@ class ReadingAhead:
 
     def begin(self, ids: tuple[int, ...]) -> Ahead:
         """With what the engine still holds of them."""
-        run = self._engine.start(ids, Sampling(), max_tokens=0)
-        self._engine.cancel(run)
-        return Ahead(ids, run.cached_tokens)
+        return Ahead(ids, self._engine.held(ids))
 
     def read(self, ahead: Ahead) -> None:
         """One slice."""

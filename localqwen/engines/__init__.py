@@ -177,6 +177,10 @@ class Engine(Protocol):
         more than one batch of the other."""
         ...
 
+    def held(self, prompt: Sequence[int]) -> int:
+        """How many ids of the prompt's beginning the engine holds; changes nothing."""
+        ...
+
     def cancel(self, run: Run) -> None:
         """End a run now; what it computed stays for reuse. Does nothing to a run that has ended."""
         ...

@@ -132,7 +132,7 @@ class LlamaCppEngine:
 
     def _take_slot(self, run: Run) -> _Slot:
         """A free slot that holds the longest known prefix of the prompt, and nothing else."""
-        index, donor, keep = slots.place(run.prompt, self._slots, self.context_length)
+        index, donor, keep = slots.place(run, self._slots, self.context_length)
         slot = self._slots[index]
         self._share(self._slots[donor], slot, keep)
         self._clock += 1
@@ -234,6 +234,9 @@ class LlamaCppEngine:
         if run.constraint is not None:
             run.constraint.accept(token)
         return token, None if known is None else logits.logprobs(known, token, run.logprobs or 0)
+
+    def held(self, prompt: Sequence[int]) -> int:
+        return slots.held(prompt, self._slots)
 
     def cancel(self, run: Run) -> None:
         if run.finished:

@@ -209,6 +209,9 @@ class MlxEngine:
             self.cancel(run)
         return Piece((token,), text, state.whole, finish, probabilities)
 
+    def held(self, prompt: Sequence[int]) -> int:
+        return self._slots.held(prompt)
+
     def cancel(self, run: Run) -> None:
         if not run.finished:
             run.finished, _state(run).slot.run = True, None

@@ -98,8 +98,7 @@ class ScriptedEngine:
             raise EngineError("the script has no more answers")
         limit = min(max_tokens, self.context_length - len(prompt))
         run = Run(tuple(prompt), sampling, limit, constraint=constraint, logprobs=logprobs)
-        known = max((common_prefix(prompt, held) for held in self._held), default=0)
-        run.cached_tokens = run.prefilled = min(len(prompt) - 1, known)
+        run.cached_tokens = run.prefilled = min(len(prompt) - 1, self.held(prompt))
         words = _TOKEN.findall(answer) if isinstance(answer, str) else answer
         run.state = _Script([word.encode() if isinstance(word, str) else word for word in words])
         self._live.append(run)
@@ -135,6 +134,9 @@ class ScriptedEngine:
         if finish:
             self.cancel(run)
         return Piece((script.said[-1],), text, not script.pending, finish, _certain(run, script.said[-1]))
+
+    def held(self, prompt: Sequence[int]) -> int:
+        return max((common_prefix(prompt, known) for known in self._held), default=0)
 
     def cancel(self, run: Run) -> None:
         if run in self._live:

@@ -52,17 +52,24 @@ def check_free(slots: Sequence[Held]) -> None:
         raise EngineError(f"all {len(slots)} runs of the engine are busy", "wait for one to end")
 
 
-def place(prompt: Sequence[int], slots: Sequence[Held], context_length: int) -> tuple[int, int, int]:
+def held(prompt: Sequence[int], slots: Sequence[Held]) -> int:
+    """How many ids of the prompt's beginning some slot holds."""
+    return max(common_prefix(prompt, slot.tokens) for slot in slots)
+
+
+def place(run: Run, slots: Sequence[Held], context_length: int) -> tuple[int, int, int]:
     """The slot for the run, the donor, and how many of the donor's ids are kept: those of the longest known prefix.
 
-    The donor is the slot itself, or another one that keeps its other tokens.
+    The donor is the slot itself, or another one that keeps its other tokens. A run that only reads stays with its
+    donor: it goes on with that conversation, and must not push another one out.
     """
     check_free(slots)
+    prompt = run.prompt
     free = [index for index, slot in enumerate(slots) if slot.run is None]
     donor = max(range(len(slots)), key=lambda i: (common_prefix(prompt, slots[i].tokens), slots[i].run is None))
     # The last id is computed even if it is known: its logits are what the first token is drawn from.
     keep = min(common_prefix(prompt, slots[donor].tokens), len(prompt) - 1)
-    if keep and donor in free and 2 * keep >= len(slots[donor].tokens):
+    if keep and donor in free and (not run.max_tokens or 2 * keep >= len(slots[donor].tokens)):
         return donor, donor, keep
     others = [index for index in free if index != donor] if keep else free
     if not others:  # nobody else is free: the donor gives up what it does not share
