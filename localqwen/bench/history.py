@@ -131,6 +131,21 @@ class Log:
             self.path.unlink()
 
 
+class Recording:
+    """A run that is being measured: `run` is what there is of it so far, and the log on disk holds the same."""
+
+    def __init__(self, run: Benchmark, log: Log) -> None:
+        self.run, self._log = run, log
+
+    def _keep(self, sample: Sample) -> None:
+        self.run = self.run.with_sample(sample)
+        self._log.sample(sample)
+
+    def _note(self, text: str) -> None:
+        self.run = replace(self.run, notes=(*self.run.notes, text))
+        self._log.note(text)
+
+
 def read(path: Path) -> Benchmark:
     """Lines that cannot be read are skipped and counted. Raises StorageError where the file cannot be read, UsageError
     where its head is damaged or of another kind: without it the samples mean nothing."""

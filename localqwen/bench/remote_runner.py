@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from localqwen.bench import chat
-from localqwen.bench.history import Benchmark, Log
+from localqwen.bench.history import Benchmark, Log, Recording
 from localqwen.bench.remote import RemoteModel
 from localqwen.bench.samples import Sample, Subject, Test
 from localqwen.bench.workloads import Workload
@@ -19,7 +19,7 @@ Tell = Callable[[str, int, int], None]
 _COUNTED_BY_CHUNKS = "the server does not tell how many tokens it makes: chunks were counted in their place"
 
 
-class RemoteRunner:
+class RemoteRunner(Recording):
     """Measures into `run`, which holds what was measured so far at any moment. Tests of `batch` N are N conversations
     at once, each from a thread."""
 
@@ -37,8 +37,8 @@ class RemoteRunner:
             raise UsageError("there is nothing to measure", "--chat or --workload mlperf-client")
         self._model, self._tests, self._workloads, self._repeats = model, tests, workloads, repeats
         subject = Subject(model.name, model.engine_name, url=model.url)
-        self.run = replace(run, subjects=(subject,))
-        self._log, self._tell = log, tell
+        super().__init__(replace(run, subjects=(subject,)), log)
+        self._tell = tell
         log.subject(subject)
 
     def measure(self) -> None:
@@ -74,14 +74,6 @@ class RemoteRunner:
             workload = chat.in_mode(workload, test.name)
         model = self._model
         yield from chat.measure(model, model.name, test, workload, repeat, model.count, lane=lane, salt=self.run.id)
-
-    def _keep(self, sample: Sample) -> None:
-        self.run = self.run.with_sample(sample)
-        self._log.sample(sample)
-
-    def _note(self, text: str) -> None:
-        self.run = replace(self.run, notes=(*self.run.notes, text))
-        self._log.note(text)
 
 
 def _throughput(samples: Sequence[Sample], seconds: float) -> dict[str, float]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from localqwen import __version__, engines
 from localqwen.bench import bandwidth, history, qualities, subjects
-from localqwen.bench.history import Benchmark, Log
+from localqwen.bench.history import Benchmark, Log, Recording
 from localqwen.bench.limits import NO_LIMITS, Limits
 from localqwen.bench.samples import Sample, Subject, Test
 from localqwen.bench.speed import context_needed
@@ -98,12 +98,12 @@ def begin(settings: Mapping[str, Any], *, held: str = "", profile: str = "") -> 
     )
 
 
-class Runner:
+class Runner(Recording):
     """Measures a plan into `run`, which holds what was measured so far at any moment, also after Ctrl-C."""
 
     def __init__(self, plan: Plan, run: Benchmark, log: Log, tell: Tell) -> None:
-        self.plan, self.run = plan, run
-        self._log, self._tell = log, tell
+        super().__init__(run, log)
+        self.plan, self._tell = plan, tell
         self._openings: list[Opening] = []
 
     def measure(self) -> None:
@@ -235,14 +235,6 @@ class Runner:
         values = {"kv_bytes": subject.kv_bytes * subject.context_length * self.plan.max_runs}
         peak = worker.peak_memory()
         self._keep(Sample(label, Test("memory"), values if peak is None else {"peak_memory": peak, **values}))
-
-    def _keep(self, sample: Sample) -> None:
-        self.run = self.run.with_sample(sample)
-        self._log.sample(sample)
-
-    def _note(self, text: str) -> None:
-        self.run = replace(self.run, notes=(*self.run.notes, text))
-        self._log.note(text)
 
 
 def _openings(plan: Plan) -> Iterator[Opening]:

@@ -6,7 +6,6 @@ takes over the longest prefix that any slot holds, and computes only the rest.
 
 from __future__ import annotations
 
-import codecs
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -15,11 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from localqwen.engines import Constraint, FinishReason, Logprobs, Piece, Run, Sampling, logits, slots
+from localqwen.engines.decoding import Decoding, check_evaluation
 from localqwen.engines.llama_context import Context
 from localqwen.engines.llama_library import ModelFile, library, sampler_chain
 from localqwen.engines.settings import Settings, tuned
 from localqwen.engines.turns import Turns
-from localqwen.errors import ContextTooLong, EngineError, Unsupported, UsageError
+from localqwen.errors import EngineError, Unsupported, UsageError
 from localqwen.machine import this_machine
 from localqwen.models import fit, gguf_header
 
@@ -41,20 +41,6 @@ class _Slot:
     tokens: list[int] = field(default_factory=list)
     run: Run | None = None
     used: int = 0
-
-
-@dataclass(eq=False)
-class _Decoding:
-    """What a live run has in the engine: its slot, its samplers, and the ids that are not yet in the KV."""
-
-    slot: _Slot
-    sampler: Any
-    todo: list[int]
-    text: codecs.IncrementalDecoder
-
-    @property
-    def whole(self) -> bool:
-        return not self.text.getstate()[0]
 
 
 class LlamaCppEngine:
@@ -120,8 +106,7 @@ class LlamaCppEngine:
         run = Run(tuple(prompt), sampling, limit, constraint=constraint, logprobs=logprobs)
         slot = self._take_slot(run)
         run.cached_tokens = run.prefilled = len(slot.tokens)
-        decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        run.state = _Decoding(slot, self._sampler(run, generated), list(run.prompt[run.prefilled :]), decoder)
+        run.state = Decoding(slot, self._sampler(run, generated), list(run.prompt[run.prefilled :]))
         return run
 
     def _sampler(self, run: Run, generated: int) -> Any:
@@ -246,10 +231,7 @@ class LlamaCppEngine:
         self._lib.llama_sampler_free(state.sampler)
 
     def evaluate(self, tokens: Sequence[int]) -> Iterator[NDArray[np.float32]]:
-        if any(slot.run is not None for slot in self._slots):
-            raise EngineError("the engine cannot evaluate a text while a run is live", "cancel the runs first")
-        if len(tokens) > self.context_length:
-            raise ContextTooLong(len(tokens), self.context_length)
+        check_evaluation(tokens, self.context_length, live=any(slot.run is not None for slot in self._slots))
         self._context.clear()
         for slot in self._slots:
             slot.tokens = []
@@ -292,8 +274,8 @@ class OwnModelEngine(LlamaCppEngine):
         self._model.close()
 
 
-def _state(run: Run) -> _Decoding:
-    assert isinstance(run.state, _Decoding)
+def _state(run: Run) -> Decoding[_Slot, Any]:
+    assert isinstance(run.state, Decoding)
     return run.state
 
 

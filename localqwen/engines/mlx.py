@@ -6,23 +6,23 @@ read (mlx_model.py). Nothing is computed ahead: what a run's caches hold is what
 
 from __future__ import annotations
 
-import codecs
 import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from localqwen.engines import Constraint, FinishReason, Piece, Run, Sampling, mlx_model, slots
+from localqwen.engines.decoding import Decoding, check_evaluation
 from localqwen.engines.mlx_cache import Slot, Slots
 from localqwen.engines.mlx_model import Weights
 from localqwen.engines.mlx_sampling import Sampler, logprobs
 from localqwen.engines.mlx_tokenizer import FolderTokenizer
 from localqwen.engines.turns import Turns
-from localqwen.errors import ContextTooLong, EngineError, NotEnoughMemory
+from localqwen.errors import NotEnoughMemory
 from localqwen.machine import this_machine
 from localqwen.models import checkpoint_header, fit
 from localqwen.models.yarn import Scaling
@@ -31,20 +31,6 @@ from localqwen.models.yarn import Scaling
 LARGEST_SLICE = 512
 #: Positions per block of `evaluate`: the logits of 128 take 78 MB with Qwen3's vocabulary.
 EVALUATED = 128
-
-
-@dataclass(eq=False)
-class _Decoding:
-    """What a live run has in the engine: its slot, its sampler, and the ids that are not yet in the caches."""
-
-    slot: Slot
-    sampler: Sampler
-    todo: list[int]
-    text: codecs.IncrementalDecoder
-
-    @property
-    def whole(self) -> bool:
-        return not self.text.getstate()[0]
 
 
 class MlxEngine:
@@ -111,8 +97,7 @@ class MlxEngine:
         slot = self._slots.take(run, self.context_length)
         run.cached_tokens = run.prefilled = len(slot.tokens)
         sampler = Sampler(sampling, run.prompt[len(run.prompt) - generated :], constraint)
-        decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        run.state = _Decoding(slot, sampler, list(run.prompt[run.prefilled :]), decoder)
+        run.state = Decoding(slot, sampler, list(run.prompt[run.prefilled :]))
         return run
 
     def _room(self) -> int | None:
@@ -217,10 +202,7 @@ class MlxEngine:
             run.finished, _state(run).slot.run = True, None
 
     def evaluate(self, tokens: Sequence[int]) -> Iterator[NDArray[np.float32]]:
-        if len(tokens) > self.context_length:
-            raise ContextTooLong(len(tokens), self.context_length)
-        if self._live():
-            raise EngineError("the engine cannot evaluate a text while a run is live", "cancel the runs first")
+        check_evaluation(tokens, self.context_length, live=bool(self._live()))
         self._slots.clear()
         return self._blocks(tokens, self._new_caches())
 
@@ -239,8 +221,8 @@ class MlxEngine:
         mlx_model.give_back()
 
 
-def _state(run: Run) -> _Decoding:
-    assert isinstance(run.state, _Decoding)
+def _state(run: Run) -> Decoding[Slot, Sampler]:
+    assert isinstance(run.state, Decoding)
     return run.state
 
 
