@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+from hub_server import serving as hub_serving
 from public_surface import (
     BENCH,
     RECORD,
@@ -109,7 +110,7 @@ def test_a_value_keeps_its_fields(name: str) -> None:
 def demo() -> Iterator[Any]:
     """The demo model, opened with every keyword that `load` has taken."""
     keywords = PYTHON["functions"]["localqwen:load"]["keyword"]
-    given = dict.fromkeys(keywords) | {"threads": 1, "context_length": 512, "force": False}
+    given = dict.fromkeys(keywords) | {"engine": "gguf", "threads": 1, "context_length": 512, "force": False}
     model = localqwen.load("demo", **given)
     yield model
     model.close()
@@ -152,7 +153,7 @@ def test_the_thinking_can_be_ended_and_the_answer_cancelled(demo: Any) -> None:
 def test_an_engine_takes_ids_and_gives_logits() -> None:
     from localqwen import engines
 
-    engine = engines.open("demo", context_length=64, threads=1)
+    engine = engines.open("demo", engine="gguf", context_length=64, threads=1)
     with contextlib.closing(engine):
         ids = engine.tokenize("<|im_start|>user\n2 + 3", special=True)
         assert len(engine.tokenize("<|im_start|>user\n2 + 3", special=False)) > len(ids)
@@ -413,7 +414,7 @@ def test_a_report_keeps_its_keys(label: str, tmp_path: Path) -> None:
 
 
 def test_every_command_that_has_json_is_checked() -> None:
-    """`list` and `rm` need something on disk and are checked below, `pull` needs a hub."""
+    """`list` and `rm` need something on disk, `pull` needs a hub: they are checked below."""
     checked = {" ".join(words.split()[:1]) for words in (" ".join(line) for line in REPORTS.values())}
     with_json = {line.split()[0] for line, found in COMMANDS.items() if "--json" in found["flags"]}
     assert with_json - checked == {"pull", "rm", "list"} - checked
@@ -433,6 +434,24 @@ def test_list_verify_and_rm_keep_their_keys(home: Path) -> None:
     removed = call_json("rm", path, "--json")
     assert (removed["removed"], removed["kept"], removed["freed_bytes"]) == ([path], [], entry["bytes"])
     assert call_json("list", "--json") == []
+
+
+def test_pull_keeps_its_keys(tmp_path: Path) -> None:
+    with hub_serving({"somebody/Small": {"small-q8_0.gguf": TINY.read_bytes()}}) as hub:
+        moved = {"HF_HOME": str(tmp_path / "hf"), "LOCALQWEN_HOME": str(tmp_path / "home"), "HF_ENDPOINT": hub.endpoint}
+        line = [sys.executable, "-m", "localqwen", "pull", "hf:somebody/Small:q8_0", "--json"]
+        environment = os.environ | moved | {"NO_PROXY": "*", "HF_HUB_DISABLE_TELEMETRY": "1"}
+        done = subprocess.run(line, capture_output=True, text=True, check=False, env=environment, cwd=ROOT)
+        assert done.returncode == 0, done.stderr
+        (pulled,) = json.loads(done.stdout)
+        commit = hub.commit("somebody/Small")
+    assert Path(pulled.pop("path")).read_bytes() == TINY.read_bytes()
+    (file,) = pulled.pop("files")
+    assert (file["path"], file["bytes"], len(file["digest"])) == ("small-q8_0.gguf", TINY.stat().st_size, 64)
+    expected = {"name": "hf:somebody/Small:q8_0", "quant": "Q8_0", "repository": "somebody/Small", "commit": commit}
+    expected |= {"transferred_bytes": file["bytes"], "converted": False, "checked": True}
+    assert {key: pulled[key] for key in expected} == expected
+    assert isinstance(pulled["source"], str)
 
 
 # HTTP
