@@ -31,7 +31,7 @@ sys.path.insert(0, str(ROOT / "tests" / "support"))
 from checkpoints import Shape, make_checkpoint  # noqa: E402
 
 import convert  # noqa: E402
-from convert.quants import QUANTIZATIONS  # noqa: E402
+from convert.gguf.quants import QUANTIZATIONS  # noqa: E402
 
 VECTORS = ROOT / "tests" / "vectors" / "conversions.json"
 CONVERTED, QUANTISED = ("bf16", "f16"), ("q8_0", "q4_0", "q4_k_m", "q6_k")

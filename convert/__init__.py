@@ -50,12 +50,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from convert import mlx_schemes, quants
+from convert.gguf import quants
+from convert.mlx import schemes as mlx_schemes
 from localqwen.errors import OutputError
 
 if TYPE_CHECKING:
-    from convert.forecast import Forecast
-    from convert.planning import Plan
+    from convert.gguf.planning import Plan
+    from convert.output.forecast import Forecast
 
 __all__ = [
     "OWNER",
@@ -137,13 +138,15 @@ def convert(
     `out` gives the names of the parts. Raises UsageError, CheckpointError, OutputError, ConversionError,
     EngineUnavailable; then nothing is left under or beside `out`.
     """
-    from convert import gguf, manifest, target
+    from convert.gguf import conversion
+    from convert.output import file as output_file
+    from convert.output import manifest
 
     started = time.monotonic()
     if options.part_bytes is None:
-        target.check(out, force=force)
-    with gguf.opened(source, quant, name=name, options=options, force=force) as job:
-        first, inputs, outputs = gguf.write(job, out, force=force, threads=threads, progress=progress)
+        output_file.check(out, force=force)
+    with conversion.opened(source, quant, name=name, options=options, force=force) as job:
+        first, inputs, outputs = conversion.write(job, out, force=force, threads=threads, progress=progress)
         recipe = {"format": "gguf", "quant": job.plan.quant, **_changed(options)}
         packages = ("llama-cpp-python", "gguf")
         written = manifest.make(source, recipe=recipe, inputs=inputs, outputs=outputs, packages=packages)
@@ -154,9 +157,9 @@ def convert(
 
 def plan(source: Path, quant: str, *, name: str | None = None, options: Options = Options()) -> Plan:
     """What `convert` would write, without writing it: size to the byte, tensors with their types."""
-    from convert import gguf
+    from convert.gguf import conversion
 
-    with gguf.opened(source, quant, name=name, options=options, force=True) as job:
+    with conversion.opened(source, quant, name=name, options=options, force=True) as job:
         return job.plan
 
 
@@ -171,10 +174,10 @@ def forecast_gguf(
     options: Options = Options(),
 ) -> Forecast:
     """What `convert` would write and need; raises what it would raise before its first byte."""
-    from convert import gguf
+    from convert.gguf import conversion
 
-    with gguf.opened(source, quant, name=name, options=options, force=force) as job:
-        return gguf.forecast_of(job, out, threads)
+    with conversion.opened(source, quant, name=name, options=options, force=force) as job:
+        return conversion.forecast_of(job, out, threads)
 
 
 def merge(
@@ -189,13 +192,14 @@ def merge(
 
     Raises CheckpointError, OutputError.
     """
-    from convert import gguf, manifest, requantising
+    from convert.gguf import conversion, requantizing
     from convert.gguf_source import GgufSource
+    from convert.output import manifest
 
     started = time.monotonic()
     with GgufSource(source) as file:
-        job = gguf.Job(file, requantising.make_copy(file, part_bytes))
-        first, inputs, outputs = gguf.write(job, out, force=force, threads=1, progress=progress)
+        job = conversion.Job(file, requantizing.make_copy(file, part_bytes))
+        first, inputs, outputs = conversion.write(job, out, force=force, threads=1, progress=progress)
         written = manifest.make(source, recipe={"format": "gguf"}, inputs=inputs, outputs=outputs, packages=())
         manifest.write(manifest.file_of(first), written)
         return Report(first, job.plan.size, len(job.plan.tensors), job.plan.quant, time.monotonic() - started)
@@ -208,12 +212,13 @@ def dequantise(
 
     Raises CheckpointError, OutputError, EngineUnavailable where MLX is needed and missing.
     """
-    from convert import official, target_folder
-    from convert.checkpoint import Checkpoint
+    from convert import official
+    from convert.output import folder as output_folder
+    from convert.sources.checkpoint import Checkpoint
 
     started = time.monotonic()
     out = out if out.name not in ("", "..") else out.resolve()
-    target_folder.check(out, force=force)
+    output_folder.check(out, force=force)
     with Checkpoint(source, mlx=True) as checkpoint:
         written, tensors = official.write(checkpoint, out, force=force, progress=progress)
     size = sum(digest.bytes for digest in written.values())
@@ -255,17 +260,18 @@ def convert_to_mlx(
     Groups have 64 columns unless said. With `force` it replaces a folder that a conversion has made. Raises UsageError,
     CheckpointError, OutputError, ConversionError, EngineUnavailable; then nothing is left under or beside `out`.
     """
-    from convert import mlx, target_folder
-    from convert.mlx_planning import opened
+    from convert.mlx import conversion
+    from convert.mlx.planning import opened
+    from convert.output import folder as output_folder
 
     started = time.monotonic()
     scheme = mlx_schemes.scheme(bits, group_size, mode, recipe)
     out = out if out.name not in ("", "..") else out.resolve()
-    target_folder.check(out, force=force)
+    output_folder.check(out, force=force)
     with opened(source, scheme, options) as (checkpoint, plan):
         if out.exists() and source.resolve().is_relative_to(out.resolve()):
             raise OutputError(f"{out} holds the checkpoint that is read", "choose another folder for the output")
-        written = mlx.write(checkpoint, plan, out, force=force, progress=progress, changed=_changed(options))
+        written = conversion.write(checkpoint, plan, out, force=force, progress=progress, changed=_changed(options))
         notes = checkpoint.notes
     size, seconds = sum(digest.bytes for digest in written.values()), time.monotonic() - started
     return Report(out, size, plan.tensor_count, scheme.name, seconds, plan.left_whole, notes)
@@ -282,7 +288,7 @@ def forecast_mlx(
     options: Options = Options(),
 ) -> Forecast:
     """What `convert_to_mlx` would write and need."""
-    from convert import mlx_planning
+    from convert.mlx import planning as mlx_planning
 
     scheme = mlx_schemes.scheme(bits, group_size, mode, recipe)
     with mlx_planning.opened(source, scheme, options) as (checkpoint, plan):

@@ -13,11 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from convert import adapters, gguf_file, mlx_layout, qwen3, shard_writer, target
-from convert.adapters import LowRank
 from convert.config import ARCHITECTURES, MAX_EXPERTS, MAX_LAYERS, Config, read_config
-from convert.gguf_file import StoredTensor, padding
-from convert.mlx_layout import Stored
+from convert.gguf import architecture as gguf_architecture
+from convert.gguf import head as gguf_head
+from convert.gguf.head import StoredTensor, padding
+from convert.mlx import layout as mlx_layout
+from convert.mlx.layout import Stored
+from convert.output import file as output_file
+from convert.output import shards
+from convert.sources import adapters
+from convert.sources.adapters import LowRank
 from convert.tensor_types import F32
 from localqwen.errors import CheckpointError
 
@@ -52,7 +57,7 @@ def write_gguf(folder: Path, out: Path, architecture: str, sizes: Mapping[str, i
     head = pairs[_HEAD].up.shape[0] if _HEAD in pairs else 1
     targets = [
         _Target(tensor.name, tensor.sources, tensor.shape, tensor.stacked)
-        for tensor in qwen3.tensors(_config(architecture, sizes, head))
+        for tensor in gguf_architecture.tensors(_config(architecture, sizes, head))
         if tensor.name != "token_embd.weight"
     ]
     matrices = {
@@ -60,7 +65,7 @@ def write_gguf(folder: Path, out: Path, architecture: str, sizes: Mapping[str, i
         for target, (down, up) in _gathered(pairs, targets).items()
         for part, values in (("a", down), ("b", up))
     }
-    metadata: gguf_file.Metadata = {
+    metadata: gguf_head.Metadata = {
         "general.type": "adapter",
         "general.architecture": architecture,
         "general.name": folder.name,
@@ -68,7 +73,7 @@ def write_gguf(folder: Path, out: Path, architecture: str, sizes: Mapping[str, i
         "adapter.lora.alpha": 0.0,  # llama.cpp then scales by nothing: the scales are in the matrices
     }
     stored = [StoredTensor(name, values.shape, F32) for name, values in matrices.items()]
-    _write(out, gguf_file.head(gguf_file.entries(metadata), stored), [*matrices.values()])
+    _write(out, gguf_head.head(gguf_head.entries(metadata), stored), [*matrices.values()])
 
 
 def write_mlx(folder: Path, out: Path, config: Mapping[str, Any]) -> None:
@@ -84,7 +89,7 @@ def write_mlx(folder: Path, out: Path, config: Mapping[str, Any]) -> None:
         matrices[f"{wanted.name}.lora_a"] = down if wanted.stacked else down.T
         matrices[f"{wanted.name}.lora_b"] = up if wanted.stacked else up.T
     stored = [Stored(name, "F32", values.shape) for name, values in matrices.items()]
-    _write(out, shard_writer.header(stored), [*matrices.values()])
+    _write(out, shards.header(stored), [*matrices.values()])
 
 
 def _config(architecture: str, sizes: Mapping[str, int], vocabulary: int) -> Config:
@@ -141,9 +146,9 @@ def _write(out: Path, head: bytes, matrices: Sequence[NDArray[np.float32]]) -> N
     """Both formats: the head, then the numbers. GGUF pads each matrix; in safetensors four bytes each need none."""
     import numpy as np
 
-    padded = head.startswith(gguf_file.MAGIC)
+    padded = head.startswith(gguf_head.MAGIC)
     size = len(head) + sum(values.nbytes + padding(values.nbytes) for values in matrices)
-    with target.writing(out, size=size, force=True) as file:
+    with output_file.writing(out, size=size, force=True) as file:
         file.write(head)
         for values in matrices:
             file.write(np.ascontiguousarray(values, "<f4").data.cast("B"))

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from convert.gguf_file import ALIGNMENT, ARRAY, MAGIC, STRING
+from convert.gguf.head import ALIGNMENT, ARRAY, MAGIC, STRING
 from convert.safetensors import NUMPY_TYPES, SourceTensor
 from convert.tensor_types import TYPES, TensorType
 from localqwen.errors import CheckpointError

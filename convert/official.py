@@ -10,14 +10,19 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from convert import Progress, manifest, mlx_layout, qwen3, target, target_folder
-from convert.checkpoint import COMPANIONS, Checkpoint
+from convert import Progress
 from convert.config import read_config
-from convert.encode import check_values, from_float32, to_float32
-from convert.hashing import Digest, InputHashes
-from convert.mlx_layout import Stored
+from convert.gguf import architecture
+from convert.gguf.encoding import check_values, from_float32, to_float32
+from convert.mlx import layout as mlx_layout
+from convert.mlx.layout import Stored
+from convert.output import file as output_file
+from convert.output import folder as output_folder
+from convert.output import manifest
+from convert.output.hashing import Digest, InputHashes
+from convert.output.shards import ShardWriter
 from convert.safetensors import SourceTensor
-from convert.shard_writer import ShardWriter
+from convert.sources.checkpoint import COMPANIONS, Checkpoint
 from convert.tensor_types import TYPES
 from localqwen.errors import OutputError
 
@@ -33,7 +38,7 @@ def planned(checkpoint: Checkpoint) -> list[Stored]:
     """All tensors in the order of the layers; numbers that were decoded to 32 bit in the config's 16. Raises
     CheckpointError."""
     config = read_config(checkpoint.config)
-    qwen3.check_tensors(config, checkpoint.tensors)
+    architecture.check_tensors(config, checkpoint.tensors)
     names = [name for weight in mlx_layout.weights(config) for name in weight.sources]
     wanted = _WIDTHS.get(str(checkpoint.config.get("torch_dtype", checkpoint.config.get("dtype"))), "BF16")
     found = [checkpoint.tensors[name] for name in names]
@@ -51,12 +56,12 @@ def write(
         raise OutputError(f"{out} holds the weights that are read", "choose another folder for the output")
     tensors = planned(checkpoint)
     size = sum(tensor.bytes for tensor in tensors)
-    target.check_space(out, size)
+    output_file.check_space(out, size)
     parts = mlx_layout.shards(tensors, mlx_layout.MAX_SHARD)
     shards = dict(zip(mlx_layout.shard_names(len(parts)), parts, strict=True))
     with (
         InputHashes(checkpoint.files((mlx_layout.INDEX, "config.json", *COMPANIONS))) as hashes,
-        target_folder.writing(out, size=size, force=force) as folder,
+        output_folder.writing(out, size=size, force=force) as folder,
     ):
         digests = _write_weights(folder, checkpoint, shards, progress) | _write_small(folder, checkpoint, shards)
         written = manifest.make(
@@ -70,7 +75,7 @@ def _write_small(folder: Path, checkpoint: Checkpoint, shards: Mapping[str, list
     contents = {"config.json": _json(checkpoint.config)}
     if len(shards) > 1:
         contents[mlx_layout.INDEX] = _json(mlx_layout.index(shards, 0))
-    return target_folder.write_small_files(folder, checkpoint, contents)
+    return output_folder.write_small_files(folder, checkpoint, contents)
 
 
 def _json(value: Mapping[str, object]) -> bytes:

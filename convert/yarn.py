@@ -6,8 +6,8 @@ positions of short texts too, which hurts them a little.
 
 from __future__ import annotations
 
-from convert.checkpoint import Checkpoint
 from convert.config import read_config
+from convert.sources.checkpoint import Checkpoint
 from localqwen.errors import ConversionError, UsageError
 
 FACTORS = (2, 4)

@@ -20,7 +20,7 @@ from checkpoints import Shape, make_checkpoint  # noqa: E402
 from quantised_checkpoints import awq_checkpoint, fp8_checkpoint, gptq_checkpoint  # noqa: E402
 
 import convert  # noqa: E402
-from convert import mlx_schemes  # noqa: E402
+from convert.mlx import schemes as mlx_schemes  # noqa: E402
 from localqwen.errors import LocalqwenError  # noqa: E402
 
 README = ROOT / "README.md"

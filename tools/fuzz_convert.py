@@ -26,10 +26,13 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "support")]
 import atheris  # noqa: E402
 
 with atheris.instrument_imports(include=["convert", "localqwen.models.gguf_header"]):
-    from convert import adapters, config, imatrix, planning, quants, requantising, tokenizer
-    from convert.checkpoint import Checkpoint
+    from convert import config
+    from convert.gguf import planning, quants, requantizing, tokenizer
     from convert.gguf_source import GgufSource
+    from convert.imatrix import file as imatrix_file
     from convert.safetensors import SafetensorsFile
+    from convert.sources import adapters
+    from convert.sources.checkpoint import Checkpoint
     from localqwen.errors import LocalqwenError
     from localqwen.models import gguf_header
 
@@ -73,7 +76,7 @@ def gguf(folder: Path, content: bytes) -> None:
     """Read by all three readers; each may refuse what the others take."""
     path = folder / "a.gguf"
     path.write_bytes(content or b"G")
-    for read in (gguf_header.read, imatrix.read, _requantise):
+    for read in (gguf_header.read, imatrix_file.read, _requantise):
         try:
             read(path)
         except LocalqwenError as error:
@@ -82,7 +85,7 @@ def gguf(folder: Path, content: bytes) -> None:
 
 def _requantise(path: Path) -> None:
     with GgufSource(path) as source:
-        requantising.make_plan(source, Q4, {}, None, force=True)
+        requantizing.make_plan(source, Q4, {}, None, force=True)
 
 
 TARGETS: Mapping[str, Read] = {

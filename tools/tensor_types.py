@@ -24,7 +24,7 @@ from checkpoints import LAYERED, make_checkpoint  # noqa: E402
 from convert_against_llama import quantise  # noqa: E402
 
 import convert  # noqa: E402
-from convert import quants  # noqa: E402
+from convert.gguf import quants  # noqa: E402
 
 VECTORS = ROOT / "tests" / "vectors" / "tensor_types.json"
 

@@ -31,7 +31,7 @@ def command(
     from localqwen.models import provide
 
     provide.converter()
-    from convert import activations
+    from convert.imatrix import activations
 
     path = provide.provide(model)
     target = out or Path(f"{path.stem}.imatrix.gguf")

@@ -30,7 +30,7 @@ from checkpoints import (
 )
 
 import convert
-from convert import manifest
+from convert.output import manifest
 from convert.safetensors import SafetensorsFile
 from localqwen.errors import CheckpointError, ConversionError, OutputError
 
@@ -474,8 +474,8 @@ def test_a_disk_that_fails_behind_the_cache(
     def failing(_: int) -> None:
         raise OSError(errno.EIO, "the disk is broken")
 
-    monkeypatch.setattr("convert.hashing._SYNC_EVERY", every)
-    monkeypatch.setattr("convert.hashing._sync", failing)
+    monkeypatch.setattr("convert.output.hashing._SYNC_EVERY", every)
+    monkeypatch.setattr("convert.output.hashing._sync", failing)
     with pytest.raises(OutputError, match="the disk is broken"):
         convert.convert(source, out, quant="q8_0", threads=1)
     assert list(out.parent.iterdir()) == []

@@ -14,7 +14,9 @@ from checkpoints import Shape, make_checkpoint
 from quantised_checkpoints import awq_checkpoint
 
 import convert
-from convert import Options, mlx_schemes, quants
+from convert import Options
+from convert.gguf import quants
+from convert.mlx import schemes as mlx_schemes
 from localqwen.cli import main
 from localqwen.errors import CheckpointError
 

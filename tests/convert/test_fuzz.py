@@ -19,11 +19,13 @@ from checkpoints import Shape, make_checkpoint, weights, write_json, write_raw_s
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from convert import adapters, imatrix, requantising, storage
-from convert.checkpoint import Checkpoint
+from convert.gguf import requantizing
+from convert.gguf.quants import QUANTIZATIONS, Recipe
 from convert.gguf_source import GgufSource
-from convert.quants import QUANTIZATIONS, Recipe
+from convert.imatrix import file as imatrix_file
 from convert.safetensors import SafetensorsFile
+from convert.sources import adapters, quantized
+from convert.sources.checkpoint import Checkpoint
 from localqwen.errors import LocalqwenError
 from localqwen.models import gguf_header
 
@@ -121,7 +123,7 @@ def test_indexes_of_any_content(folder: Path, index: Any) -> None:
     {"quant_method": st.sampled_from(["fp8", "awq", "gptq", "other"])},
     optional={"bits": st.one_of(st.sampled_from([3, 4, 8]), anything), "group_size": anything,
               "weight_block_size": anything, "version": anything, "checkpoint_format": anything},
-)), st.lists(st.tuples(st.sampled_from(storage._PARTS), st.sampled_from(["I32", "F16", "BF16", "F8_E4M3"]),
+)), st.lists(st.tuples(st.sampled_from(quantized._PARTS), st.sampled_from(["I32", "F16", "BF16", "F8_E4M3"]),
                        st.lists(st.integers(0, 9), max_size=3)), max_size=6))  # fmt: skip
 def test_quantised_checkpoints_of_any_content(
     tmp_path: Path, quantization: Any, parts: list[tuple[str, str, list[int]]]
@@ -204,11 +206,11 @@ infos = st.lists(
 
 def all_readers(path: Path) -> None:
     survives(lambda: gguf_header.read(path))
-    survives(lambda: imatrix.read(path))
+    survives(lambda: imatrix_file.read(path))
 
     def requantise() -> None:
         with GgufSource(path) as source:
-            requantising.make_plan(source, Recipe(QUANTIZATIONS["q4_0"]), {}, None, force=True)
+            requantizing.make_plan(source, Recipe(QUANTIZATIONS["q4_0"]), {}, None, force=True)
 
     survives(requantise)
 
@@ -254,5 +256,5 @@ def test_the_sound_file_of_the_fuzz_tests_is_read(tmp_path: Path) -> None:
     (tmp_path / "a.gguf").write_bytes(head + bytes(-len(head) % 32 + 128))
     assert gguf_header.read(tmp_path / "a.gguf").block_count == 2
     with GgufSource(tmp_path / "a.gguf") as source, suppress(LocalqwenError):
-        plan = requantising.make_plan(source, Recipe(QUANTIZATIONS["q8_0"]), {}, None, force=True)
+        plan = requantizing.make_plan(source, Recipe(QUANTIZATIONS["q8_0"]), {}, None, force=True)
         assert plan.types == {"Q8_0": 1}

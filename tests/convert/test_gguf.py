@@ -28,8 +28,10 @@ from checkpoints import (
 )
 
 import convert
-from convert import Progress, gguf_file, planning, quants, qwen3
+from convert import Progress
 from convert.config import read_config
+from convert.gguf import architecture, planning, quants
+from convert.gguf import head as gguf_head
 from convert.tensor_types import F32
 
 ROOT = Path(__file__).parents[2]
@@ -197,7 +199,7 @@ def tensor_data(path: Path, name: str) -> np.ndarray[Any, Any]:
 def test_threads_do_not_change_the_file(tied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Slices of a few rows on three threads give the bytes of one slice on one thread."""
     convert.convert(tied, tmp_path / "one.gguf", quant="q4_k_m", threads=1)
-    monkeypatch.setattr("convert.encode.SLICE", 1000)
+    monkeypatch.setattr("convert.gguf.encoding.SLICE", 1000)
     convert.convert(tied, tmp_path / "three.gguf", quant="q4_k_m", threads=3)
     assert (tmp_path / "one.gguf").read_bytes() == (tmp_path / "three.gguf").read_bytes()
 
@@ -438,19 +440,19 @@ def test_sizes_of_the_official_files_are_reproduced(
     official = read_config(config(shape) | {"max_position_embeddings": 40960})
     recipe = quants.Recipe(quants.QUANTIZATIONS[quant])
     tensors = [tensor.stored for tensor in planning.planned_tensors(official, recipe)]
-    metadata: gguf_file.Metadata = {
+    metadata: gguf_head.Metadata = {
         "general.architecture": official.gguf_architecture,
         "general.type": "model",
         "general.name": f"Qwen3 {size} Awq Compatible Instruct" if awq else f"Qwen3 {size} Instruct",
         "general.finetune": "awq-compatible-Instruct" if awq else "Instruct",
         "general.basename": "Qwen3",
         "general.size_label": size,
-        **qwen3.metadata(official),
+        **architecture.metadata(official),
         "tokenizer.stand_in": OFFICIAL_TOKENIZER,
         "general.quantization_version": 2,
         "general.file_type": recipe.quantization.file_type,
     }
-    head = gguf_file.head(gguf_file.entries(metadata), tensors)
+    head = gguf_head.head(gguf_head.entries(metadata), tensors)
     assert len(head) + planning.data_size(tensors) == expected
 
 
@@ -459,7 +461,7 @@ def test_progress_counts_every_byte_once(tied: Path, tmp_path: Path) -> None:
     seen: list[Progress] = []
     convert.convert(tied, tmp_path / "a.gguf", quant="q4_0", threads=2, progress=seen.append)
     done = [step.done_bytes for step in seen]
-    elements = sum(math.prod(tensor.shape) for tensor in qwen3.tensors(read_config(config(Shape()))))
+    elements = sum(math.prod(tensor.shape) for tensor in architecture.tensors(read_config(config(Shape()))))
     assert done == sorted(done)
     assert done[-1] == seen[-1].total_bytes == 2 * elements
     assert {step.tensor for step in seen} == set(types_by_name(tmp_path / "a.gguf"))
@@ -492,7 +494,7 @@ def sparse_checkpoint(folder: Path, shape: Shape) -> Path:
     make_checkpoint(folder)
     write_json(folder / "config.json", config(shape))
     header, offset = {}, 0
-    for tensor in qwen3.tensors(read_config(config(shape))):
+    for tensor in architecture.tensors(read_config(config(shape))):
         end = offset + 2 * math.prod(tensor.shape)
         header[tensor.sources[0]] = {"dtype": "BF16", "shape": list(tensor.shape), "data_offsets": [offset, end]}
         offset = end

@@ -15,7 +15,7 @@ import pytest
 from checkpoints import Shape, make_checkpoint
 
 import convert
-from convert import quants
+from convert.gguf import quants
 from convert.gguf_source import GgufSource
 from localqwen.errors import CheckpointError, ConversionError, OutputError, UsageError
 

@@ -12,7 +12,7 @@ import pytest
 from checkpoints import make_checkpoint
 
 import convert
-from convert import manifest
+from convert.output import manifest
 from localqwen import __version__
 from localqwen.errors import ConversionError
 from localqwen.models import provide, remove, store

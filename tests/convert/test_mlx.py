@@ -17,9 +17,11 @@ import pytest
 from checkpoints import Shape, config, make_checkpoint, weights, write_json, write_weights
 
 import convert
-from convert import mlx_layout, mlx_schemes, qwen3
 from convert.config import read_config
-from convert.mlx_planning import PlannedWeight
+from convert.gguf import architecture
+from convert.mlx import layout as mlx_layout
+from convert.mlx import schemes as mlx_schemes
+from convert.mlx.planning import PlannedWeight
 from localqwen.errors import CheckpointError, ConversionError, EngineUnavailable, OutputError, UsageError
 from localqwen.models import provide, registry
 
@@ -88,7 +90,7 @@ def test_every_option_gives_the_bits_of_mlx_lm(
     kind: str, tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Tensors, config and index of our one pass, in slices of a few rows, and of mlx-lm's whole model are the same."""
-    monkeypatch.setattr("convert.mlx.SLICE", 5000)
+    monkeypatch.setattr("convert.mlx.conversion.SLICE", 5000)
     source = make_checkpoint(tmp_path / kind, DENSE if kind == "dense" else MIXTURE, shards=2)
     for name in OPTIONS if kind == "dense" else OF_EXPERTS:
         ours, theirs = OPTIONS[name]
@@ -306,10 +308,10 @@ def test_groups_that_divide_nothing_or_not_the_router(tmp_path: Path, out: Path)
 def test_where_mlx_is_missing_the_hint_says_what_to_install(
     source: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from convert import mlx
+    from convert.mlx import conversion
 
     monkeypatch.setitem(sys.modules, "mlx.core", None)
-    mlx.library.cache_clear()
+    conversion.library.cache_clear()
     assert "pip install" in refused(source, out, EngineUnavailable, "mlx").hint
 
 
@@ -448,7 +450,7 @@ def test_progress_counts_every_byte_once(source: Path, out: Path) -> None:
     seen: list[convert.Progress] = []
     convert.convert_to_mlx(source, out, bits=4, progress=seen.append)
     done = [step.done_bytes for step in seen]
-    elements = sum(int(np.prod(tensor.shape)) for tensor in qwen3.tensors(read_config(config(Shape()))))
+    elements = sum(int(np.prod(tensor.shape)) for tensor in architecture.tensors(read_config(config(Shape()))))
     assert done == sorted(done)
     assert done[-1] == seen[-1].total_bytes == 2 * elements
 

@@ -15,7 +15,9 @@ import pytest
 from checkpoints import Shape, as_dtype, config, make_adapter, make_checkpoint, weights, write_json
 
 import convert
-from convert import Options, imatrix, quants
+from convert import Options
+from convert.gguf import quants
+from convert.imatrix import file as imatrix_file
 from localqwen.errors import CheckpointError, ConversionError, LocalqwenError, UsageError
 
 ROOT = Path(__file__).parents[2]
@@ -211,15 +213,15 @@ def test_matrices_of_another_model_and_files_that_are_none(source: Path, tmp_pat
     found["blk.0.attn_q.weight"][0][0, 5] = np.nan
     write_gguf_matrix(file, found)
     with pytest.raises(ConversionError, match="NaN"):
-        imatrix.read(file)
+        imatrix_file.read(file)
     write_old_matrix(file, sums(Shape(), counts=3))
     whole = file.read_bytes()
     for content in (b"", b"hello", whole[:1000], b"\xff" * 50, (3).to_bytes(4, "little") + b"\xff\xff\xff\x7f"):
         file.write_bytes(content)
         with pytest.raises(ConversionError, match="is no importance matrix"):
-            imatrix.read(file)
+            imatrix_file.read(file)
     with pytest.raises(ConversionError, match="nowhere does not exist"):
-        imatrix.read(tmp_path / "nowhere")
+        imatrix_file.read(tmp_path / "nowhere")
 
 
 # YaRN

@@ -17,9 +17,9 @@ from checkpoints import Shape, config, write_json
 from quantised_checkpoints import Exact, awq_checkpoint, fp8_checkpoint, gptq_checkpoint, write_mixed
 
 import convert
-from convert.checkpoint import Checkpoint
 from convert.safetensors import SafetensorsFile
-from convert.storage import Piece, _e4m3, decoded
+from convert.sources.checkpoint import Checkpoint
+from convert.sources.quantized import Piece, _e4m3, decoded
 from localqwen.errors import CheckpointError
 
 ROOT = Path(__file__).parents[2]
@@ -66,7 +66,7 @@ def test_numbers_are_those_that_the_makers_formats_stand_for(
     case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Packed integer by integer by their documents, unpacked in slices of few rows: the float32 next to the number."""
-    monkeypatch.setattr("convert.encode.SLICE", 5000)
+    monkeypatch.setattr("convert.gguf.encoding.SLICE", 5000)
     source, exact = CHECKPOINTS[case](tmp_path / "source")
     report = convert.convert(source, tmp_path / "a.gguf", quant="f32", threads=2)
     assert any("is quantised" in note for note in report.notes)

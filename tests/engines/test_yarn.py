@@ -15,7 +15,7 @@ from engine_runs import ENGINES, evaluated, torch_logprobs
 from numpy.typing import NDArray
 
 import convert
-from convert import gguf_file
+from convert.gguf import head as gguf_head
 from localqwen import engines
 from localqwen.chat.local import LocalChatModel
 from localqwen.chat.messages import Message, Request, Started
@@ -138,10 +138,10 @@ def test_scalings_that_no_gguf_file_has(values: dict[str, Any], words: str, tmp_
     scaling = {"type": "yarn", "factor": 4.0, "original_context_length": BASE} | values
     sizes = {"context_length": HYBRID, "block_count": 1, "embedding_length": 64, "attention.head_count": 1}
     keys = sizes | {f"rope.scaling.{key}": value for key, value in scaling.items()}
-    entries = gguf_file.entries(
+    entries = gguf_head.entries(
         {"general.architecture": "qwen3", **{f"qwen3.{key}": value for key, value in keys.items()}}
     )
-    (tmp_path / "a.gguf").write_bytes(gguf_file.head(entries, []))
+    (tmp_path / "a.gguf").write_bytes(gguf_head.head(entries, []))
     with pytest.raises(Unsupported, match=words):
         gguf_header.read(tmp_path / "a.gguf")
 

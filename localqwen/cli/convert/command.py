@@ -25,7 +25,7 @@ from localqwen.errors import UsageError
 
 if TYPE_CHECKING:
     from convert import Report
-    from convert.forecast import Forecast
+    from convert.output.forecast import Forecast
 
 _MLX_FLAGS = ("bits", "group_size", "mode", "recipe")
 #: Bits -> the GGUF quantisation that a user of `--bits` probably wants; q4_k_m for all others.
@@ -246,7 +246,7 @@ def _verified(converter: ModuleType, source: Path, result: Path) -> dict[str, An
     engine = "mlx" if result.is_dir() else "llama.cpp"
     (row,) = quality.measure(str(source), (str(result),), text=quality.read_text(None), reference_engine=engine)
     values = {name: value for name, value in row.items() if name != "model"}
-    converter.manifest.record_quality(result, values)
+    converter.output.manifest.record_quality(result, values)
     return values
 
 

@@ -13,7 +13,7 @@ from localqwen.cli.format import aligned, readable_bytes
 
 if TYPE_CHECKING:
     from convert import Report
-    from convert.forecast import Forecast
+    from convert.output.forecast import Forecast
 
 
 def show_list(converter: ModuleType, as_json: bool) -> None:

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from convert.checkpoint import Checkpoint
-from convert.gguf_file import Metadata
+from convert.gguf.head import Metadata
+from convert.sources.checkpoint import Checkpoint
 from localqwen.errors import CheckpointError
 
 #: llama.cpp calls this split `qwen2` and has it compiled in; it cannot read another one from the file.

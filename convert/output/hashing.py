@@ -15,7 +15,7 @@ from pathlib import Path
 from threading import Event
 from typing import BinaryIO
 
-from convert import target
+from convert.output import file as output_file
 from localqwen.errors import CheckpointError
 
 _PIECE = 1 << 20
@@ -132,7 +132,7 @@ class HashedWriter:
     def write(self, data: memoryview) -> None:
         """Returns when the bytes are written and hashed: whoever owns them may then let go of them."""
         hashing = self._pool.submit(self._state.update, data)
-        target.write(self._file, data)
+        output_file.write(self._file, data)
         hashing.result()
         self._length += data.nbytes
         self._unsynced += data.nbytes

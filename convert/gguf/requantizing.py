@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import re
 
-from convert.gguf_file import Metadata, StoredTensor, entries
+from convert.gguf.head import Metadata, StoredTensor, entries
+from convert.gguf.planning import Plan, PlannedTensor, cut, of_quantisation
+from convert.gguf.quants import QUANTIZATIONS, Recipe, Sizes, tensor_types
 from convert.gguf_source import GgufSource
-from convert.planning import Plan, PlannedTensor, cut, of_quantisation
-from convert.quants import QUANTIZATIONS, Recipe, Sizes, tensor_types
 from localqwen.errors import CheckpointError, ConversionError
 
 LOSSY_TWICE = "made from a file that is quantised already: one made from the official checkpoint is better"

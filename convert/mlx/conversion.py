@@ -17,14 +17,18 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from convert import Progress, manifest, mlx_layout, target, target_folder
-from convert.checkpoint import COMPANIONS, Checkpoint
-from convert.encode import check_values
-from convert.hashing import Digest, InputHashes
-from convert.mlx_planning import Plan, PlannedWeight
-from convert.mlx_schemes import Packing, Scheme
+from convert import Progress
+from convert.gguf.encoding import check_values
+from convert.mlx import layout as mlx_layout
+from convert.mlx.planning import Plan, PlannedWeight
+from convert.mlx.schemes import Packing, Scheme
+from convert.output import file as output_file
+from convert.output import folder as output_folder
+from convert.output import manifest
+from convert.output.hashing import Digest, InputHashes
+from convert.output.shards import ShardWriter
 from convert.safetensors import SourceTensor
-from convert.shard_writer import ShardWriter
+from convert.sources.checkpoint import COMPANIONS, Checkpoint
 from convert.tensor_types import BF16, F16, F32
 from localqwen.errors import ConversionError, EngineUnavailable
 
@@ -54,10 +58,10 @@ def write(
     Raises CheckpointError, OutputError, ConversionError, EngineUnavailable.
     """
     library()
-    target.check_space(out, plan.size)
+    output_file.check_space(out, plan.size)
     with (
         InputHashes(checkpoint.files((mlx_layout.INDEX, "config.json", *COMPANIONS))) as hashes,
-        target_folder.writing(out, size=plan.size, force=force) as folder,
+        output_folder.writing(out, size=plan.size, force=force) as folder,
     ):
         outputs = _write_weights(folder, checkpoint, plan, progress) | _write_small_files(folder, checkpoint, plan)
         recipe = {**_recipe(plan.scheme), **changed}
@@ -78,7 +82,7 @@ def _write_small_files(folder: Path, checkpoint: Checkpoint, plan: Plan) -> dict
         "config.json": json.dumps(plan.config, indent=4).encode(),
         mlx_layout.INDEX: json.dumps(plan.index, indent=4).encode(),
     }
-    return target_folder.write_small_files(folder, checkpoint, contents)
+    return output_folder.write_small_files(folder, checkpoint, contents)
 
 
 def _write_weights(

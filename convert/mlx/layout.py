@@ -12,7 +12,7 @@ from math import prod
 from typing import Any
 
 from convert.config import Config
-from convert.mlx_schemes import ROUTER, Packing, Scheme
+from convert.mlx.schemes import ROUTER, Packing, Scheme
 from convert.safetensors import DTYPES
 
 #: mlx-lm's MAX_FILE_SIZE_GB, which it shifts by 30 bits.

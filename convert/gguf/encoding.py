@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from convert import ggml
+from convert.gguf import ggml
 from convert.safetensors import SourceTensor, TensorFile
 from convert.tensor_types import BF16, F16, F32, MXFP4, TYPES, TensorType
 from localqwen.errors import CheckpointError

@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from convert import ggml, target
-from convert.gguf_file import StoredTensor, entries, head, padding
+from convert.gguf import ggml
+from convert.gguf.head import StoredTensor, entries, head, padding
+from convert.output import file as output_file
 from convert.tensor_types import F32
 from localqwen.errors import ConversionError, EngineUnavailable, UsageError
 from localqwen.machine import set_openmp_defaults, usable_cores
@@ -135,7 +136,7 @@ def measure(
     At most `chunks` of the text if not None; `progress` is told how many are done, of how many. Raises UsageError for a
     text too short, ConversionError, OutputError, EngineUnavailable.
     """
-    target.check(out, force=force)
+    output_file.check(out, force=force)
     try:
         content = text.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as exc:
@@ -245,7 +246,7 @@ def _write(out: Path, sums: dict[str, _Sums], dataset: str, chunks: int, *, forc
             raise ConversionError(f"the inputs of {name} are not finite", "check the model: localqwen verify")
     begin = head(keys, [StoredTensor(name, array.shape, F32) for name, array in arrays.items()])
     size = len(begin) + sum(array.nbytes + padding(array.nbytes) for array in arrays.values())
-    with target.writing(out, size=size, force=force) as file:
-        target.write(file, memoryview(begin))
+    with output_file.writing(out, size=size, force=force) as file:
+        output_file.write(file, memoryview(begin))
         for array in arrays.values():
-            target.write(file, memoryview(array.tobytes() + bytes(padding(array.nbytes))))
+            output_file.write(file, memoryview(array.tobytes() + bytes(padding(array.nbytes))))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from convert.config import CONFIG_HINT, Config, positive
-from convert.gguf_file import Metadata
+from convert.gguf.head import Metadata
 from convert.safetensors import NUMPY_TYPES, SourceTensor
 from localqwen.errors import CheckpointError
 

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from convert.mlx_schemes import Packing
+from convert.mlx.schemes import Packing
 from convert.safetensors import DTYPES, SourceTensor
-from convert.storage import Matrix, Piece, Pieces
+from convert.sources.quantized import Matrix, Piece, Pieces
 from localqwen.errors import CheckpointError, ConversionError
 
 if TYPE_CHECKING:
@@ -83,20 +83,20 @@ class _Packed:
         return SourceTensor(name, dtype, self.shape, 0, self.shape[0] * self.shape[1] * DTYPES[dtype])
 
     def rows(self, tensor: SourceTensor, first: int, count: int) -> NDArray[np.generic]:
-        from convert import mlx
+        from convert.mlx import conversion
 
-        return mlx.as_numpy(self._numbers(first, count))
+        return conversion.as_numpy(self._numbers(first, count))
 
     def forget(self, tensor: SourceTensor, rows: int) -> None:
         if rows >= self.shape[0]:
             self.weight.file.forget(self.weight.tensor, self.begin + rows)
 
     def _numbers(self, first: int, count: int) -> Any:
-        from convert import mlx
+        from convert.mlx import conversion
 
-        mx = mlx.library()
+        mx = conversion.library()
         weight, scales, biases = (
-            mlx.as_mlx(piece.rows(self.begin + first, count), piece.tensor.dtype) if piece else None
+            conversion.as_mlx(piece.rows(self.begin + first, count), piece.tensor.dtype) if piece else None
             for piece in (self.weight, self.scales, self.biases)
         )
         packing = self.packing

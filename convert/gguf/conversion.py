@@ -9,13 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from convert import Options, Progress, encode, forecast, manifest, quants, target
-from convert.checkpoint import Checkpoint
-from convert.gguf_file import MAGIC, padding
+from convert import Options, Progress
+from convert.gguf import encoding, quants
+from convert.gguf.head import MAGIC, padding
+from convert.gguf.planning import Plan, PlannedFile, PlannedTensor, make_plan
 from convert.gguf_source import GgufSource, part_name
-from convert.hashing import Digest, HashedWriter, InputHashes
-from convert.imatrix import Importance
-from convert.planning import Plan, PlannedFile, PlannedTensor, make_plan
+from convert.imatrix.file import Importance
+from convert.output import file as output_file
+from convert.output import forecast, manifest
+from convert.output.hashing import Digest, HashedWriter, InputHashes
+from convert.sources.checkpoint import Checkpoint
 from localqwen.errors import CheckpointError, OutputError, UsageError
 from localqwen.machine import usable_cores
 
@@ -39,11 +42,11 @@ class Job:
     importance: Importance | None = None
     notes: tuple[str, ...] = ()
 
-    def parts(self, tensor: PlannedTensor) -> list[encode.Part]:
+    def parts(self, tensor: PlannedTensor) -> list[encoding.Part]:
         known = self.importance.of(tensor.stored) if self.importance else None
         each: Sequence[NDArray[np.float32] | None] = known or [None] * len(tensor.sources)
         return [
-            encode.Part(self.source.file_of(name), self.source.tensors[name], importance)
+            encoding.Part(self.source.file_of(name), self.source.tensors[name], importance)
             for name, importance in zip(tensor.sources, each, strict=True)
         ]
 
@@ -62,9 +65,12 @@ def is_gguf(path: Path) -> bool:
 @contextmanager
 def opened(source: Path, quant: str, *, name: str | None, options: Options, force: bool) -> Iterator[Job]:
     """Raises UsageError, CheckpointError, ConversionError."""
-    from convert import adapters, imatrix, requantising, yarn
+    from convert import yarn
+    from convert.gguf import requantizing
+    from convert.imatrix import file as imatrix_file
+    from convert.sources import adapters
 
-    importance = imatrix.read(options.imatrix) if options.imatrix else None
+    importance = imatrix_file.read(options.imatrix) if options.imatrix else None
     overrides = tuple(quants.override(text) for text in options.tensor_types)
     recipe = quants.Recipe(quants.quantization(quant), overrides, importance is not None)
     extra = importance.metadata if importance else {}
@@ -76,8 +82,8 @@ def opened(source: Path, quant: str, *, name: str | None, options: Options, forc
                 f"localqwen convert CHECKPOINT {rest}, with the official weights as CHECKPOINT",
             )
         with GgufSource(source) as file:
-            plan = requantising.make_plan(file, recipe, extra, options.part_bytes, force=force)
-            notes = (requantising.LOSSY_TWICE,) if requantising.lossy_twice(file) else ()
+            plan = requantizing.make_plan(file, recipe, extra, options.part_bytes, force=force)
+            notes = (requantizing.LOSSY_TWICE,) if requantizing.lossy_twice(file) else ()
             yield Job(file, plan, importance, notes + _notes(plan, recipe))
         return
     with Checkpoint(source) as checkpoint:
@@ -123,14 +129,14 @@ def write(
     """
     files = outputs(out, job.plan)
     for file in files:
-        target.check(file, force=force)
+        output_file.check(file, force=force)
         if file.exists() and any(file.samefile(read) for read in job.source.weight_files):
             raise OutputError(f"{file} is part of the model that is read", "choose another file for the output")
-    target.check_space(files[0], job.plan.size)
+    output_file.check_space(files[0], job.plan.size)
     with InputHashes(job.source.files(_READ)) as hashes, ExitStack() as stack:
         # The first part gets its name last: a loader that finds it finds all.
         writing = [
-            stack.enter_context(target.writing(file, size=planned.size, force=force))
+            stack.enter_context(output_file.writing(file, size=planned.size, force=force))
             for file, planned in zip(files, job.plan.files, strict=True)
         ]
         digests = _write(job, writing, threads, progress)
@@ -164,7 +170,7 @@ def _write_file(
     """After each slice the tensor's name and the bytes that were read for it."""
     writer.write(memoryview(planned.head))
     for tensor in planned.tensors:
-        for data, source_bytes in encode.encoded(job.parts(tensor), tensor.stored.type, pool, ahead):
+        for data, source_bytes in encoding.encoded(job.parts(tensor), tensor.stored.type, pool, ahead):
             writer.write(data.data)
             yield tensor.stored.name, source_bytes
         writer.write(memoryview(bytes(padding(tensor.stored.size))))
@@ -173,7 +179,7 @@ def _write_file(
 def forecast_of(job: Job, out: Path, threads: int | None) -> forecast.Forecast:
     plan = job.plan
     files = {file.name: planned.size for file, planned in zip(outputs(out, plan), plan.files, strict=True)}
-    memory = forecast.gguf_memory(encode.SLICE, threads or usable_cores(), _tokenizer_bytes(job))
+    memory = forecast.gguf_memory(encoding.SLICE, threads or usable_cores(), _tokenizer_bytes(job))
     return forecast.Forecast(str(out), plan.quant, files, plan.types, memory, job.notes)
 
 

@@ -9,11 +9,14 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from convert import Options, forecast, mlx_layout, qwen3
-from convert.checkpoint import Checkpoint
+from convert import Options
 from convert.config import read_config
-from convert.mlx_layout import Stored, Weight
-from convert.mlx_schemes import Packing, Scheme, packing
+from convert.gguf import architecture
+from convert.mlx import layout as mlx_layout
+from convert.mlx.layout import Stored, Weight
+from convert.mlx.schemes import Packing, Scheme, packing
+from convert.output import forecast
+from convert.sources.checkpoint import Checkpoint
 from localqwen.errors import CheckpointError, ConversionError, UsageError
 
 _TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
@@ -62,7 +65,8 @@ class Plan:
 @contextmanager
 def opened(source: Path, scheme: Scheme, options: Options) -> Iterator[tuple[Checkpoint, Plan]]:
     """Raises UsageError, CheckpointError, ConversionError."""
-    from convert import adapters, yarn
+    from convert import yarn
+    from convert.sources import adapters
 
     if options.tensor_types or options.imatrix or options.part_bytes:
         raise UsageError("types of single tensors, importance matrices and parts are for GGUF", "--to gguf")
@@ -77,7 +81,7 @@ def opened(source: Path, scheme: Scheme, options: Options) -> Iterator[tuple[Che
 def make_plan(checkpoint: Checkpoint, scheme: Scheme) -> Plan:
     """Checks the whole checkpoint except the weights' values. Raises CheckpointError, ConversionError."""
     config = read_config(checkpoint.config)
-    qwen3.check_tensors(config, checkpoint.tensors)
+    architecture.check_tensors(config, checkpoint.tensors)
     checkpoint.json("tokenizer.json")
     weights = tuple(
         PlannedWeight(
@@ -109,8 +113,8 @@ def _dtype(checkpoint: Checkpoint, weight: Weight, scheme: Scheme) -> str:
 
 def forecast_of(checkpoint: Checkpoint, plan: Plan, out: Path) -> forecast.Forecast:
     """Sizes are those of the weight files, headers included."""
-    from convert.mlx import SLICE
-    from convert.shard_writer import header
+    from convert.mlx.conversion import SLICE
+    from convert.output.shards import header
 
     files = {
         name: len(header(tensors)) + sum(tensor.bytes for tensor in tensors) for name, tensors in plan.shards.items()

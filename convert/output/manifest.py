@@ -17,7 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from convert.hashing import Digest
+from convert.output.hashing import Digest
 from localqwen._version import __version__
 from localqwen.errors import ConversionError, OutputError
 

@@ -15,10 +15,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from convert import target
-from convert.checkpoint import COMPANIONS, Checkpoint
-from convert.hashing import Digest, of_bytes
-from convert.manifest import FOLDER_NAME
+from convert.output import file as output_file
+from convert.output.hashing import Digest, of_bytes
+from convert.output.manifest import FOLDER_NAME
+from convert.sources.checkpoint import COMPANIONS, Checkpoint
 from localqwen.errors import OutputError
 
 
@@ -27,7 +27,7 @@ def check(out: Path, *, force: bool) -> None:
 
     An empty folder may always be filled. Only a folder that a conversion has made is ever replaced.
     """
-    target.check_parent(out)
+    output_file.check_parent(out)
     if not os.path.lexists(out) or _is_empty(out):
         return
     if not out.is_dir():
@@ -49,14 +49,14 @@ def writing(out: Path, *, size: int, force: bool) -> Iterator[Path]:
     try:
         part.mkdir()
         yield part
-        target.sync_folder(part)
+        output_file.sync_folder(part)
         check(out, force=force)  # another run may have been quicker
         _place(part, out)
-        target.sync_folder(out.parent)
+        output_file.sync_folder(out.parent)
     except BaseException as exc:
         _remove(part)
         if isinstance(exc, OSError):
-            raise target.output_error(out, size, exc) from exc
+            raise output_file.output_error(out, size, exc) from exc
         raise
 
 
@@ -66,7 +66,7 @@ def restore(out: Path) -> None:
     with suppress(OSError):
         for path in sorted(out.parent.iterdir()):
             match = pattern.fullmatch(path.name)
-            if match is None or not target.is_stale(path, int(match[1])):
+            if match is None or not output_file.is_stale(path, int(match[1])):
                 continue
             if match[2] == "old" and not os.path.lexists(out):
                 path.rename(out)

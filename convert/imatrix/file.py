@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from convert.gguf_file import MAGIC, Metadata, StoredTensor
+from convert.gguf.head import MAGIC, Metadata, StoredTensor
 from convert.gguf_source import GgufPart
 from convert.safetensors import SourceTensor
 from localqwen.errors import CheckpointError, ConversionError

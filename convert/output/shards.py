@@ -12,8 +12,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from convert.hashing import Digest, HashedWriter
-from convert.mlx_layout import Stored
+from convert.mlx.layout import Stored
+from convert.output.hashing import Digest, HashedWriter
 from localqwen.errors import OutputError
 
 

@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from convert import qwen3, tokenizer
-from convert.checkpoint import Checkpoint
 from convert.config import Config, read_config
-from convert.forecast import counted
-from convert.gguf_file import Int32, Metadata, StoredTensor, UInt16, entries, head, padding
-from convert.quants import Recipe, Sizes, tensor_types
+from convert.gguf import architecture, tokenizer
+from convert.gguf.head import Int32, Metadata, StoredTensor, UInt16, entries, head, padding
+from convert.gguf.quants import Recipe, Sizes, tensor_types
+from convert.output.forecast import counted
+from convert.sources.checkpoint import Checkpoint
 from convert.tensor_types import F32
 
 _QUANTIZATION_VERSION = 2  # GGML_QNT_VERSION of ggml.h: the layout of the quantised blocks
@@ -70,13 +70,13 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe, name: str, extra: Metadata
     Raises CheckpointError, UsageError.
     """
     config = read_config(checkpoint.config)
-    qwen3.check_tensors(config, checkpoint.tensors)
+    architecture.check_tensors(config, checkpoint.tensors)
     tensors = planned_tensors(config, recipe)
     metadata: Metadata = {
         "general.architecture": config.gguf_architecture,
         **_general(name, config, [tensor.stored for tensor in tensors]),
         **_sampling(checkpoint.generation_config),
-        **qwen3.metadata(config),
+        **architecture.metadata(config),
         **tokenizer.metadata(checkpoint, config.vocabulary),
         **of_quantisation(recipe),
         **extra,
@@ -121,7 +121,7 @@ def _file(keys: Sequence[bytes], tensors: Sequence[PlannedTensor]) -> PlannedFil
 
 
 def planned_tensors(config: Config, recipe: Recipe) -> list[PlannedTensor]:
-    tensors = qwen3.tensors(config)
+    tensors = architecture.tensors(config)
     sizes = Sizes(config.layers, config.experts, config.heads // config.kv_heads, config.tied)
     types = tensor_types(recipe, [(tensor.name, tensor.gguf_shape) for tensor in tensors], sizes)
     return [

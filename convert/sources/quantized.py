@@ -102,7 +102,7 @@ def _expect(base: str, name: str, piece: Piece, shape: tuple[int, ...]) -> None:
 
 
 def _floats(piece: Piece, rows: NDArray[Any]) -> NDArray[np.float32]:
-    from convert.encode import to_float32
+    from convert.gguf.encoding import to_float32
 
     return to_float32(rows, piece.tensor.dtype)
 

@@ -1,0 +1,1 @@
+"""What is converted: checkpoint folders however their weights are stored, and adapters."""
