@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "support"))
 
 from checkpoints import Shape, make_checkpoint  # noqa: E402
-from quantised_checkpoints import awq_checkpoint, fp8_checkpoint, gptq_checkpoint  # noqa: E402
+from quantized_checkpoints import awq_checkpoint, fp8_checkpoint, gptq_checkpoint  # noqa: E402
 
 import convert  # noqa: E402
 from convert.mlx import schemes as mlx_schemes  # noqa: E402

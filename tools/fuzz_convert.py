@@ -102,7 +102,7 @@ def _is_ours(error: LocalqwenError) -> None:
 def _folder(target: str) -> tuple[Path, bytes]:
     """A sound checkpoint for the target to damage, and the sound content to begin with."""
     from checkpoints import Shape, make_checkpoint
-    from quantised_checkpoints import awq_checkpoint
+    from quantized_checkpoints import awq_checkpoint
 
     memory = Path("/dev/shm")
     folder = (memory if memory.is_dir() else Path(tempfile.gettempdir())) / f"localqwen-fuzz-{target}"

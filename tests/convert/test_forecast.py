@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from checkpoints import Shape, make_checkpoint
-from quantised_checkpoints import awq_checkpoint
+from quantized_checkpoints import awq_checkpoint
 
 import convert
 from convert import Options

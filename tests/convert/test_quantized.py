@@ -14,7 +14,7 @@ import gguf
 import numpy as np
 import pytest
 from checkpoints import Shape, config, write_json
-from quantised_checkpoints import Exact, awq_checkpoint, fp8_checkpoint, gptq_checkpoint, write_mixed
+from quantized_checkpoints import Exact, awq_checkpoint, fp8_checkpoint, gptq_checkpoint, write_mixed
 
 import convert
 from convert.safetensors import SafetensorsFile
@@ -95,7 +95,7 @@ FOREIGN: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("case", FOREIGN)
 def test_other_programs_read_the_same_numbers_from_what_they_packed(case: str) -> None:
-    """AutoAWQ 0.2.9, AutoGPTQ 0.7.1 and transformers 5.23 made the file: tools/quantised_vectors.py. To the bit."""
+    """AutoAWQ 0.2.9, AutoGPTQ 0.7.1 and transformers 5.23 made the file: tools/quantized_vectors.py. To the bit."""
     file = SafetensorsFile(ROOT / "tests" / "vectors" / "quantised.safetensors")
     stored = {name: Piece(file, tensor) for name, tensor in file.tensors.items() if name.startswith(f"{case}.matrix.")}
     tensor, matrix = decoded(FOREIGN[case], stored)[f"{case}.matrix.weight"]
@@ -148,7 +148,7 @@ def test_mlx_folders_are_made_from_the_same_numbers(case: str, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("case", ["fp8", "awq", "gptq int4"])
-def test_quantisations_of_quantised_checkpoints(case: str, tmp_path: Path) -> None:
+def test_quantisations_of_quantized_checkpoints(case: str, tmp_path: Path) -> None:
     """q4_k_m of a stored quantisation is q4_k_m of its float32 numbers."""
     source, _ = CHECKPOINTS[case](tmp_path / "source")
     convert.convert(source, tmp_path / "source.gguf", quant="f32", threads=1)

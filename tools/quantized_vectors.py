@@ -1,7 +1,7 @@
 """What the makers of AWQ, GPTQ and FP8 checkpoints say their numbers mean: tests/vectors/quantised.safetensors.
 
     pip download --no-deps --no-build-isolation --no-binary :all: autoawq==0.2.9 auto-gptq==0.7.1     # and unpack both
-    python tools/quantised_vectors.py autoawq-0.2.9 auto_gptq-0.7.1
+    python tools/quantized_vectors.py autoawq-0.2.9 auto_gptq-0.7.1
 
 Random matrices are quantised, packed and turned into float32 again by AutoAWQ, AutoGPTQ and transformers, of which the
 modules for a CPU are loaded alone: none of it is our code. Per case the file has the stored tensors under
