@@ -46,12 +46,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from convert.gguf import quants
 from convert.mlx import schemes as mlx_schemes
+from convert.options import DEFAULTS, Options, Progress, Report
 from localqwen.errors import OutputError
 
 if TYPE_CHECKING:
@@ -80,47 +80,6 @@ OWNER = "localqwen"
 QUANTIZATIONS: tuple[str, ...] = tuple(quants.QUANTIZATIONS)
 
 
-@dataclass(frozen=True)
-class Progress:
-    """Reported after each slice of a tensor; both numbers count bytes of weights read from the source."""
-
-    tensor: str
-    done_bytes: int
-    total_bytes: int
-
-
-@dataclass(frozen=True)
-class Report:
-    """The file or folder that was written: bytes of all its files, how many tensors they hold, what it took.
-
-    `left_whole` are the matrices that MLX's groups do not divide: they stay unquantised, as in mlx-lm. `notes` are what
-    a user should know of the result.
-    """
-
-    path: Path
-    bytes: int
-    tensors: int
-    quant: str
-    seconds: float
-    left_whole: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Options:
-    """What a user changes on the way. `tensor_types` are PATTERN=TYPE texts, `part_bytes` limits the tensors of a file.
-
-    `tensor_types`, `imatrix` and `part_bytes` are for GGUF; `yarn` (2 or 4) and `adapter` (a folder of PEFT's layout)
-    need a checkpoint.
-    """
-
-    tensor_types: tuple[str, ...] = ()
-    imatrix: Path | None = None
-    part_bytes: int | None = None
-    yarn: int | None = None
-    adapter: Path | None = None
-
-
 def convert(
     source: Path,
     out: Path,
@@ -130,7 +89,7 @@ def convert(
     name: str | None = None,
     threads: int | None = None,
     progress: Callable[[Progress], None] | None = None,
-    options: Options = Options(),
+    options: Options = DEFAULTS,
 ) -> Report:
     """Writes the checkpoint folder or GGUF file `source` as the GGUF file `out`, replacing it only with `force`.
 
@@ -155,7 +114,7 @@ def convert(
         return Report(first, job.plan.size, len(job.plan.tensors), job.plan.quant, seconds, notes=job.notes)
 
 
-def plan(source: Path, quant: str, *, name: str | None = None, options: Options = Options()) -> Plan:
+def plan(source: Path, quant: str, *, name: str | None = None, options: Options = DEFAULTS) -> Plan:
     """What `convert` would write, without writing it: size to the byte, tensors with their types."""
     from convert.gguf import conversion
 
@@ -171,7 +130,7 @@ def forecast_gguf(
     name: str | None = None,
     force: bool = False,
     threads: int | None = None,
-    options: Options = Options(),
+    options: Options = DEFAULTS,
 ) -> Forecast:
     """What `convert` would write and need; raises what it would raise before its first byte."""
     from convert.gguf import conversion
@@ -253,7 +212,7 @@ def convert_to_mlx(
     recipe: str | None = None,
     force: bool = False,
     progress: Callable[[Progress], None] | None = None,
-    options: Options = Options(),
+    options: Options = DEFAULTS,
 ) -> Report:
     """Writes the checkpoint folder `source` as the MLX folder `out`; without bits, mode and recipe in 16 bit.
 
@@ -285,7 +244,7 @@ def forecast_mlx(
     group_size: int | None = None,
     mode: str = "affine",
     recipe: str | None = None,
-    options: Options = Options(),
+    options: Options = DEFAULTS,
 ) -> Forecast:
     """What `convert_to_mlx` would write and need."""
     from convert.mlx import planning as mlx_planning

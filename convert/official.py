@@ -10,12 +10,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from convert import Progress
 from convert.config import read_config
 from convert.gguf import architecture
 from convert.gguf.encoding import check_values, from_float32, to_float32
 from convert.mlx import layout as mlx_layout
 from convert.mlx.layout import Stored
+from convert.options import Progress
 from convert.output import file as output_file
 from convert.output import folder as output_folder
 from convert.output import manifest

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from convert import Options, Progress
 from convert.gguf import encoding, quants
 from convert.gguf.head import MAGIC, padding
 from convert.gguf.planning import Plan, PlannedFile, PlannedTensor, make_plan
 from convert.gguf_source import GgufSource, part_name
 from convert.imatrix.file import Importance
+from convert.options import Options, Progress
 from convert.output import file as output_file
 from convert.output import forecast, manifest
 from convert.output.hashing import Digest, HashedWriter, InputHashes

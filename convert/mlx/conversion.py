@@ -7,21 +7,19 @@ influence each other, so slices of them give the bits that `mlx_lm.convert` gets
 from __future__ import annotations
 
 import json
-import platform
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict
-from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from convert import Progress
 from convert.gguf.encoding import check_values
+from convert.mlx import arrays
 from convert.mlx import layout as mlx_layout
 from convert.mlx.planning import Plan, PlannedWeight
 from convert.mlx.schemes import Packing, Scheme
+from convert.options import Progress
 from convert.output import file as output_file
 from convert.output import folder as output_folder
 from convert.output import manifest
@@ -30,13 +28,11 @@ from convert.output.shards import ShardWriter
 from convert.safetensors import SourceTensor
 from convert.sources.checkpoint import COMPANIONS, Checkpoint
 from convert.tensor_types import BF16, F16, F32
-from localqwen.errors import ConversionError, EngineUnavailable
+from localqwen.errors import ConversionError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-#: Elements per slice: large enough that calls do not count, small enough that memory stays low.
-SLICE = 1 << 22
 _KINDS = {"F32": F32, "F16": F16, "BF16": BF16}
 _NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
@@ -55,9 +51,9 @@ def write(
 ) -> dict[str, Digest]:
     """Makes the folder `out` and gives the digests of its files. `changed` is what the manifest says beside the scheme.
 
-    Raises CheckpointError, OutputError, ConversionError, EngineUnavailable.
+    Raises CheckpointError, OutputError, ConversionError.
     """
-    library()
+    arrays.library()
     output_file.check_space(out, plan.size)
     with (
         InputHashes(checkpoint.files((mlx_layout.INDEX, "config.json", *COMPANIONS))) as hashes,
@@ -120,7 +116,7 @@ def _slices(checkpoint: Checkpoint, planned: PlannedWeight) -> Iterator[tuple[ND
     for name in planned.weight.sources:
         file, tensor = checkpoint.file_of(name), checkpoint.tensors[name]
         count = tensor.rows
-        step = max(1, SLICE // tensor.shape[-1])
+        step = max(1, arrays.SLICE // tensor.shape[-1])
         for first in range(0, count, step):
             rows = file.rows(tensor, first, min(step, count - first))
             check_values(rows, tensor.name, tensor.dtype, _KINDS[planned.dtype])
@@ -132,7 +128,7 @@ def _plain(slices: Iterator[tuple[NDArray[Any], SourceTensor]], planned: Planned
     (stored,) = planned.stored
     for rows, tensor in slices:
         same = tensor.dtype == planned.dtype
-        data = rows if same else as_numpy(_as_wanted(rows, tensor.dtype, planned.dtype))
+        data = rows if same else arrays.as_numpy(_as_wanted(rows, tensor.dtype, planned.dtype))
         yield stored.name, _bytes(data), rows.nbytes
 
 
@@ -153,9 +149,11 @@ def _packed(
 
 def _quantise(rows: Any, packing: Packing) -> list[NDArray[Any]]:
     """Packed numbers, scales and, if affine, biases."""
-    mx = library()
+    mx = arrays.library()
     try:
-        return [as_numpy(each) for each in mx.quantize(rows, packing.group_size, packing.bits, mode=packing.mode)]
+        return [
+            arrays.as_numpy(each) for each in mx.quantize(rows, packing.group_size, packing.bits, mode=packing.mode)
+        ]
     except (ValueError, RuntimeError, TypeError) as exc:
         raise ConversionError(
             f"this MLX does not quantise to {packing.bits} bits in groups of {packing.group_size} ({packing.mode}): "
@@ -165,46 +163,10 @@ def _quantise(rows: Any, packing: Packing) -> list[NDArray[Any]]:
 
 
 def _as_wanted(rows: NDArray[Any], dtype: str, wanted: str) -> Any:
-    return as_mlx(rows, dtype).astype(getattr(library(), _NAMES[wanted]))
-
-
-def as_mlx(rows: NDArray[Any], dtype: str) -> Any:
-    """bfloat16 comes as its bits; numpy has no such type."""
-    import numpy as np
-
-    mx = library()
-    array = mx.array(np.require(rows, requirements=["C", "A"]))  # a header of odd length shifts what follows
-    if dtype == "BF16":
-        array = array.view(mx.bfloat16)
-    return array
-
-
-def as_numpy(array: Any) -> NDArray[Any]:
-    """A copy of an MLX array's numbers; bfloat16 as its bits."""
-    import numpy as np
-
-    mx = library()
-    return np.array(array.view(mx.uint16) if array.dtype == mx.bfloat16 else array)
+    return arrays.as_mlx(rows, dtype).astype(getattr(arrays.library(), _NAMES[wanted]))
 
 
 def _bytes(array: NDArray[Any]) -> memoryview:
     import numpy as np
 
     return array.reshape(-1).view(np.uint8).data
-
-
-@cache
-def library() -> Any:
-    """mlx.core. Raises EngineUnavailable where MLX is missing or does not load."""
-    try:
-        import mlx.core as mx
-    except (ImportError, OSError) as exc:
-        raise EngineUnavailable(f"converting to MLX needs mlx, which does not load: {exc}", _install_hint()) from exc
-    return mx
-
-
-def _install_hint() -> str:
-    """MLX without a GPU is another package; it packs the same numbers."""
-    if sys.platform == "darwin":
-        return "pip install mlx" if platform.machine() == "arm64" else "MLX needs Apple Silicon; --to gguf runs here"
-    return "pip install 'mlx[cpu]'"

@@ -9,12 +9,13 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from convert import Options
 from convert.config import read_config
 from convert.gguf import architecture
 from convert.mlx import layout as mlx_layout
+from convert.mlx.arrays import SLICE
 from convert.mlx.layout import Stored, Weight
 from convert.mlx.schemes import Packing, Scheme, packing
+from convert.options import Options
 from convert.output import forecast
 from convert.sources.checkpoint import Checkpoint
 from localqwen.errors import CheckpointError, ConversionError, UsageError
@@ -113,7 +114,6 @@ def _dtype(checkpoint: Checkpoint, weight: Weight, scheme: Scheme) -> str:
 
 def forecast_of(checkpoint: Checkpoint, plan: Plan, out: Path) -> forecast.Forecast:
     """Sizes are those of the weight files, headers included."""
-    from convert.mlx.conversion import SLICE
     from convert.output.shards import header
 
     files = {

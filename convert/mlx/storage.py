@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from convert.mlx import arrays
 from convert.mlx.schemes import Packing
 from convert.safetensors import DTYPES, SourceTensor
 from convert.sources.quantized import Matrix, Piece, Pieces
@@ -83,20 +84,16 @@ class _Packed:
         return SourceTensor(name, dtype, self.shape, 0, self.shape[0] * self.shape[1] * DTYPES[dtype])
 
     def rows(self, tensor: SourceTensor, first: int, count: int) -> NDArray[np.generic]:
-        from convert.mlx import conversion
-
-        return conversion.as_numpy(self._numbers(first, count))
+        return arrays.as_numpy(self._numbers(first, count))
 
     def forget(self, tensor: SourceTensor, rows: int) -> None:
         if rows >= self.shape[0]:
             self.weight.file.forget(self.weight.tensor, self.begin + rows)
 
     def _numbers(self, first: int, count: int) -> Any:
-        from convert.mlx import conversion
-
-        mx = conversion.library()
+        mx = arrays.library()
         weight, scales, biases = (
-            conversion.as_mlx(piece.rows(self.begin + first, count), piece.tensor.dtype) if piece else None
+            arrays.as_mlx(piece.rows(self.begin + first, count), piece.tensor.dtype) if piece else None
             for piece in (self.weight, self.scales, self.biases)
         )
         packing = self.packing

@@ -90,7 +90,7 @@ def test_every_option_gives_the_bits_of_mlx_lm(
     kind: str, tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Tensors, config and index of our one pass, in slices of a few rows, and of mlx-lm's whole model are the same."""
-    monkeypatch.setattr("convert.mlx.conversion.SLICE", 5000)
+    monkeypatch.setattr("convert.mlx.arrays.SLICE", 5000)
     source = make_checkpoint(tmp_path / kind, DENSE if kind == "dense" else MIXTURE, shards=2)
     for name in OPTIONS if kind == "dense" else OF_EXPERTS:
         ours, theirs = OPTIONS[name]
@@ -308,10 +308,10 @@ def test_groups_that_divide_nothing_or_not_the_router(tmp_path: Path, out: Path)
 def test_where_mlx_is_missing_the_hint_says_what_to_install(
     source: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from convert.mlx import conversion
+    from convert.mlx import arrays
 
     monkeypatch.setitem(sys.modules, "mlx.core", None)
-    conversion.library.cache_clear()
+    arrays.library.cache_clear()
     assert "pip install" in refused(source, out, EngineUnavailable, "mlx").hint
 
 
