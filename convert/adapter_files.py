@@ -18,9 +18,9 @@ from convert.gguf import architecture as gguf_architecture
 from convert.gguf import head as gguf_head
 from convert.gguf.head import StoredTensor, padding
 from convert.mlx import layout as mlx_layout
-from convert.mlx.layout import Stored
 from convert.output import file as output_file
 from convert.output import shards
+from convert.output.shards import Stored
 from convert.sources import adapters
 from convert.sources.adapters import LowRank
 from convert.tensor_types import F32
@@ -48,10 +48,11 @@ class _Target:
     stacked: bool
 
 
-def write_gguf(folder: Path, out: Path, architecture: str, sizes: Mapping[str, int]) -> None:
-    """The adapter in `folder` for a GGUF model; `sizes` by GGUF_KEYS. Raises CheckpointError where it does not fit.
+def adapter_for_llama_cpp(folder: Path, out: Path, *, architecture: str, sizes: Mapping[str, int]) -> None:
+    """Write the LoRA adapter in `folder`, in PEFT's layout, as the GGUF file `out` that llama.cpp applies.
 
-    Whether the model has an output matrix of its own, and how large that is, llama.cpp checks.
+    `sizes` are the model's, by GGUF_KEYS. llama.cpp itself checks the shape of an output matrix. Raise CheckpointError
+    if the adapter is not plain LoRA or does not fit the model, and OutputError.
     """
     pairs = adapters.read(folder)
     head = pairs[_HEAD].up.shape[0] if _HEAD in pairs else 1
@@ -76,8 +77,12 @@ def write_gguf(folder: Path, out: Path, architecture: str, sizes: Mapping[str, i
     _write(out, gguf_head.head(gguf_head.entries(metadata), stored), [*matrices.values()])
 
 
-def write_mlx(folder: Path, out: Path, config: Mapping[str, Any]) -> None:
-    """The adapter in `folder` for the model of that config.json. Raises CheckpointError where it does not fit."""
+def adapter_for_mlx(folder: Path, out: Path, *, config: Mapping[str, Any]) -> None:
+    """Write the LoRA adapter in `folder`, in PEFT's layout, as the safetensors file `out` for the MLX engine.
+
+    `config` is the model's config.json. Raise CheckpointError if the adapter is not plain LoRA or does not fit the
+    model, and OutputError.
+    """
     targets = [
         _Target(weight.path, weight.sources, weight.shape[-2:], len(weight.shape) == 3)
         for weight in mlx_layout.weights(read_config(config))

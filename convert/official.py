@@ -6,21 +6,21 @@ What a quantisation has dropped does not come back; this is for tools that read 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from convert.config import read_config
+from convert.floats import check_values, from_float32, to_float32
 from convert.gguf import architecture
-from convert.gguf.encoding import check_values, from_float32, to_float32
 from convert.mlx import layout as mlx_layout
-from convert.mlx.layout import Stored
-from convert.options import Progress
+from convert.options import Progress, Report
 from convert.output import file as output_file
 from convert.output import folder as output_folder
-from convert.output import manifest
+from convert.output import manifest, shards
 from convert.output.hashing import Digest, InputHashes
-from convert.output.shards import ShardWriter
+from convert.output.shards import ShardWriter, Stored
 from convert.safetensors import SourceTensor
 from convert.sources.checkpoint import COMPANIONS, Checkpoint
 from convert.tensor_types import TYPES
@@ -32,6 +32,22 @@ if TYPE_CHECKING:
 
 _SLICE = 1 << 20
 _WIDTHS = {"float16": "F16", "bfloat16": "BF16"}
+
+
+def dequantize(
+    source: Path, out: Path, *, force: bool = False, progress: Callable[[Progress], None] | None = None
+) -> Report:
+    """Writes the MLX folder or quantised checkpoint `source` as the folder `out` in the official layout, in 16 bit.
+
+    Raises CheckpointError, OutputError, EngineUnavailable where MLX is needed and missing.
+    """
+    started = time.monotonic()
+    out = out if out.name not in ("", "..") else out.resolve()
+    output_folder.check(out, force=force)
+    with Checkpoint(source, mlx=True) as checkpoint:
+        written, tensors = write(checkpoint, out, force=force, progress=progress)
+    size = sum(digest.bytes for digest in written.values())
+    return Report(out, size, tensors, "16bit", time.monotonic() - started)
 
 
 def planned(checkpoint: Checkpoint) -> list[Stored]:
@@ -57,13 +73,12 @@ def write(
     tensors = planned(checkpoint)
     size = sum(tensor.bytes for tensor in tensors)
     output_file.check_space(out, size)
-    parts = mlx_layout.shards(tensors, mlx_layout.MAX_SHARD)
-    shards = dict(zip(mlx_layout.shard_names(len(parts)), parts, strict=True))
+    files = shards.by_file(tensors)
     with (
-        InputHashes(checkpoint.files((mlx_layout.INDEX, "config.json", *COMPANIONS))) as hashes,
+        InputHashes(checkpoint.files((shards.INDEX, "config.json", *COMPANIONS))) as hashes,
         output_folder.writing(out, size=size, force=force) as folder,
     ):
-        digests = _write_weights(folder, checkpoint, shards, progress) | _write_small(folder, checkpoint, shards)
+        digests = _write_weights(folder, checkpoint, files, progress) | _write_small(folder, checkpoint, files)
         written = manifest.make(
             checkpoint.folder, recipe={"format": "official"}, inputs=hashes.result(), outputs=digests, packages=()
         )
@@ -71,10 +86,10 @@ def write(
     return digests, len(tensors)
 
 
-def _write_small(folder: Path, checkpoint: Checkpoint, shards: Mapping[str, list[Stored]]) -> dict[str, Digest]:
+def _write_small(folder: Path, checkpoint: Checkpoint, files: Mapping[str, list[Stored]]) -> dict[str, Digest]:
     contents = {"config.json": _json(checkpoint.config)}
-    if len(shards) > 1:
-        contents[mlx_layout.INDEX] = _json(mlx_layout.index(shards, 0))
+    if len(files) > 1:
+        contents[shards.INDEX] = _json(shards.index(files, 0))
     return output_folder.write_small_files(folder, checkpoint, contents)
 
 
@@ -85,13 +100,13 @@ def _json(value: Mapping[str, object]) -> bytes:
 def _write_weights(
     folder: Path,
     checkpoint: Checkpoint,
-    shards: Mapping[str, list[Stored]],
+    files: Mapping[str, list[Stored]],
     progress: Callable[[Progress], None] | None,
 ) -> dict[str, Digest]:
     digests = {}
-    total = sum(checkpoint.tensors[each.name].bytes for tensors in shards.values() for each in tensors)
+    total = sum(checkpoint.tensors[each.name].bytes for tensors in files.values() for each in tensors)
     done = 0
-    for shard, tensors in shards.items():
+    for shard, tensors in files.items():
         with ShardWriter(folder / shard, tensors, made_for="pt") as file:
             for stored in tensors:
                 source = checkpoint.tensors[stored.name]

@@ -1,4 +1,4 @@
-"""The values that every conversion takes and returns."""
+"""The values that a conversion takes and returns."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Progress:
-    """Reported after each slice of a tensor; both numbers count bytes of weights read from the source."""
+    """How far a conversion is after a slice of `tensor`. Both numbers count bytes of weights read from the source."""
 
     tensor: str
     done_bytes: int
@@ -17,10 +17,10 @@ class Progress:
 
 @dataclass(frozen=True)
 class Report:
-    """The file or folder that was written: bytes of all its files, how many tensors they hold, what it took.
+    """A finished conversion: the file or folder at `path`, `bytes` of all its files, how many `tensors` they hold.
 
-    `left_whole` are the matrices that MLX's groups do not divide: they stay unquantised, as in mlx-lm. `notes` are what
-    a user should know of the result.
+    `left_whole` names the matrices that stay unquantized because MLX's groups do not divide their rows, as in mlx-lm.
+    `notes` are sentences that a user should read.
     """
 
     path: Path
@@ -34,10 +34,10 @@ class Report:
 
 @dataclass(frozen=True)
 class Options:
-    """What a user changes on the way. `tensor_types` are PATTERN=TYPE texts, `part_bytes` limits the tensors of a file.
+    """Changes that a user makes to a conversion.
 
-    `tensor_types`, `imatrix` and `part_bytes` are for GGUF; `yarn` (2 or 4) and `adapter` (a folder of PEFT's layout)
-    need a checkpoint.
+    `tensor_types` (PATTERN=TYPE texts), `imatrix` (a file) and `part_bytes` (at most so many bytes of tensors in each
+    file) are for GGUF. `yarn` (factor 2 or 4) and `adapter` (a folder in PEFT's layout) need a checkpoint as source.
     """
 
     tensor_types: tuple[str, ...] = ()
@@ -46,6 +46,16 @@ class Options:
     yarn: int | None = None
     adapter: Path | None = None
 
+    def changed(self) -> dict[str, object]:
+        """Return the options that differ from their defaults, as a manifest records them."""
+        values: dict[str, object] = {
+            "tensor_types": list(self.tensor_types),
+            "imatrix": self.imatrix and self.imatrix.name,
+            "part_bytes": self.part_bytes,
+            "yarn": self.yarn,
+            "adapter": self.adapter and str(self.adapter),
+        }
+        return {name: value for name, value in values.items() if value}
 
-#: No changes.
+
 DEFAULTS = Options()

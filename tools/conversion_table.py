@@ -64,7 +64,7 @@ def outputs() -> dict[tuple[str, str], Output]:
     result |= {("MLX", f"{bits} bit"): mlx(bits=bits, group_size=32) for bits in mlx_schemes.BITS}
     result |= {("MLX", mode): mlx(mode=mode) for mode in mlx_schemes.FIXED_MODES}
     result |= {("MLX", recipe): mlx(recipe=recipe, group_size=32) for recipe in mlx_schemes.RECIPES}
-    result[("official layout", "16 bit")] = convert.dequantise
+    result[("official layout", "16 bit")] = convert.dequantize
     return result
 
 

@@ -1,58 +1,112 @@
-"""GGUF files: what is read and what is written, put together. Sources are checkpoint folders and GGUF files."""
+"""Conversions to GGUF, from a checkpoint folder or a GGUF file: open, apply the options, plan, write."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
 
-from convert.gguf import encoding, quants
-from convert.gguf.head import MAGIC, padding
-from convert.gguf.planning import Plan, PlannedFile, PlannedTensor, make_plan
-from convert.gguf_source import GgufSource, part_name
-from convert.imatrix.file import Importance
-from convert.options import Options, Progress
+from convert import yarn
+from convert.gguf import encoding, files, planning, quants, requantizing
+from convert.gguf.files import Job
+from convert.gguf.head import MAGIC
+from convert.gguf.planning import Plan
+from convert.gguf.quants import Recipe
+from convert.gguf_source import GgufSource
+from convert.imatrix import file as imatrix_file
+from convert.options import DEFAULTS, Options, Progress, Report
 from convert.output import file as output_file
-from convert.output import forecast, manifest
-from convert.output.hashing import Digest, HashedWriter, InputHashes
+from convert.output import forecast
+from convert.output.forecast import Forecast
+from convert.sources import adapters
 from convert.sources.checkpoint import Checkpoint
-from localqwen.errors import CheckpointError, OutputError, UsageError
+from localqwen.errors import CheckpointError, UsageError
 from localqwen.machine import usable_cores
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
-#: The files beside the weights that a GGUF file takes something from.
-_READ = (
-    "model.safetensors.index.json", "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
-    "chat_template.jinja",
-)  # fmt: skip
+def convert(
+    source: Path,
+    out: Path,
+    *,
+    quant: str,
+    force: bool = False,
+    name: str | None = None,
+    threads: int | None = None,
+    progress: Callable[[Progress], None] | None = None,
+    options: Options = DEFAULTS,
+) -> Report:
+    """Convert `source`, a checkpoint folder or a GGUF file, to the GGUF file `out`; replace `out` only with `force`.
+
+    `name` becomes general.name (the folder's name if None). `threads` defaults to all usable cores. With
+    `options.part_bytes` the parts are named after `out`. Raise UsageError, CheckpointError, OutputError,
+    ConversionError or EngineUnavailable; then nothing is left at `out` or beside it.
+    """
+    started = time.monotonic()
+    if options.part_bytes is None:
+        output_file.check(out, force=force)
+    with _opened(source, quant, name=name, options=options, force=force) as job:
+        recipe = {"format": "gguf", "quant": job.plan.quant, **options.changed()}
+        packages = ("llama-cpp-python", "gguf")
+        first = files.write(
+            job, source, out, force=force, threads=threads, progress=progress, recipe=recipe, packages=packages
+        )
+        return _report(job, first, started)
 
 
-@dataclass(frozen=True)
-class Job:
-    """An open source, the plan of what becomes of it, and the importance matrix that helps."""
+def plan(source: Path, quant: str, *, name: str | None = None, options: Options = DEFAULTS) -> Plan:
+    """Return what `convert` would write: its size to the byte, its tensors with their types. Write nothing."""
+    with _opened(source, quant, name=name, options=options, force=True) as job:
+        return job.plan
 
-    source: Checkpoint | GgufSource
-    plan: Plan
-    importance: Importance | None = None
-    notes: tuple[str, ...] = ()
 
-    def parts(self, tensor: PlannedTensor) -> list[encoding.Part]:
-        known = self.importance.of(tensor.stored) if self.importance else None
-        each: Sequence[NDArray[np.float32] | None] = known or [None] * len(tensor.sources)
-        return [
-            encoding.Part(self.source.file_of(name), self.source.tensors[name], importance)
-            for name, importance in zip(tensor.sources, each, strict=True)
-        ]
+def forecast_gguf(
+    source: Path,
+    out: Path,
+    *,
+    quant: str,
+    name: str | None = None,
+    force: bool = False,
+    threads: int | None = None,
+    options: Options = DEFAULTS,
+) -> Forecast:
+    """Return what `convert` would write and need; raise what it would raise before it writes its first byte."""
+    with _opened(source, quant, name=name, options=options, force=force) as job:
+        sizes = {
+            file.name: planned.size for file, planned in zip(files.paths(out, job.plan), job.plan.files, strict=True)
+        }
+        memory = forecast.gguf_memory(encoding.SLICE, threads or usable_cores(), _tokenizer_bytes(job))
+        return Forecast(str(out), job.plan.quant, sizes, job.plan.types, memory, job.notes)
+
+
+def merge(
+    source: Path,
+    out: Path,
+    *,
+    force: bool = False,
+    part_bytes: int | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> Report:
+    """Copy the GGUF file `source`, with all its parts, to the one file `out`, or to parts of at most `part_bytes`.
+
+    Raise CheckpointError or OutputError.
+    """
+    started = time.monotonic()
+    with GgufSource(source) as file:
+        job = Job(file, requantizing.make_copy(file, part_bytes))
+        first = files.write(
+            job, source, out, force=force, threads=1, progress=progress, recipe={"format": "gguf"}, packages=()
+        )
+        return _report(job, first, started)
+
+
+def _report(job: Job, first: Path, started: float) -> Report:
+    seconds = time.monotonic() - started
+    return Report(first, job.plan.size, len(job.plan.tensors), job.plan.quant, seconds, notes=job.notes)
 
 
 def is_gguf(path: Path) -> bool:
-    """By its name, or by what it begins with. Raises CheckpointError for a file that cannot be read."""
+    """Return whether a file is GGUF by its name or its first bytes. Raise CheckpointError if it cannot be read."""
     if not path.is_file():
         return False
     try:
@@ -63,24 +117,14 @@ def is_gguf(path: Path) -> bool:
 
 
 @contextmanager
-def opened(source: Path, quant: str, *, name: str | None, options: Options, force: bool) -> Iterator[Job]:
-    """Raises UsageError, CheckpointError, ConversionError."""
-    from convert import yarn
-    from convert.gguf import requantizing
-    from convert.imatrix import file as imatrix_file
-    from convert.sources import adapters
-
+def _opened(source: Path, quant: str, *, name: str | None, options: Options, force: bool) -> Iterator[Job]:
+    """Open the source, with its plan, for the body. Raise UsageError, CheckpointError or ConversionError."""
     importance = imatrix_file.read(options.imatrix) if options.imatrix else None
     overrides = tuple(quants.override(text) for text in options.tensor_types)
-    recipe = quants.Recipe(quants.quantization(quant), overrides, importance is not None)
+    recipe = Recipe(quants.quantization(quant), overrides, importance is not None)
     extra = importance.metadata if importance else {}
     if is_gguf(source):
-        if options.yarn or options.adapter:
-            flag, rest = ("--yarn", f"--yarn {options.yarn}") if options.yarn else ("--adapter", "--adapter DIR")
-            raise UsageError(
-                f"{flag} needs a checkpoint folder, {source.name} is a GGUF file",
-                f"localqwen convert CHECKPOINT {rest}, with the official weights as CHECKPOINT",
-            )
+        _refuse_checkpoint_options(source, options)
         with GgufSource(source) as file:
             plan = requantizing.make_plan(file, recipe, extra, options.part_bytes, force=force)
             notes = (requantizing.LOSSY_TWICE,) if requantizing.lossy_twice(file) else ()
@@ -89,12 +133,21 @@ def opened(source: Path, quant: str, *, name: str | None, options: Options, forc
     with Checkpoint(source) as checkpoint:
         yarn.apply(checkpoint, options.yarn)
         adapters.apply(checkpoint, options.adapter)
-        plan = make_plan(checkpoint, recipe, name or source.resolve().name, extra, options.part_bytes)
+        plan = planning.make_plan(checkpoint, recipe, name or source.resolve().name, extra, options.part_bytes)
         yield Job(checkpoint, plan, importance, checkpoint.notes + _notes(plan, recipe))
 
 
-def _notes(plan: Plan, recipe: quants.Recipe) -> tuple[str, ...]:
-    """Where the result is not what the quantisation's name promises."""
+def _refuse_checkpoint_options(source: Path, options: Options) -> None:
+    if options.yarn or options.adapter:
+        flag, rest = ("--yarn", f"--yarn {options.yarn}") if options.yarn else ("--adapter", "--adapter DIR")
+        raise UsageError(
+            f"{flag} needs a checkpoint folder, {source.name} is a GGUF file",
+            f"localqwen convert CHECKPOINT {rest}, with the official weights as CHECKPOINT",
+        )
+
+
+def _notes(plan: Plan, recipe: Recipe) -> tuple[str, ...]:
+    """Return sentences about tensors that do not get the type which the quantization's name promises."""
     base = recipe.quantization.base
     notes: tuple[str, ...] = ()
     if plan.quant == "mxfp4" and "MXFP4" not in plan.types:
@@ -107,80 +160,6 @@ def _notes(plan: Plan, recipe: quants.Recipe) -> tuple[str, ...]:
             f"{len(uneven)} of {len(matrices)} matrices do not divide into blocks of {base.block}: {others} instead",
         )
     return notes
-
-
-def outputs(out: Path, plan: Plan) -> list[Path]:
-    """The file, or its parts by llama.cpp's names."""
-    count = len(plan.files)
-    stem = out.name.removesuffix(".gguf")
-    return [out] if not _is_split(plan) else [out.with_name(part_name(stem, i, count)) for i in range(count)]
-
-
-def _is_split(plan: Plan) -> bool:
-    return b"split.count" in plan.files[0].head
-
-
-def write(
-    job: Job, out: Path, *, force: bool, threads: int | None, progress: Callable[[Progress], None] | None
-) -> tuple[Path, dict[str, Digest], dict[str, Digest]]:
-    """Makes the files; gives the first one, and the digests of what was read and written.
-
-    Raises CheckpointError, OutputError, ConversionError, EngineUnavailable.
-    """
-    files = outputs(out, job.plan)
-    for file in files:
-        output_file.check(file, force=force)
-        if file.exists() and any(file.samefile(read) for read in job.source.weight_files):
-            raise OutputError(f"{file} is part of the model that is read", "choose another file for the output")
-    output_file.check_space(files[0], job.plan.size)
-    with InputHashes(job.source.files(_READ)) as hashes, ExitStack() as stack:
-        # The first part gets its name last: a loader that finds it finds all.
-        writing = [
-            stack.enter_context(output_file.writing(file, size=planned.size, force=force))
-            for file, planned in zip(files, job.plan.files, strict=True)
-        ]
-        digests = _write(job, writing, threads, progress)
-        inputs = hashes.result()
-        if force or not files[0].exists():  # else another run was quicker, and the manifest is its own
-            manifest.file_of(files[0]).unlink(missing_ok=True)  # it describes what is about to be replaced
-    return files[0], inputs, {file.name: digest for file, digest in zip(files, digests, strict=True)}
-
-
-def _write(
-    job: Job, files: list[BinaryIO], threads: int | None, progress: Callable[[Progress], None] | None
-) -> list[Digest]:
-    tensors = job.source.tensors
-    total = sum(tensors[source].bytes for tensor in job.plan.tensors for source in tensor.sources)
-    done, digests = 0, []
-    count = threads or usable_cores()
-    with ThreadPoolExecutor(count, "convert") as pool:
-        for file, planned in zip(files, job.plan.files, strict=True):
-            with HashedWriter(file) as writer:
-                for name, read in _write_file(job, planned, writer, pool, count + 2):
-                    done += read
-                    if progress is not None:
-                        progress(Progress(name, done, total))
-                digests.append(writer.digest())
-    return digests
-
-
-def _write_file(
-    job: Job, planned: PlannedFile, writer: HashedWriter, pool: ThreadPoolExecutor, ahead: int
-) -> Iterator[tuple[str, int]]:
-    """After each slice the tensor's name and the bytes that were read for it."""
-    writer.write(memoryview(planned.head))
-    for tensor in planned.tensors:
-        for data, source_bytes in encoding.encoded(job.parts(tensor), tensor.stored.type, pool, ahead):
-            writer.write(data.data)
-            yield tensor.stored.name, source_bytes
-        writer.write(memoryview(bytes(padding(tensor.stored.size))))
-
-
-def forecast_of(job: Job, out: Path, threads: int | None) -> forecast.Forecast:
-    plan = job.plan
-    files = {file.name: planned.size for file, planned in zip(outputs(out, plan), plan.files, strict=True)}
-    memory = forecast.gguf_memory(encoding.SLICE, threads or usable_cores(), _tokenizer_bytes(job))
-    return forecast.Forecast(str(out), plan.quant, files, plan.types, memory, job.notes)
 
 
 def _tokenizer_bytes(job: Job) -> int:

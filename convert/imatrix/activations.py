@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from convert.gguf import ggml
+from convert import ggml
 from convert.gguf.head import StoredTensor, entries, head, padding
 from convert.output import file as output_file
 from convert.tensor_types import F32

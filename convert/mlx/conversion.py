@@ -1,172 +1,90 @@
-"""Official checkpoint -> MLX folder, in one pass: rows are read, packed by MLX's own quantiser, written as they come.
-
-Of a weight, its scales and biases wait in memory until its packed numbers are written; nothing else does. Rows do not
-influence each other, so slices of them give the bits that `mlx_lm.convert` gets from the whole.
-"""
+"""Conversions to MLX: open the checkpoint, apply the options, plan, write."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
-from dataclasses import asdict
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
 
-from convert.gguf.encoding import check_values
-from convert.mlx import arrays
-from convert.mlx import layout as mlx_layout
-from convert.mlx.planning import Plan, PlannedWeight
-from convert.mlx.schemes import Packing, Scheme
-from convert.options import Progress
-from convert.output import file as output_file
+from convert import yarn
+from convert.mlx import files, schemes
+from convert.mlx.arrays import SLICE
+from convert.mlx.planning import Plan, make_plan
+from convert.mlx.schemes import Scheme
+from convert.options import DEFAULTS, Options, Progress, Report
 from convert.output import folder as output_folder
-from convert.output import manifest
-from convert.output.hashing import Digest, InputHashes
-from convert.output.shards import ShardWriter
-from convert.safetensors import SourceTensor
-from convert.sources.checkpoint import COMPANIONS, Checkpoint
-from convert.tensor_types import BF16, F16, F32
-from localqwen.errors import ConversionError
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-_KINDS = {"F32": F32, "F16": F16, "BF16": BF16}
-_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-
-#: The tensor's name, the next bytes of it, and how many bytes of the checkpoint were read for them.
-Piece = tuple[str, memoryview, int]
+from convert.output import forecast
+from convert.output.forecast import Forecast
+from convert.output.shards import header
+from convert.sources import adapters
+from convert.sources.checkpoint import Checkpoint
+from localqwen.errors import CheckpointError, OutputError, UsageError
 
 
-def write(
-    checkpoint: Checkpoint,
-    plan: Plan,
+def convert_to_mlx(
+    source: Path,
     out: Path,
     *,
-    force: bool,
+    bits: int | None = None,
+    group_size: int | None = None,
+    mode: str = "affine",
+    recipe: str | None = None,
+    force: bool = False,
     progress: Callable[[Progress], None] | None = None,
-    changed: Mapping[str, object] = MappingProxyType({}),
-) -> dict[str, Digest]:
-    """Makes the folder `out` and gives the digests of its files. `changed` is what the manifest says beside the scheme.
+    options: Options = DEFAULTS,
+) -> Report:
+    """Convert the checkpoint folder `source` to the MLX folder `out`, in 16 bit without bits, mode and recipe.
 
-    Raises CheckpointError, OutputError, ConversionError.
+    `group_size` defaults to 64 columns. With `force` a folder that an earlier conversion wrote is replaced. Raise
+    UsageError, CheckpointError, OutputError, ConversionError or EngineUnavailable; then nothing is left at `out` or
+    beside it.
     """
-    arrays.library()
-    output_file.check_space(out, plan.size)
-    with (
-        InputHashes(checkpoint.files((mlx_layout.INDEX, "config.json", *COMPANIONS))) as hashes,
-        output_folder.writing(out, size=plan.size, force=force) as folder,
-    ):
-        outputs = _write_weights(folder, checkpoint, plan, progress) | _write_small_files(folder, checkpoint, plan)
-        recipe = {**_recipe(plan.scheme), **changed}
-        written = manifest.make(
-            checkpoint.folder, recipe=recipe, inputs=hashes.result(), outputs=outputs, packages=("mlx",)
-        )
-        manifest.write(folder / manifest.FOLDER_NAME, written)
-    return outputs
+    started = time.monotonic()
+    scheme = schemes.scheme(bits, group_size, mode, recipe)
+    out = out if out.name not in ("", "..") else out.resolve()
+    output_folder.check(out, force=force)
+    with _opened(source, scheme, options) as (checkpoint, plan):
+        if out.exists() and source.resolve().is_relative_to(out.resolve()):
+            raise OutputError(f"{out} holds the checkpoint that is read", "choose another folder for the output")
+        written = files.write(checkpoint, plan, out, force=force, progress=progress, changed=options.changed())
+        notes = checkpoint.notes
+    size, seconds = sum(digest.bytes for digest in written.values()), time.monotonic() - started
+    return Report(out, size, plan.tensor_count, scheme.name, seconds, plan.left_whole, notes)
 
 
-def _recipe(scheme: Scheme) -> dict[str, Any]:
-    usual: Mapping[str, Any] = asdict(scheme.usual) if scheme.usual else {"bits": 16}
-    return {"format": "mlx", **usual, **({"recipe": scheme.recipe} if scheme.recipe else {})}
+def forecast_mlx(
+    source: Path,
+    out: Path,
+    *,
+    bits: int | None = None,
+    group_size: int | None = None,
+    mode: str = "affine",
+    recipe: str | None = None,
+    options: Options = DEFAULTS,
+) -> Forecast:
+    """Return what `convert_to_mlx` would write and need. Sizes are those of the weight files, headers included."""
+    scheme = schemes.scheme(bits, group_size, mode, recipe)
+    with _opened(source, scheme, options) as (checkpoint, plan):
+        sizes = {
+            name: len(header(tensors)) + sum(tensor.bytes for tensor in tensors)
+            for name, tensors in plan.shards.items()
+        }
+        waiting = max(sum(tensor.bytes for tensor in each.stored[1:]) for each in plan.weights)
+        memory = forecast.mlx_memory(SLICE, waiting, (checkpoint.folder / "tokenizer.json").stat().st_size)
+        notes = checkpoint.notes + tuple(f"left unquantised: {path}" for path in plan.left_whole)
+        kinds = forecast.counted(each.kind for each in plan.weights)
+        return Forecast(str(out), scheme.name, sizes, kinds, memory, notes)
 
 
-def _write_small_files(folder: Path, checkpoint: Checkpoint, plan: Plan) -> dict[str, Digest]:
-    contents = {
-        "config.json": json.dumps(plan.config, indent=4).encode(),
-        mlx_layout.INDEX: json.dumps(plan.index, indent=4).encode(),
-    }
-    return output_folder.write_small_files(folder, checkpoint, contents)
-
-
-def _write_weights(
-    folder: Path, checkpoint: Checkpoint, plan: Plan, progress: Callable[[Progress], None] | None
-) -> dict[str, Digest]:
-    """One shard after the other; the scales of a weight may lie in the next one."""
-    shards, digests = iter(plan.shards.items()), {}
-    total = sum(checkpoint.tensors[source].bytes for each in plan.weights for source in each.weight.sources)
-    done = 0
-    with ExitStack() as stack:
-        file = None
-        for name, data, read in _pieces(checkpoint, plan):
-            if file is None:
-                shard, tensors = next(shards)
-                file = stack.enter_context(ShardWriter(folder / shard, tensors))
-            file.write(name, data)
-            if file.is_full:
-                digests[shard] = file.finish()
-                stack.close()
-                file = None
-            done += read
-            if progress is not None:
-                progress(Progress(name, done, total))
-    return digests
-
-
-def _pieces(checkpoint: Checkpoint, plan: Plan) -> Iterator[Piece]:
-    for planned in plan.weights:
-        slices = _slices(checkpoint, planned)
-        yield from _packed(slices, planned, planned.packing) if planned.packing else _plain(slices, planned)
-
-
-def _slices(checkpoint: Checkpoint, planned: PlannedWeight) -> Iterator[tuple[NDArray[Any], SourceTensor]]:
-    """The rows of a weight in order, expert by expert. What was taken is dropped from memory with the next one."""
-    for name in planned.weight.sources:
-        file, tensor = checkpoint.file_of(name), checkpoint.tensors[name]
-        count = tensor.rows
-        step = max(1, arrays.SLICE // tensor.shape[-1])
-        for first in range(0, count, step):
-            rows = file.rows(tensor, first, min(step, count - first))
-            check_values(rows, tensor.name, tensor.dtype, _KINDS[planned.dtype])
-            yield rows, tensor
-            file.forget(tensor, first + len(rows))
-
-
-def _plain(slices: Iterator[tuple[NDArray[Any], SourceTensor]], planned: PlannedWeight) -> Iterator[Piece]:
-    (stored,) = planned.stored
-    for rows, tensor in slices:
-        same = tensor.dtype == planned.dtype
-        data = rows if same else arrays.as_numpy(_as_wanted(rows, tensor.dtype, planned.dtype))
-        yield stored.name, _bytes(data), rows.nbytes
-
-
-def _packed(
-    slices: Iterator[tuple[NDArray[Any], SourceTensor]], planned: PlannedWeight, packing: Packing
-) -> Iterator[Piece]:
-    weight, *others = planned.stored
-    waiting: list[list[NDArray[Any]]] = [[] for _ in others]
-    for rows, tensor in slices:
-        numbers, *rest = _quantise(_as_wanted(rows, tensor.dtype, planned.dtype), packing)
-        for parts, part in zip(waiting, rest, strict=True):
-            parts.append(part)
-        yield weight.name, _bytes(numbers), rows.nbytes
-    for stored, parts in zip(others, waiting, strict=True):
-        for part in parts:
-            yield stored.name, _bytes(part), 0
-
-
-def _quantise(rows: Any, packing: Packing) -> list[NDArray[Any]]:
-    """Packed numbers, scales and, if affine, biases."""
-    mx = arrays.library()
-    try:
-        return [
-            arrays.as_numpy(each) for each in mx.quantize(rows, packing.group_size, packing.bits, mode=packing.mode)
-        ]
-    except (ValueError, RuntimeError, TypeError) as exc:
-        raise ConversionError(
-            f"this MLX does not quantise to {packing.bits} bits in groups of {packing.group_size} ({packing.mode}): "
-            f"{str(exc).splitlines()[0]}",
-            "pip install --upgrade mlx",
-        ) from exc
-
-
-def _as_wanted(rows: NDArray[Any], dtype: str, wanted: str) -> Any:
-    return arrays.as_mlx(rows, dtype).astype(getattr(arrays.library(), _NAMES[wanted]))
-
-
-def _bytes(array: NDArray[Any]) -> memoryview:
-    import numpy as np
-
-    return array.reshape(-1).view(np.uint8).data
+@contextmanager
+def _opened(source: Path, scheme: Scheme, options: Options) -> Iterator[tuple[Checkpoint, Plan]]:
+    """Open the checkpoint, with its plan, for the body. Raise UsageError, CheckpointError or ConversionError."""
+    if options.tensor_types or options.imatrix or options.part_bytes:
+        raise UsageError("types of single tensors, importance matrices and parts are for GGUF", "--to gguf")
+    if source.suffix == ".gguf" and source.is_file():
+        raise CheckpointError(f"{source} is a GGUF file, MLX needs a checkpoint folder", "give the official checkpoint")
+    with Checkpoint(source) as checkpoint:
+        yarn.apply(checkpoint, options.yarn)
+        adapters.apply(checkpoint, options.adapter)
+        yield checkpoint, make_plan(checkpoint, scheme)

@@ -6,19 +6,13 @@ that a folder holds what `mlx_lm.convert` would write.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from math import prod
 from typing import Any
 
 from convert.config import Config
 from convert.mlx.schemes import ROUTER, Packing, Scheme
-from convert.safetensors import DTYPES
-
-#: mlx-lm's MAX_FILE_SIZE_GB, which it shifts by 30 bits.
-MAX_SHARD = 5 << 30
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
+from convert.output.shards import Stored
 
 
 @dataclass(frozen=True)
@@ -29,19 +23,6 @@ class Weight:
     path: str
     sources: tuple[str, ...]
     shape: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Stored:
-    """A tensor of the output; `dtype` as safetensors spells it."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-
-    @property
-    def bytes(self) -> int:
-        return prod(self.shape) * DTYPES[self.dtype]
 
 
 def weights(config: Config) -> list[Weight]:
@@ -108,33 +89,6 @@ def stored(weight: Weight, packing: Packing | None, dtype: str) -> list[Stored]:
     if packing.mode != "affine":
         return [*result, Stored(f"{weight.path}.scales", "U8", scales)]
     return [*result, *(Stored(f"{weight.path}.{part}", dtype, scales) for part in ("scales", "biases"))]
-
-
-def shards(tensors: Sequence[Stored], limit: int) -> list[list[Stored]]:
-    """In order; a tensor larger than `limit` bytes has a file of its own."""
-    result: list[list[Stored]] = []
-    room = 0
-    for tensor in tensors:
-        if not result or tensor.bytes > room:
-            result.append([])
-            room = limit
-        result[-1].append(tensor)
-        room -= tensor.bytes
-    return result
-
-
-def shard_names(count: int) -> list[str]:
-    return [WEIGHTS] if count == 1 else [f"model-{i + 1:05}-of-{count:05}.safetensors" for i in range(count)]
-
-
-def index(files: Mapping[str, Sequence[Stored]], parameters: int) -> dict[str, Any]:
-    """model.safetensors.index.json, which mlx-lm writes for a single file too."""
-    homes = {tensor.name: file for file, tensors in files.items() for tensor in tensors}
-    size = sum(tensor.bytes for tensors in files.values() for tensor in tensors)
-    return {
-        "metadata": {"total_size": size, "total_parameters": parameters},
-        "weight_map": dict(sorted(homes.items())),
-    }
 
 
 def config_json(

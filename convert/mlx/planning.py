@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import prod
-from pathlib import Path
 from typing import Any
 
 from convert.config import read_config
 from convert.gguf import architecture
-from convert.mlx import layout as mlx_layout
-from convert.mlx.arrays import SLICE
-from convert.mlx.layout import Stored, Weight
+from convert.mlx import layout
+from convert.mlx.layout import Weight
 from convert.mlx.schemes import Packing, Scheme, packing
-from convert.options import Options
-from convert.output import forecast
+from convert.output import shards
+from convert.output.shards import Stored
 from convert.sources.checkpoint import Checkpoint
-from localqwen.errors import CheckpointError, ConversionError, UsageError
+from localqwen.errors import CheckpointError, ConversionError
 
 _TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
@@ -33,7 +30,15 @@ class PlannedWeight:
 
     @property
     def stored(self) -> list[Stored]:
-        return mlx_layout.stored(self.weight, self.packing, self.dtype)
+        return layout.stored(self.weight, self.packing, self.dtype)
+
+    @property
+    def kind(self) -> str:
+        """How the numbers are stored, in words: `BF16`, `4 bit in groups of 64`."""
+        if self.packing is None:
+            return self.dtype
+        bits = f"{self.packing.bits} bit" if self.packing.mode == "affine" else self.packing.mode
+        return f"{bits} in groups of {self.packing.group_size}"
 
 
 @dataclass(frozen=True)
@@ -63,22 +68,6 @@ class Plan:
         return tuple(each.weight.path for each in self.weights if each.packing is None and len(each.weight.shape) > 1)
 
 
-@contextmanager
-def opened(source: Path, scheme: Scheme, options: Options) -> Iterator[tuple[Checkpoint, Plan]]:
-    """Raises UsageError, CheckpointError, ConversionError."""
-    from convert import yarn
-    from convert.sources import adapters
-
-    if options.tensor_types or options.imatrix or options.part_bytes:
-        raise UsageError("types of single tensors, importance matrices and parts are for GGUF", "--to gguf")
-    if source.suffix == ".gguf" and source.is_file():
-        raise CheckpointError(f"{source} is a GGUF file, MLX needs a checkpoint folder", "give the official checkpoint")
-    with Checkpoint(source) as checkpoint:
-        yarn.apply(checkpoint, options.yarn)
-        adapters.apply(checkpoint, options.adapter)
-        yield checkpoint, make_plan(checkpoint, scheme)
-
-
 def make_plan(checkpoint: Checkpoint, scheme: Scheme) -> Plan:
     """Checks the whole checkpoint except the weights' values. Raises CheckpointError, ConversionError."""
     config = read_config(checkpoint.config)
@@ -88,7 +77,7 @@ def make_plan(checkpoint: Checkpoint, scheme: Scheme) -> Plan:
         PlannedWeight(
             weight, packing(scheme, weight.path, weight.shape, config.layers), _dtype(checkpoint, weight, scheme)
         )
-        for weight in mlx_layout.weights(config)
+        for weight in layout.weights(config)
     )
     packed = {each.weight.path: each.packing for each in weights if each.packing is not None}
     if scheme.usual is not None and not packed:
@@ -96,11 +85,10 @@ def make_plan(checkpoint: Checkpoint, scheme: Scheme) -> Plan:
             f"groups of {scheme.usual.group_size} divide no weight of this checkpoint: nothing would be quantised",
             "choose a smaller --group-size",
         )
-    parts = mlx_layout.shards([tensor for each in weights for tensor in each.stored], mlx_layout.MAX_SHARD)
-    shards = dict(zip(mlx_layout.shard_names(len(parts)), parts, strict=True))
-    written_config = mlx_layout.config_json(checkpoint.config, checkpoint.generation_config, scheme, packed)
-    index = mlx_layout.index(shards, sum(prod(each.weight.shape) for each in weights))
-    return Plan(scheme, weights, shards, written_config, index)
+    files = shards.by_file([tensor for each in weights for tensor in each.stored])
+    written_config = layout.config_json(checkpoint.config, checkpoint.generation_config, scheme, packed)
+    index = shards.index(files, sum(prod(each.weight.shape) for each in weights))
+    return Plan(scheme, weights, files, written_config, index)
 
 
 def _dtype(checkpoint: Checkpoint, weight: Weight, scheme: Scheme) -> str:
@@ -110,26 +98,3 @@ def _dtype(checkpoint: Checkpoint, weight: Weight, scheme: Scheme) -> str:
     if len(found) > 1 and "torch_dtype" not in checkpoint.config:
         raise CheckpointError(f"the experts of {weight.path} are stored as {' and '.join(found)}", "store them alike")
     return "BF16" if scheme.usual is None and dtype == "F32" else dtype
-
-
-def forecast_of(checkpoint: Checkpoint, plan: Plan, out: Path) -> forecast.Forecast:
-    """Sizes are those of the weight files, headers included."""
-    from convert.output.shards import header
-
-    files = {
-        name: len(header(tensors)) + sum(tensor.bytes for tensor in tensors) for name, tensors in plan.shards.items()
-    }
-    kinds = [_kind(each) for each in plan.weights]
-    waiting = max(sum(tensor.bytes for tensor in each.stored[1:]) for each in plan.weights)
-    tokenizer = checkpoint.folder / "tokenizer.json"
-    memory = forecast.mlx_memory(SLICE, waiting, tokenizer.stat().st_size)
-    notes = checkpoint.notes + tuple(f"left unquantised: {path}" for path in plan.left_whole)
-    return forecast.Forecast(str(out), plan.scheme.name, files, forecast.counted(kinds), memory, notes)
-
-
-def _kind(planned: PlannedWeight) -> str:
-    packing = planned.packing
-    if packing is None:
-        return planned.dtype
-    bits = f"{packing.bits} bit" if packing.mode == "affine" else packing.mode
-    return f"{bits} in groups of {packing.group_size}"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from convert.mlx import arrays
 from convert.mlx.schemes import Packing
 from convert.safetensors import DTYPES, SourceTensor
-from convert.sources.quantized import Matrix, Piece, Pieces
+from convert.sources.pieces import Matrix, Piece, Pieces
 from localqwen.errors import CheckpointError, ConversionError
 
 if TYPE_CHECKING:

@@ -7,14 +7,34 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
-from convert.mlx.layout import Stored
 from convert.output.hashing import Digest, HashedWriter
+from convert.safetensors import DTYPES
 from localqwen.errors import OutputError
+
+#: mlx-lm's MAX_FILE_SIZE_GB, which it shifts by 30 bits.
+MAX_SHARD = 5 << 30
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor of the output; `dtype` as safetensors spells it."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def bytes(self) -> int:
+        return prod(self.shape) * DTYPES[self.dtype]
 
 
 class ShardWriter:
@@ -75,3 +95,36 @@ def header(tensors: Sequence[Stored], made_for: str = "mlx") -> bytes:
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
+
+
+def by_file(tensors: Sequence[Stored]) -> dict[str, list[Stored]]:
+    """The tensors of each weight file, by its name, in order."""
+    parts = cut(tensors, MAX_SHARD)
+    return dict(zip(_names(len(parts)), parts, strict=True))
+
+
+def cut(tensors: Sequence[Stored], limit: int) -> list[list[Stored]]:
+    """In order; a tensor larger than `limit` bytes has a file of its own."""
+    result: list[list[Stored]] = []
+    room = 0
+    for tensor in tensors:
+        if not result or tensor.bytes > room:
+            result.append([])
+            room = limit
+        result[-1].append(tensor)
+        room -= tensor.bytes
+    return result
+
+
+def _names(count: int) -> list[str]:
+    return [WEIGHTS] if count == 1 else [f"model-{i + 1:05}-of-{count:05}.safetensors" for i in range(count)]
+
+
+def index(files: Mapping[str, Sequence[Stored]], parameters: int) -> dict[str, Any]:
+    """model.safetensors.index.json, which mlx-lm writes for a single file too."""
+    homes = {tensor.name: file for file, tensors in files.items() for tensor in tensors}
+    size = sum(tensor.bytes for tensors in files.values() for tensor in tensors)
+    return {
+        "metadata": {"total_size": size, "total_parameters": parameters},
+        "weight_map": dict(sorted(homes.items())),
+    }

@@ -12,9 +12,10 @@ from math import sqrt
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from convert.floats import to_float32
 from convert.safetensors import NUMPY_TYPES, SafetensorsFile, SourceTensor, TensorFile
 from convert.sources.checkpoint import Checkpoint, read_json
-from convert.sources.quantized import Matrix
+from convert.sources.pieces import Matrix
 from localqwen.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -54,8 +55,6 @@ class _Adapted:
     added: LowRank
 
     def rows(self, tensor: SourceTensor, first: int, count: int) -> NDArray[np.generic]:
-        from convert.gguf.encoding import to_float32
-
         before = to_float32(self.base.rows(self.tensor, first, count), self.tensor.dtype)
         return before + self.added.up[first : first + count] @ self.added.down
 
@@ -116,8 +115,6 @@ def _pairs(file: SafetensorsFile) -> dict[str, tuple[NDArray[np.float32], NDArra
 
 def _numbers(file: SafetensorsFile, tensor: SourceTensor) -> NDArray[np.float32]:
     import numpy as np
-
-    from convert.gguf.encoding import to_float32
 
     values = np.array(to_float32(file.rows(tensor, 0, tensor.rows), tensor.dtype))
     if not np.isfinite(values).all():

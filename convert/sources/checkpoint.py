@@ -11,8 +11,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from convert.mlx import storage as mlx_storage
 from convert.safetensors import SafetensorsFile, SourceTensor, TensorFile
 from convert.sources import quantized
+from convert.sources.pieces import Matrix, Piece
 from localqwen.errors import CheckpointError
 
 #: Larger than any tokenizer.json (Qwen3's has 11 MB); what is longer is not read into memory.
@@ -68,7 +70,7 @@ class Checkpoint:
     def file_of(self, name: str) -> TensorFile:
         return self._home[name]
 
-    def replace(self, name: str, matrix: quantized.Matrix) -> None:
+    def replace(self, name: str, matrix: Matrix) -> None:
         """From now on the tensor `name` is `matrix`."""
         self._tensors[name], self._home[name] = matrix
 
@@ -144,16 +146,14 @@ class Checkpoint:
         )
 
     def _decode_mlx(self) -> None:
-        from convert.mlx import storage as mlx_storage
-
         quantization = self.config.pop("quantization", None)
         self.config.pop("quantization_config", None)
         self._give(mlx_storage.decoded(quantization, self._pieces()))
 
-    def _pieces(self) -> dict[str, quantized.Piece]:
-        return {name: quantized.Piece(self._home[name], tensor) for name, tensor in self._tensors.items()}
+    def _pieces(self) -> dict[str, Piece]:
+        return {name: Piece(self._home[name], tensor) for name, tensor in self._tensors.items()}
 
-    def _give(self, matrices: dict[str, quantized.Matrix]) -> None:
+    def _give(self, matrices: dict[str, Matrix]) -> None:
         self._tensors = {name: tensor for name, (tensor, _) in matrices.items()}
         self._home = {name: file for name, (_, file) in matrices.items()}
 

@@ -573,3 +573,8 @@ def test_a_target_that_appears_meanwhile_stays(source: Path, out: Path) -> None:
 def test_the_package_says_whose_it_is() -> None:
     """Callers tell our package from a foreign `convert` by this."""
     assert convert.OWNER == "localqwen"
+
+
+def test_an_older_spelling_stays_a_name_of_the_package() -> None:
+    assert convert.dequantise is convert.dequantize
+    assert {"dequantise", "dequantize"} < set(convert.__all__)

@@ -123,7 +123,7 @@ def test_indexes_of_any_content(folder: Path, index: Any) -> None:
     {"quant_method": st.sampled_from(["fp8", "awq", "gptq", "other"])},
     optional={"bits": st.one_of(st.sampled_from([3, 4, 8]), anything), "group_size": anything,
               "weight_block_size": anything, "version": anything, "checkpoint_format": anything},
-)), st.lists(st.tuples(st.sampled_from(quantized._PARTS), st.sampled_from(["I32", "F16", "BF16", "F8_E4M3"]),
+)), st.lists(st.tuples(st.sampled_from(quantized.PARTS), st.sampled_from(["I32", "F16", "BF16", "F8_E4M3"]),
                        st.lists(st.integers(0, 9), max_size=3)), max_size=6))  # fmt: skip
 def test_quantized_checkpoints_of_any_content(
     tmp_path: Path, quantization: Any, parts: list[tuple[str, str, list[int]]]

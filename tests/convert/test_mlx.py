@@ -22,6 +22,7 @@ from convert.gguf import architecture
 from convert.mlx import layout as mlx_layout
 from convert.mlx import schemes as mlx_schemes
 from convert.mlx.planning import PlannedWeight
+from convert.output import shards
 from localqwen.errors import CheckpointError, ConversionError, EngineUnavailable, OutputError, UsageError
 from localqwen.models import provide, registry
 
@@ -133,7 +134,7 @@ def test_shards_are_cut_where_mlx_lm_cuts_them(source: Path, out: Path, monkeypa
 
     limited = functools.partial(mlx_lm.utils.make_shards, max_file_size_gb=Limit(100_000))
     monkeypatch.setattr(mlx_lm.utils, "make_shards", limited)
-    monkeypatch.setattr(mlx_layout, "MAX_SHARD", 100_000)
+    monkeypatch.setattr(shards, "MAX_SHARD", 100_000)
     convert.convert_to_mlx(source, out, bits=4)
     theirs = out.with_name("theirs")
     mlx_lm_converts(source, theirs, quantize=True)
@@ -188,7 +189,7 @@ def test_the_layout_has_the_sizes_that_models_toml_says(size: str) -> None:
             for tensor in PlannedWeight(weight, packing, "BF16").stored
         ]
         assert sum(tensor.bytes for tensor in stored) == model.mlx[name].bytes
-        assert all(sum(tensor.bytes for tensor in part) <= 5 << 30 for part in mlx_layout.shards(stored, 5 << 30))
+        assert all(sum(tensor.bytes for tensor in part) <= 5 << 30 for part in shards.cut(stored, 5 << 30))
 
 
 def test_a_duplicate_head_is_dropped(tmp_path: Path, out: Path) -> None:

@@ -359,7 +359,7 @@ def test_mlx_folders_go_back_to_the_official_layout(shape: Shape, options: dict[
     mx = pytest.importorskip("mlx.core")
     source = make_checkpoint(tmp_path / "source", shape)
     convert.convert_to_mlx(source, tmp_path / "mlx", **options)
-    report = convert.dequantise(tmp_path / "mlx", tmp_path / "back")
+    report = convert.dequantize(tmp_path / "mlx", tmp_path / "back")
     assert report.path == tmp_path / "back"
     packed, back = (mx.load(str(tmp_path / name / "model.safetensors")) for name in ("mlx", "back"))
     assert set(back) == set(weights(shape))
@@ -395,5 +395,5 @@ def test_an_mlx_folder_without_its_packing_is_refused(source: Path, tmp_path: Pa
     ):
         write_json(path, json.loads(path.read_text()) | change)
         with pytest.raises(CheckpointError):
-            convert.dequantise(tmp_path / "mlx", tmp_path / "back")
+            convert.dequantize(tmp_path / "mlx", tmp_path / "back")
         assert not (tmp_path / "back").exists()

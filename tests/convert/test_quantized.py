@@ -19,7 +19,9 @@ from quantized_checkpoints import Exact, awq_checkpoint, fp8_checkpoint, gptq_ch
 import convert
 from convert.safetensors import SafetensorsFile
 from convert.sources.checkpoint import Checkpoint
-from convert.sources.quantized import Piece, _e4m3, decoded
+from convert.sources.fp8 import e4m3
+from convert.sources.pieces import Piece
+from convert.sources.quantized import decoded
 from localqwen.errors import CheckpointError
 
 ROOT = Path(__file__).parents[2]
@@ -80,7 +82,7 @@ def test_eight_bit_floats_are_torchs() -> None:
     """All 256 codes of float8_e4m3fn, NaN where torch has it."""
     torch = pytest.importorskip("torch")
     theirs = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float().numpy()
-    np.testing.assert_array_equal(_e4m3(), theirs)
+    np.testing.assert_array_equal(e4m3(), theirs)
 
 
 #: What config.json says of each case of vectors/quantised.safetensors.
@@ -140,7 +142,7 @@ def test_mlx_folders_are_made_from_the_same_numbers(case: str, tmp_path: Path) -
     """From a quantised checkpoint, and from its numbers written out as an official one: equal tensors and config."""
     pytest.importorskip("mlx.core")
     source, _ = CHECKPOINTS[case](tmp_path / "source")
-    convert.dequantise(source, tmp_path / "plain")
+    convert.dequantize(source, tmp_path / "plain")
     convert.convert_to_mlx(source, tmp_path / "direct", bits=4, group_size=32)
     convert.convert_to_mlx(tmp_path / "plain", tmp_path / "twice", bits=4, group_size=32)
     names = ("model.safetensors", "config.json", "model.safetensors.index.json")

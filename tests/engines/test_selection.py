@@ -215,7 +215,7 @@ def test_another_build_or_cpu_is_another_fingerprint(monkeypatch: pytest.MonkeyP
 
 LOADERS = [
     "from localqwen.engines.llama_cpp.library import library; library()",
-    "from convert.gguf.ggml import library; library()",
+    "from convert.ggml import library; library()",
 ]
 
 

@@ -232,7 +232,7 @@ class _Job:
 
     def dequantize(self) -> Report:
         with conversion_bar(f"{self.source.name} to 16 bit") as progress:
-            report: Report = self._converter.dequantise(
+            report: Report = self._converter.dequantize(
                 self.source.path, self._out("-16bit"), force=self._flags["force"], progress=progress
             )
         return report
@@ -246,7 +246,7 @@ def _verified(converter: ModuleType, source: Path, result: Path) -> dict[str, An
     engine = "mlx" if result.is_dir() else "llama.cpp"
     (row,) = quality.measure(str(source), (str(result),), text=quality.read_text(None), reference_engine=engine)
     values = {name: value for name, value in row.items() if name != "model"}
-    converter.output.manifest.record_quality(result, values)
+    converter.record_quality(result, values)
     return values
 
 
