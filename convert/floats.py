@@ -22,7 +22,7 @@ _BITS = {
 
 
 def check_values(rows: NDArray[Any], name: str, dtype: str, kind: TensorType) -> None:
-    """Raises CheckpointError. Quantisers refuse what is not finite; float16 values and scales hold at most 65,504."""
+    """Raises CheckpointError. Quantizers refuse what is not finite; float16 values and scales hold at most 65,504."""
     unsigned, magnitude, infinite, half_limit = _BITS[dtype]
     largest = (rows.view(unsigned) & magnitude).max()
     if largest >= infinite:
@@ -53,7 +53,7 @@ def _to_bfloat16(rows: NDArray[np.float32]) -> NDArray[Any]:
 
 
 def from_float32(rows: NDArray[np.float32], kind: TensorType) -> NDArray[Any]:
-    """In a type that is no quantisation."""
+    """In a type that is no quantization."""
     return _FROM_FLOAT32[kind](rows)
 
 

@@ -1,4 +1,4 @@
-"""llama.cpp's own quantiser, `ggml_quantize_chunk`, called through ctypes. Knows nothing of files.
+"""llama.cpp's own quantizer, `ggml_quantize_chunk`, called through ctypes. Knows nothing of files.
 
 It lies in libggml-base, which the `llama_cpp` package ships. That library is loaded alone: it needs neither the rest of
 llama.cpp nor the half second that importing the bindings takes, and it computes no matrix product, so that the
@@ -31,7 +31,7 @@ _NAMES = {
 _HINT = "pip install --force-reinstall llama-cpp-python"
 
 
-def quantise(
+def quantize(
     rows: NDArray[np.float32], kind: TensorType, importance: NDArray[np.float32] | None = None
 ) -> NDArray[np.uint8]:
     """`rows` (count, columns) as `count` rows of blocks, (count, kind.row_bytes(columns)). Releases the GIL.
@@ -51,7 +51,7 @@ def quantise(
     return result
 
 
-def dequantise(rows: NDArray[Any], kind: TensorType, columns: int) -> NDArray[np.float32]:
+def dequantize(rows: NDArray[Any], kind: TensorType, columns: int) -> NDArray[np.float32]:
     """Rows of blocks, (count, kind.row_bytes(columns)), as the numbers they stand for, (count, columns)."""
     import numpy as np
 
@@ -101,14 +101,14 @@ def library() -> Any:
         lib.ggml_get_type_traits.restype = ctypes.POINTER(_Traits)
         lib.ggml_get_type_traits.argtypes = [ctypes.c_int]
     except AttributeError as exc:
-        raise EngineUnavailable(f"this llama.cpp has no quantiser to call: {exc}", _HINT) from exc
+        raise EngineUnavailable(f"this llama.cpp has no quantizer to call: {exc}", _HINT) from exc
     return lib
 
 
 def _load() -> Any:
     spec = importlib.util.find_spec("llama_cpp")
     if spec is None or spec.origin is None:
-        raise EngineUnavailable("quantising needs llama.cpp, which is not installed", "pip install llama-cpp-python")
+        raise EngineUnavailable("quantizing needs llama.cpp, which is not installed", "pip install llama-cpp-python")
     override = os.environ.get("LLAMA_CPP_LIB_PATH")  # llama_cpp itself obeys it
     folder = Path(override) if override else Path(spec.origin).parent / "lib"
     for name in _NAMES.get(sys.platform, _NAMES["linux"]):

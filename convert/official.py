@@ -1,6 +1,6 @@
 """The official layout in 16 bit, from weights that are stored otherwise: an MLX folder, FP8, AWQ, GPTQ.
 
-What a quantisation has dropped does not come back; this is for tools that read only the official layout.
+What a quantization has dropped does not come back; this is for tools that read only the official layout.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _WIDTHS = {"float16": "F16", "bfloat16": "BF16"}
 def dequantize(
     source: Path, out: Path, *, force: bool = False, progress: Callable[[Progress], None] | None = None
 ) -> Report:
-    """Writes the MLX folder or quantised checkpoint `source` as the folder `out` in the official layout, in 16 bit.
+    """Writes the MLX folder or quantized checkpoint `source` as the folder `out` in the official layout, in 16 bit.
 
     Raises CheckpointError, OutputError, EngineUnavailable where MLX is needed and missing.
     """

@@ -53,7 +53,7 @@ def index(folder: Path, content: bytes) -> None:
 
 
 def settings(folder: Path, content: bytes) -> None:
-    """The bytes are config.json: sizes, rope, quantisation; what it makes of the weights is read and planned."""
+    """The bytes are config.json: sizes, rope, quantization; what it makes of the weights is read and planned."""
     (folder / "config.json").write_bytes(content)
     with Checkpoint(folder) as checkpoint:
         config.read_config(checkpoint.config)
@@ -76,14 +76,14 @@ def gguf(folder: Path, content: bytes) -> None:
     """Read by all three readers; each may refuse what the others take."""
     path = folder / "a.gguf"
     path.write_bytes(content or b"G")
-    for read in (gguf_header.read, imatrix_file.read, _requantise):
+    for read in (gguf_header.read, imatrix_file.read, _requantize):
         try:
             read(path)
         except LocalqwenError as error:
             _is_ours(error)
 
 
-def _requantise(path: Path) -> None:
+def _requantize(path: Path) -> None:
     with GgufSource(path) as source:
         requantizing.make_plan(source, Q4, {}, None, force=True)
 

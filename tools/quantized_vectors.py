@@ -1,9 +1,9 @@
-"""What the makers of AWQ, GPTQ and FP8 checkpoints say their numbers mean: tests/vectors/quantised.safetensors.
+"""What the makers of AWQ, GPTQ and FP8 checkpoints say their numbers mean: tests/vectors/quantized.safetensors.
 
     pip download --no-deps --no-build-isolation --no-binary :all: autoawq==0.2.9 auto-gptq==0.7.1     # and unpack both
     python tools/quantized_vectors.py autoawq-0.2.9 auto_gptq-0.7.1
 
-Random matrices are quantised, packed and turned into float32 again by AutoAWQ, AutoGPTQ and transformers, of which the
+Random matrices are quantized, packed and turned into float32 again by AutoAWQ, AutoGPTQ and transformers, of which the
 modules for a CPU are loaded alone: none of it is our code. Per case the file has the stored tensors under
 `CASE.matrix`, and in `CASE.expected` what theirs read from them, (outputs, inputs). Needs torch, transformers and
 safetensors.
@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-VECTORS = Path(__file__).parents[1] / "tests" / "vectors" / "quantised.safetensors"
+VECTORS = Path(__file__).parents[1] / "tests" / "vectors" / "quantized.safetensors"
 OUTPUTS, INPUTS, GROUP, BLOCK = 32, 64, 32, 16
 Tensors = dict[str, torch.Tensor]
 
@@ -34,7 +34,7 @@ def without_init(root: Path, package: str) -> None:
     sys.modules[package] = module
 
 
-def quantised(bits: int, groups: torch.Tensor) -> tuple[torch.nn.Linear, torch.Tensor, torch.Tensor]:
+def quantized(bits: int, groups: torch.Tensor) -> tuple[torch.nn.Linear, torch.Tensor, torch.Tensor]:
     """A layer whose weights are exact in `bits`; scales and zero points, (groups, outputs). No zero point is 0.
 
     AutoGPTQ stores zero points less one; where that is negative, its own kernels disagree.
@@ -56,7 +56,7 @@ def awq(root: Path) -> dict[str, Tensors]:
     sys.modules["awq.utils.utils"] = device
     gemm: Any = importlib.import_module("awq.modules.linear.gemm")
     packing: Any = importlib.import_module("awq.utils.packing_utils")
-    layer, scales, zeros = quantised(4, torch.arange(INPUTS) // GROUP)
+    layer, scales, zeros = quantized(4, torch.arange(INPUTS) // GROUP)
     packed = gemm.WQLinear_GEMM.from_linear(layer, 4, GROUP, scales=scales, zeros=zeros)
     read = packing.dequantize_gemm(packed.qweight, packed.qzeros, packed.scales.float(), 4, GROUP)
     stored = {name: getattr(packed, name) for name in ("qweight", "qzeros", "scales")}
@@ -74,7 +74,7 @@ def gptq(root: Path) -> dict[str, Tensors]:
         ("gptq_int8", 8, in_order),
         ("gptq_act_order", 4, in_order[torch.randperm(INPUTS)]),
     ):
-        layer, scales, zeros = quantised(bits, groups)
+        layer, scales, zeros = quantized(bits, groups)
         packed = module.QuantLinear(bits, GROUP, INPUTS, OUTPUTS, False, weight_dtype=torch.float32)
         packed.pack(layer, scales.t(), zeros.t(), groups.int())
         read = packed(torch.eye(INPUTS))  # an input that is one at one place reads that column

@@ -36,7 +36,7 @@ class Tensor:
 
 
 def tensors(config: Config) -> list[Tensor]:
-    """All tensors of the model, in the order in which llama.cpp's quantiser writes them: by layer, then by name.
+    """All tensors of the model, in the order in which llama.cpp's quantizer writes them: by layer, then by name.
 
     (llama-model-loader.h: weight_name_comparer.) What stands outside the layers comes first.
     """

@@ -152,7 +152,7 @@ def _notes(plan: Plan, recipe: Recipe) -> tuple[str, ...]:
     notes: tuple[str, ...] = ()
     if plan.quant == "mxfp4" and "MXFP4" not in plan.types:
         notes += ("mxfp4 is for the experts of a mixture, and this model has none: its matrices become Q8_0",)
-    matrices = [each.stored for each in plan.tensors if quants.quantisable(each.stored.name, each.stored.shape)]
+    matrices = [each.stored for each in plan.tensors if quants.quantizable(each.stored.name, each.stored.shape)]
     uneven = [each for each in matrices if not base.fits(each.shape[-1])]
     if uneven:
         others = ", ".join(dict.fromkeys(each.type.name for each in uneven))

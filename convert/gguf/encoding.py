@@ -23,7 +23,7 @@ SLICE = 1 << 19
 
 @dataclass(frozen=True)
 class Part:
-    """A tensor in its file; `importance`, one number per column, tells the quantiser which of them matter more."""
+    """A tensor in its file; `importance`, one number per column, tells the quantizer which of them matter more."""
 
     file: TensorFile
     tensor: SourceTensor
@@ -68,7 +68,7 @@ def _taken(pending: deque[tuple[_Slice, Future[NDArray[np.uint8]]]]) -> Iterator
     piece, future = pending.popleft()
     tensor = piece.part.tensor
     yield future.result(), piece.count * tensor.row_bytes
-    piece.part.file.forget(tensor, piece.first + piece.count)  # not before: unquantised data are a view on the file
+    piece.part.file.forget(tensor, piece.first + piece.count)  # not before: unquantized data are a view on the file
 
 
 def _encode(piece: _Slice, kind: TensorType) -> NDArray[np.uint8]:
@@ -78,10 +78,10 @@ def _encode(piece: _Slice, kind: TensorType) -> NDArray[np.uint8]:
     rows: NDArray[Any] = piece.part.file.rows(tensor, piece.first, piece.count)
     stored = TYPES[tensor.dtype.lower()]
     if stored.quantised and stored is not kind:
-        rows, stored = ggml.dequantise(rows, stored, tensor.shape[-1]), F32
+        rows, stored = ggml.dequantize(rows, stored, tensor.shape[-1]), F32
     if not stored.quantised:
         check_values(rows, tensor.name, stored.name, kind)
     if stored is not kind:
         widened = to_float32(rows, stored.name)
-        rows = ggml.quantise(widened, kind, piece.part.importance) if kind.quantised else from_float32(widened, kind)
+        rows = ggml.quantize(widened, kind, piece.part.importance) if kind.quantised else from_float32(widened, kind)
     return rows.reshape(-1).view(np.uint8)

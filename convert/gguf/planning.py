@@ -15,7 +15,7 @@ from convert.output.forecast import counted
 from convert.sources.checkpoint import Checkpoint
 from convert.tensor_types import F32
 
-_QUANTIZATION_VERSION = 2  # GGML_QNT_VERSION of ggml.h: the layout of the quantised blocks
+_QUANTIZATION_VERSION = 2  # GGML_QNT_VERSION of ggml.h: the layout of the quantized blocks
 
 
 @dataclass(frozen=True)
@@ -78,14 +78,14 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe, name: str, extra: Metadata
         **_sampling(checkpoint.generation_config),
         **architecture.metadata(config),
         **tokenizer.metadata(checkpoint, config.vocabulary),
-        **of_quantisation(recipe),
+        **of_quantization(recipe),
         **extra,
     }
     return Plan(recipe.quantization.name, cut(entries(metadata), tensors, part_bytes))
 
 
-def of_quantisation(recipe: Recipe) -> Metadata:
-    """It stands last, as llama.cpp's quantiser puts it: with equal order, equal files have equal bytes."""
+def of_quantization(recipe: Recipe) -> Metadata:
+    """It stands last, as llama.cpp's quantizer puts it: with equal order, equal files have equal bytes."""
     return {
         "general.quantization_version": _QUANTIZATION_VERSION,
         "general.file_type": recipe.quantization.file_type,

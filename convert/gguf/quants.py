@@ -1,4 +1,4 @@
-"""What a quantisation is called, and which type each tensor gets in it. Pure: touches no weights and no library.
+"""What a quantization is called, and which type each tensor gets in it. Pure: touches no weights and no library.
 
 The rules are those of llama.cpp (llama-quant.cpp: llama_tensor_get_type), for Qwen3, so that a file has the types that
 `llama-quantize` would give it.
@@ -81,7 +81,7 @@ def quantization(name: str) -> Quantization:
         return QUANTIZATIONS[ALIASES.get(lower, lower)]
     except KeyError:
         raise ConversionError(
-            f"unknown quantisation {name!r}", f"known are {', '.join(QUANTIZATIONS)}: localqwen convert --list"
+            f"unknown quantization {name!r}", f"known are {', '.join(QUANTIZATIONS)}: localqwen convert --list"
         ) from None
 
 
@@ -108,7 +108,7 @@ def override(text: str) -> Override:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A quantisation and what a user changes about it. `importance`: whether an importance matrix is given."""
+    """A quantization and what a user changes about it. `importance`: whether an importance matrix is given."""
 
     quantization: Quantization
     overrides: tuple[Override, ...] = ()
@@ -143,28 +143,28 @@ Named = tuple[str, tuple[int, ...]]
 
 
 def tensor_types(recipe: Recipe, tensors: Sequence[Named], sizes: Sizes) -> list[TensorType | None]:
-    """A type for each tensor, which must come in llama.cpp's order; None for those that a quantisation leaves alone."""
+    """A type for each tensor, which must come in llama.cpp's order; None for those that a quantization leaves alone."""
     if recipe.overrides and not recipe.quantization.base.quantised:
         raise UsageError(
-            f"types of single tensors belong to a quantisation, {recipe.quantization.name} is none", "--quant q8_0"
+            f"types of single tensors belong to a quantization, {recipe.quantization.name} is none", "--quant q8_0"
         )
     _check_overrides(recipe.overrides, tensors)
     counters = _Counters(recipe, sizes)
-    return [_tensor_type(counters, name, shape) if quantisable(name, shape) else None for name, shape in tensors]
+    return [_tensor_type(counters, name, shape) if quantizable(name, shape) else None for name, shape in tensors]
 
 
 def _check_overrides(overrides: Sequence[Override], tensors: Sequence[Named]) -> None:
     """Raises UsageError for a pattern that would be passed over without a word."""
-    names = [name for name, shape in tensors if quantisable(name, shape)]
+    names = [name for name, shape in tensors if quantizable(name, shape)]
     for each in overrides:
         if not any(each.pattern.search(name) for name in names):
             raise UsageError(
-                f"no tensor that can be quantised matches {each.pattern.pattern!r}",
+                f"no tensor that can be quantized matches {each.pattern.pattern!r}",
                 f"they are called {', '.join(names[-3:])} and so on",
             )
 
 
-def quantisable(name: str, shape: tuple[int, ...]) -> bool:
+def quantizable(name: str, shape: tuple[int, ...]) -> bool:
     """Vectors, norms and routers are small, and everything depends on them."""
     return len(shape) > 1 and name.endswith("weight") and not name.endswith(("_norm.weight", ".ffn_gate_inp.weight"))
 

@@ -1,6 +1,6 @@
 """What is written of an existing GGUF file: its metadata as they are, its tensors in another type, or copied.
 
-Types and order are those of llama.cpp's quantiser (llama-quant.cpp), so that the bytes are those of
+Types and order are those of llama.cpp's quantizer (llama-quant.cpp), so that the bytes are those of
 `llama-quantize --allow-requantize`. Types of llama.cpp that are not written here are not read either.
 """
 
@@ -9,18 +9,18 @@ from __future__ import annotations
 import re
 
 from convert.gguf.head import Metadata, StoredTensor, entries
-from convert.gguf.planning import Plan, PlannedTensor, cut, of_quantisation
+from convert.gguf.planning import Plan, PlannedTensor, cut, of_quantization
 from convert.gguf.quants import QUANTIZATIONS, Recipe, Sizes, tensor_types
 from convert.gguf_source import GgufSource
 from localqwen.errors import CheckpointError, ConversionError
 
-LOSSY_TWICE = "made from a file that is quantised already: one made from the official checkpoint is better"
+LOSSY_TWICE = "made from a file that is quantized already: one made from the official checkpoint is better"
 _ARCHITECTURES = ("qwen3", "qwen3moe")
 _LAYER = re.compile(r"blk\.(\d+)\.")
 
 
 def make_plan(source: GgufSource, recipe: Recipe, extra: Metadata, part_bytes: int | None, *, force: bool) -> Plan:
-    """Without `force` only downwards: what a quantisation has dropped does not come back in a larger file.
+    """Without `force` only downwards: what a quantization has dropped does not come back in a larger file.
 
     Raises CheckpointError, ConversionError, UsageError.
     """
@@ -33,7 +33,7 @@ def make_plan(source: GgufSource, recipe: Recipe, extra: Metadata, part_bytes: i
     ]
     if not force:
         _check_downwards(source, recipe, sum(tensor.stored.size for tensor in planned))
-    last = of_quantisation(recipe) | extra
+    last = of_quantization(recipe) | extra
     keys = [entry for key, entry in source.entries.items() if key not in last]
     return Plan(recipe.quantization.name, cut([*keys, *entries(last)], planned, part_bytes))
 
@@ -48,7 +48,7 @@ def make_copy(source: GgufSource, part_bytes: int | None) -> Plan:
 
 
 def quant_of(source: GgufSource) -> str | None:
-    """The name of the quantisation that the file says it has, if it is one of those written here."""
+    """The name of the quantization that the file says it has, if it is one of those written here."""
     number = source.values.get("general.file_type")
     return next((name for name, each in QUANTIZATIONS.items() if each.file_type == number), None)
 
@@ -85,7 +85,7 @@ def _layer(name: str) -> int:
 def _check_downwards(source: GgufSource, recipe: Recipe, size: int) -> None:
     quant, before = recipe.quantization.name, quant_of(source)
     if before == quant and not recipe.overrides:
-        raise ConversionError(f"{source.weight_files[0].name} is {quant} already", "choose a smaller quantisation")
+        raise ConversionError(f"{source.weight_files[0].name} is {quant} already", "choose a smaller quantization")
     if size > source.data_bytes:
         raise ConversionError(
             f"{quant} would be {size:,} bytes, larger than the {source.data_bytes:,} of {before or 'this file'}: "
@@ -95,5 +95,5 @@ def _check_downwards(source: GgufSource, recipe: Recipe, size: int) -> None:
 
 
 def lossy_twice(source: GgufSource) -> bool:
-    """Whether the file is quantised already: a smaller one made of it is worse than one of the original weights."""
+    """Whether the file is quantized already: a smaller one made of it is worse than one of the original weights."""
     return any(tensor.type.quantised for tensor in source.stored.values())

@@ -72,7 +72,7 @@ def forecast_mlx(
         }
         waiting = max(sum(tensor.bytes for tensor in each.stored[1:]) for each in plan.weights)
         memory = forecast.mlx_memory(SLICE, waiting, (checkpoint.folder / "tokenizer.json").stat().st_size)
-        notes = checkpoint.notes + tuple(f"left unquantised: {path}" for path in plan.left_whole)
+        notes = checkpoint.notes + tuple(f"left unquantized: {path}" for path in plan.left_whole)
         kinds = forecast.counted(each.kind for each in plan.weights)
         return Forecast(str(out), scheme.name, sizes, kinds, memory, notes)
 

@@ -1,4 +1,4 @@
-"""Official checkpoint -> MLX folder, in one pass: rows are read, packed by MLX's own quantiser, written as they come.
+"""Official checkpoint -> MLX folder, in one pass: rows are read, packed by MLX's own quantizer, written as they come.
 
 Of a weight, its scales and biases wait in memory until its packed numbers are written; nothing else does. Rows do not
 influence each other, so slices of them give the bits that `mlx_lm.convert` gets from the whole.
@@ -137,7 +137,7 @@ def _packed(
     weight, *others = planned.stored
     waiting: list[list[NDArray[Any]]] = [[] for _ in others]
     for rows, tensor in slices:
-        numbers, *rest = _quantise(_as_wanted(rows, tensor.dtype, planned.dtype), packing)
+        numbers, *rest = _quantize(_as_wanted(rows, tensor.dtype, planned.dtype), packing)
         for parts, part in zip(waiting, rest, strict=True):
             parts.append(part)
         yield weight.name, _bytes(numbers), rows.nbytes
@@ -146,7 +146,7 @@ def _packed(
             yield stored.name, _bytes(part), 0
 
 
-def _quantise(rows: Any, packing: Packing) -> list[NDArray[Any]]:
+def _quantize(rows: Any, packing: Packing) -> list[NDArray[Any]]:
     """Packed numbers, scales and, if affine, biases."""
     mx = arrays.library()
     try:
@@ -155,7 +155,7 @@ def _quantise(rows: Any, packing: Packing) -> list[NDArray[Any]]:
         ]
     except (ValueError, RuntimeError, TypeError) as exc:
         raise ConversionError(
-            f"this MLX does not quantise to {packing.bits} bits in groups of {packing.group_size} ({packing.mode}): "
+            f"this MLX does not quantize to {packing.bits} bits in groups of {packing.group_size} ({packing.mode}): "
             f"{str(exc).splitlines()[0]}",
             "pip install --upgrade mlx",
         ) from exc

@@ -62,7 +62,7 @@ class Plan:
 
     @property
     def left_whole(self) -> tuple[str, ...]:
-        """The matrices that a quantisation leaves as they are, because its groups do not divide their rows."""
+        """The matrices that a quantization leaves as they are, because its groups do not divide their rows."""
         if self.scheme.usual is None:
             return ()
         return tuple(each.weight.path for each in self.weights if each.packing is None and len(each.weight.shape) > 1)
@@ -82,7 +82,7 @@ def make_plan(checkpoint: Checkpoint, scheme: Scheme) -> Plan:
     packed = {each.weight.path: each.packing for each in weights if each.packing is not None}
     if scheme.usual is not None and not packed:
         raise ConversionError(
-            f"groups of {scheme.usual.group_size} divide no weight of this checkpoint: nothing would be quantised",
+            f"groups of {scheme.usual.group_size} divide no weight of this checkpoint: nothing would be quantized",
             "choose a smaller --group-size",
         )
     files = shards.by_file([tensor for each in weights for tensor in each.stored])

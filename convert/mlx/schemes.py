@@ -1,4 +1,4 @@
-"""The quantisations of MLX by name, and which weight each of them packs how. Pure: imports no MLX.
+"""The quantizations of MLX by name, and which weight each of them packs how. Pure: imports no MLX.
 
 The rules are those of mlx-lm (convert.py: mixed_quant_predicate_builder; utils.py: quantize_model;
 models/qwen3_moe.py: quant_predicate), so that each weight is packed as `mlx_lm.convert` would pack it.
@@ -24,7 +24,7 @@ RECIPES = {"mixed_2_6": (2, 6), "mixed_3_4": (3, 4), "mixed_3_6": (3, 6), "mixed
 
 @dataclass(frozen=True)
 class Packing:
-    """How a weight is quantised: each `group_size` columns of a row share a scale, each weight takes `bits`."""
+    """How a weight is quantized: each `group_size` columns of a row share a scale, each weight takes `bits`."""
 
     group_size: int
     bits: int
@@ -54,11 +54,11 @@ def scheme(
         return _fixed(bits, group_size, mode)
     if bits is None or bits == WHOLE:
         if group_size is not None:
-            raise UsageError("a group size belongs to a quantisation", f"--bits 4 --group-size {group_size}")
+            raise UsageError("a group size belongs to a quantization", f"--bits 4 --group-size {group_size}")
         return Scheme("16bit", None)
     if bits not in BITS:
         known = ", ".join(map(str, BITS))
-        raise UsageError(f"MLX does not quantise to {bits} bits", f"--bits is one of {known}, or {WHOLE} for a copy")
+        raise UsageError(f"MLX does not quantize to {bits} bits", f"--bits is one of {known}, or {WHOLE} for a copy")
     return Scheme(f"{bits}bit", Packing(_group(group_size), bits))
 
 

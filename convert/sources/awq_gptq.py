@@ -111,7 +111,7 @@ def gptq_decoder(base: str, parts: Pieces, settings: Mapping[str, Any]) -> Gptq:
     """Zero points are stored less one in the first format of the checkpoints ("gptq"), as they are in "gptq_v2".
 
     A stored zero point of all ones is read as 0 that has wrapped, as llama.cpp's converter does; of AutoGPTQ's kernels
-    some do, and some read it as one beyond the largest number. No symmetric quantisation, such as Qwen's, has it.
+    some do, and some read it as one beyond the largest number. No symmetric quantization, such as Qwen's, has it.
     """
     qweight, qzeros, scales = _triple(base, parts)
     bits = settings["bits"]

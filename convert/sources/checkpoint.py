@@ -128,7 +128,7 @@ class Checkpoint:
         self._home |= dict.fromkeys(file.tensors, file)
 
     def _decode(self, *, mlx: bool) -> None:
-        """Quantised weights become numbers while they are read."""
+        """Quantized weights become numbers while they are read."""
         if "quantization" in self.config or any(".switch_mlp." in name for name in self._tensors):
             if mlx:
                 self._decode_mlx()
@@ -142,7 +142,7 @@ class Checkpoint:
             return
         self._give(quantized.decoded(settings, self._pieces()))
         self.notes += (
-            f"the checkpoint is quantised ({settings['quant_method']}): what is made from the original one is better",
+            f"the checkpoint is quantized ({settings['quant_method']}): what is made from the original one is better",
         )
 
     def _decode_mlx(self) -> None:

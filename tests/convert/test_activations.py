@@ -81,7 +81,7 @@ def test_sums_are_those_of_the_models_inputs(tmp_path: Path) -> None:
         np.testing.assert_allclose(over_experts, 2 * tensors["blk.0.ffn_gate_inp.weight.in_sum2"][0], rtol=1e-4)
 
 
-def test_the_matrix_makes_a_better_quantisation(tmp_path: Path) -> None:
+def test_the_matrix_makes_a_better_quantization(tmp_path: Path) -> None:
     """On the inputs that were measured, products with the weights are nearer to the true ones than without it."""
     source = make_checkpoint(tmp_path / "source", Shape(layers=1))
     text = tmp_path / "text.txt"

@@ -62,8 +62,8 @@ def refused(source: Path, out: Path, kind: type[ConversionError], *words: str, *
     return caught.value
 
 
-def test_an_unknown_quantisation_lists_the_known(source: Path, out: Path) -> None:
-    """The hint names every quantisation."""
+def test_an_unknown_quantization_lists_the_known(source: Path, out: Path) -> None:
+    """The hint names every quantization."""
     error = refused(source, out, ConversionError, "q9_9", quant="q9_9")
     assert all(quant in error.hint for quant in convert.QUANTIZATIONS)
 
@@ -127,7 +127,7 @@ def test_missing_tokenizer(source: Path, out: Path) -> None:
         ({"use_sliding_window": True}, ["sliding window"]),
         ({"layer_types": ["full_attention", "sliding_attention"]}, ["sliding window"]),
         ({"hidden_act": "gelu"}, ["gelu", "silu"]),
-        ({"quantization_config": {"quant_method": "bitnet"}}, ["are quantised (bitnet)", "FP8", "AWQ", "GPTQ"]),
+        ({"quantization_config": {"quant_method": "bitnet"}}, ["are quantized (bitnet)", "FP8", "AWQ", "GPTQ"]),
         ({"quantization_config": {"quant_method": "fp8"}}, ["says fp8", "no tensor is stored so"]),
         ({"quantization_config": [1]}, ["no known kind"]),
     ],
@@ -187,7 +187,7 @@ def test_weights_that_are_no_numbers(dtype: str, value: float, quant: str, sourc
 
 
 def test_weights_too_large_for_half_precision(source: Path, out: Path) -> None:
-    """70,000 fits bf16 and f32, not f16 or the 16-bit scales of quantised blocks."""
+    """70,000 fits bf16 and f32, not f16 or the 16-bit scales of quantized blocks."""
     tensors = weights(Shape(), "F32")
     tensors["model.layers.0.self_attn.q_proj.weight"][3, 7] = 70000
     write_weights(source, tensors, "F32")

@@ -208,11 +208,11 @@ def all_readers(path: Path) -> None:
     survives(lambda: gguf_header.read(path))
     survives(lambda: imatrix_file.read(path))
 
-    def requantise() -> None:
+    def requantize() -> None:
         with GgufSource(path) as source:
             requantizing.make_plan(source, Recipe(QUANTIZATIONS["q4_0"]), {}, None, force=True)
 
-    survives(requantise)
+    survives(requantize)
 
 
 @quick

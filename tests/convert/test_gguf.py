@@ -100,8 +100,8 @@ REFERENCES = {
 
 
 @pytest.mark.parametrize("case", REFERENCES)
-def test_every_file_is_byte_for_byte_what_llama_cpp_quantises(case: str, tmp_path: Path) -> None:
-    """From our unquantised file, llama.cpp's quantiser makes the same bytes as our one pass from the checkpoint."""
+def test_every_file_is_byte_for_byte_what_llama_cpp_quantizes(case: str, tmp_path: Path) -> None:
+    """From our unquantized file, llama.cpp's quantizer makes the same bytes as our one pass from the checkpoint."""
     shape, dtype, shards = REFERENCES[case]
     source = make_checkpoint(tmp_path / "source", shape, dtype=dtype, shards=shards)
     assert_same_files(source, dtype.lower(), convert.QUANTIZATIONS)
@@ -113,10 +113,10 @@ def test_files_with_many_layers_are_llama_cpps(case: str, tmp_path: Path) -> Non
     assert_same_files(make_checkpoint(tmp_path / "source", LAYERED[case]), "bf16", ["q4_k_m"])
 
 
-def assert_same_files(source: Path, unquantised: str, chosen: Sequence[str]) -> None:
+def assert_same_files(source: Path, unquantized: str, chosen: Sequence[str]) -> None:
     folder = source.parent
     base = folder / "base.gguf"
-    convert.convert(source, base, quant=unquantised, threads=1)
+    convert.convert(source, base, quant=unquantized, threads=1)
     jobs = []
     for quant in chosen:
         convert.convert(source, folder / f"{quant}.gguf", quant=quant, threads=1)
@@ -131,7 +131,7 @@ def assert_same_files(source: Path, unquantised: str, chosen: Sequence[str]) -> 
 
 @pytest.mark.parametrize("case", LAYERED)
 def test_every_tensor_of_many_layers_has_the_recorded_type(case: str, tmp_path: Path) -> None:
-    """tools/tensor_types.py ran llama.cpp's quantiser and recorded what it chose, layer by layer."""
+    """tools/tensor_types.py ran llama.cpp's quantizer and recorded what it chose, layer by layer."""
     recorded = json.loads((ROOT / "tests" / "vectors" / "tensor_types.json").read_text())[case]
     assert recorded.keys() == {each.name for each in quants.QUANTIZATIONS.values() if each.base.quantised}
     source = make_checkpoint(tmp_path / "source", LAYERED[case])
@@ -149,7 +149,7 @@ def test_every_tensor_of_many_layers_has_the_recorded_type(case: str, tmp_path: 
 
 
 def test_tensors_have_the_recorded_hashes_of_llama_cpps_own_converter(tmp_path: Path) -> None:
-    """benchmarks/convert_against_llama.py runs that converter and the quantiser behind it, and records that."""
+    """benchmarks/convert_against_llama.py runs that converter and the quantizer behind it, and records that."""
     spec = importlib.util.spec_from_file_location("against_llama", ROOT / "benchmarks" / "convert_against_llama.py")
     assert spec is not None
     assert spec.loader is not None
@@ -175,7 +175,7 @@ def test_k_quants_are_really_used(tied: Path, tmp_path: Path) -> None:
     assert types["blk.0.attn_norm.weight"] == "F32"
 
 
-def test_unquantised_weights_keep_their_values(tied: Path, tmp_path: Path) -> None:
+def test_unquantized_weights_keep_their_values(tied: Path, tmp_path: Path) -> None:
     """bf16 is copied bit by bit under its GGUF name; f32 holds the same numbers."""
     convert.convert(tied, tmp_path / "a.gguf", quant="bf16", threads=1)
     convert.convert(tied, tmp_path / "b.gguf", quant="f32", threads=1)

@@ -279,10 +279,10 @@ def test_combinations_that_mlx_does_not_have(options: dict[str, Any], hint: str,
 
 
 def test_sources_that_cannot_be_converted(source: Path, out: Path, tmp_path: Path) -> None:
-    """No checkpoint; one without tokenizer; one that is quantised already, by ourselves for instance."""
+    """No checkpoint; one without tokenizer; one that is quantized already, by ourselves for instance."""
     refused(tmp_path, out, CheckpointError, "has no config.json")
-    convert.convert_to_mlx(source, tmp_path / "quantised", bits=4)
-    assert "--dequantize" in refused(tmp_path / "quantised", out, CheckpointError, "a folder for MLX").hint
+    convert.convert_to_mlx(source, tmp_path / "quantized", bits=4)
+    assert "--dequantize" in refused(tmp_path / "quantized", out, CheckpointError, "a folder for MLX").hint
     (source / "tokenizer.json").unlink()
     refused(source, out, CheckpointError, "has no tokenizer.json")
 
@@ -297,7 +297,7 @@ def test_weights_that_are_no_numbers_are_named(options: dict[str, Any], source: 
 
 
 def test_groups_that_divide_nothing_or_not_the_router(tmp_path: Path, out: Path) -> None:
-    """mlx-lm would call a copy quantised, and fail on the router without saying which weight it is."""
+    """mlx-lm would call a copy quantized, and fail on the router without saying which weight it is."""
     odd = Shape(hidden=80, feed_forward=80, heads=1, kv_heads=1, head_dim=80)
     refused(make_checkpoint(tmp_path / "odd", odd), out, ConversionError, "groups of 64 divide no weight")
     narrow = Shape(hidden=96, experts=4, expert_feed_forward=64)

@@ -58,7 +58,7 @@ assert c.llama_model_quantize(source.encode(), target.encode(), ctypes.byref(par
 """
 
 
-def llama_cpp_quantises(*job: Any) -> None:
+def llama_cpp_quantizes(*job: Any) -> None:
     command = [sys.executable, "-c", QUANTISES]
     done = subprocess.run(command, input=json.dumps(job), capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr
@@ -82,7 +82,7 @@ def source(tmp_path: Path) -> Path:
 
 
 def test_a_pattern_that_names_nothing_is_an_error(tmp_path: Path) -> None:
-    """A dense model has no experts; norms and routers are never quantised."""
+    """A dense model has no experts; norms and routers are never quantized."""
     source = make_checkpoint(tmp_path / "source")
     for pattern in ("ffn_down_exps", "attn_norm"):
         options = convert.Options(tensor_types=(f"{pattern}=q6_k",))
@@ -106,7 +106,7 @@ def test_single_types_are_llama_cpps(tmp_path: Path) -> None:
     base, ours, theirs = (tmp_path / name for name in ("base.gguf", "ours.gguf", "theirs.gguf"))
     convert.convert(source, base, quant="bf16", threads=1)
     overrides = [[r"blk\.[02]\.attn_v", 8], ["ffn_down", 6], ["token_embd", 14]]
-    llama_cpp_quantises(str(base), str(theirs), 15, overrides, None, [])
+    llama_cpp_quantizes(str(base), str(theirs), 15, overrides, None, [])
     given = (r"blk\.[02]\.attn_v=q8_0", "FFN_down=Q5_0", "token_embd=q6_k")
     convert.convert(source, ours, quant="q4_k_m", threads=1, options=Options(tensor_types=given))
     assert types(ours) == types(theirs)
@@ -121,7 +121,7 @@ def test_malformed_types_are_usage_errors(text: str, source: Path, tmp_path: Pat
     assert "blk.*.ffn_down=q6_k" in caught.value.hint
 
 
-def test_single_types_belong_to_a_quantisation(source: Path, tmp_path: Path) -> None:
+def test_single_types_belong_to_a_quantization(source: Path, tmp_path: Path) -> None:
     """llama.cpp would pass over them without a word."""
     with pytest.raises(UsageError, match="bf16 is none"):
         convert.convert(source, tmp_path / "a.gguf", quant="bf16", options=Options(tensor_types=("ffn_down=q6_k",)))
@@ -195,7 +195,7 @@ def test_with_an_importance_matrix_files_are_llama_cpps(shape: Shape, old: bool,
         ["quantize.imatrix.entries_count", len(matrix)],
         ["quantize.imatrix.chunks_count", 7],
     ]
-    llama_cpp_quantises(str(base), str(theirs), quants.QUANTIZATIONS[quant].file_type, [], matrix, keys)
+    llama_cpp_quantizes(str(base), str(theirs), quants.QUANTIZATIONS[quant].file_type, [], matrix, keys)
     convert.convert(source, ours, quant=quant, threads=2, options=Options(imatrix=file))
     assert types(ours) == types(theirs)
     assert ours.read_bytes() == theirs.read_bytes()
@@ -355,7 +355,7 @@ def test_pickled_adapters_are_never_loaded(source: Path, tmp_path: Path) -> None
     ids=["dense", "mxfp4", "mixture", "mixture in 16 bit", "mixed, some weights left whole"],
 )
 def test_mlx_folders_go_back_to_the_official_layout(shape: Shape, options: dict[str, Any], tmp_path: Path) -> None:
-    """The numbers of mx.dequantize under official names, a config without quantisation; llama.cpp's formats follow."""
+    """The numbers of mx.dequantize under official names, a config without quantization; llama.cpp's formats follow."""
     mx = pytest.importorskip("mlx.core")
     source = make_checkpoint(tmp_path / "source", shape)
     convert.convert_to_mlx(source, tmp_path / "mlx", **options)

@@ -1,4 +1,4 @@
-"""Checkpoints that their makers have quantised: FP8, AWQ, GPTQ. The numbers they stand for, and what is refused."""
+"""Checkpoints that their makers have quantized: FP8, AWQ, GPTQ. The numbers they stand for, and what is refused."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_numbers_are_those_that_the_makers_formats_stand_for(
     monkeypatch.setattr("convert.gguf.encoding.SLICE", 5000)
     source, exact = CHECKPOINTS[case](tmp_path / "source")
     report = convert.convert(source, tmp_path / "a.gguf", quant="f32", threads=2)
-    assert any("is quantised" in note for note in report.notes)
+    assert any("is quantized" in note for note in report.notes)
     found = in_gguf(tmp_path / "a.gguf")
     assert found.keys() == exact.keys()
     for name, numbers in exact.items():
@@ -85,7 +85,7 @@ def test_eight_bit_floats_are_torchs() -> None:
     np.testing.assert_array_equal(e4m3(), theirs)
 
 
-#: What config.json says of each case of vectors/quantised.safetensors.
+#: What config.json says of each case of vectors/quantized.safetensors.
 FOREIGN: dict[str, dict[str, Any]] = {
     "awq": {"quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemm"},
     "gptq_int4": {"quant_method": "gptq", "bits": 4, "group_size": 32},
@@ -98,7 +98,7 @@ FOREIGN: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("case", FOREIGN)
 def test_other_programs_read_the_same_numbers_from_what_they_packed(case: str) -> None:
     """AutoAWQ 0.2.9, AutoGPTQ 0.7.1 and transformers 5.23 made the file: tools/quantized_vectors.py. To the bit."""
-    file = SafetensorsFile(ROOT / "tests" / "vectors" / "quantised.safetensors")
+    file = SafetensorsFile(ROOT / "tests" / "vectors" / "quantized.safetensors")
     stored = {name: Piece(file, tensor) for name, tensor in file.tensors.items() if name.startswith(f"{case}.matrix.")}
     tensor, matrix = decoded(FOREIGN[case], stored)[f"{case}.matrix.weight"]
     expected = file.rows(file.tensors[f"{case}.expected"], 0, tensor.rows)
@@ -139,7 +139,7 @@ def test_llama_cpps_converter_reads_the_same_numbers(case: str, tmp_path: Path) 
 
 @pytest.mark.parametrize("case", ["fp8", "awq, mixture", "gptq int4"])
 def test_mlx_folders_are_made_from_the_same_numbers(case: str, tmp_path: Path) -> None:
-    """From a quantised checkpoint, and from its numbers written out as an official one: equal tensors and config."""
+    """From a quantized checkpoint, and from its numbers written out as an official one: equal tensors and config."""
     pytest.importorskip("mlx.core")
     source, _ = CHECKPOINTS[case](tmp_path / "source")
     convert.dequantize(source, tmp_path / "plain")
@@ -150,8 +150,8 @@ def test_mlx_folders_are_made_from_the_same_numbers(case: str, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("case", ["fp8", "awq", "gptq int4"])
-def test_quantisations_of_quantized_checkpoints(case: str, tmp_path: Path) -> None:
-    """q4_k_m of a stored quantisation is q4_k_m of its float32 numbers."""
+def test_quantizations_of_quantized_checkpoints(case: str, tmp_path: Path) -> None:
+    """q4_k_m of a stored quantization is q4_k_m of its float32 numbers."""
     source, _ = CHECKPOINTS[case](tmp_path / "source")
     convert.convert(source, tmp_path / "source.gguf", quant="f32", threads=1)
     convert.convert(source, tmp_path / "a.gguf", quant="q4_k_m", threads=2)
@@ -224,13 +224,13 @@ def test_parts_that_do_not_fit_are_named(case: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "change", "words"),
     [
-        (awq_checkpoint, {"version": "gemv"}, "quantised (awq) in a way that is not read"),
-        (awq_checkpoint, {"bits": 3}, "quantised (awq) in a way that is not read"),
-        (gptq_checkpoint, {"bits": 3}, "quantised (gptq) in a way that is not read"),
+        (awq_checkpoint, {"version": "gemv"}, "quantized (awq) in a way that is not read"),
+        (awq_checkpoint, {"bits": 3}, "quantized (awq) in a way that is not read"),
+        (gptq_checkpoint, {"bits": 3}, "quantized (gptq) in a way that is not read"),
         (gptq_checkpoint, {"group_size": 48}, "groups of 48 do not divide"),
         (gptq_checkpoint, {"group_size": "all"}, "groups of 'all' do not divide"),
         (fp8_checkpoint, {"weight_block_size": None}, "weight_block_size is None"),
-        (fp8_checkpoint, {"quant_method": "compressed-tensors"}, "quantised (compressed-tensors)"),
+        (fp8_checkpoint, {"quant_method": "compressed-tensors"}, "quantized (compressed-tensors)"),
     ],
 )
 def test_settings_that_are_not_read(make: Make, change: dict[str, Any], words: str, tmp_path: Path) -> None:

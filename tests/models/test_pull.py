@@ -549,4 +549,4 @@ def test_convert_pulls_the_official_weights_first(machine: Machine, tmp_path: Pa
 
     arguments = ("--quant", "q4_0", "--yes", "--out", str(tmp_path / "b.gguf"), "--json")
     notes = json.loads(machine.good("convert", "hf:somebody/Tiny:q8_0", *arguments))["notes"]
-    assert "quantised already" in notes[0]
+    assert "quantized already" in notes[0]
