@@ -1,7 +1,7 @@
-"""Importance matrices: how strongly each column of a matrix was used while a text was read.
+"""Files of importance matrices: how strongly each column of a matrix was used while a model read a text.
 
-Read in both of llama.cpp's formats (common/imatrix-loader.cpp, tools/quantize): a GGUF file with sums of squares and
-counts per tensor, and the older .dat file.
+Both of llama.cpp's formats are read (common/imatrix-loader.cpp, tools/quantize): a GGUF file with sums of squares and
+counts for each tensor, which is also written, and the older .dat file.
 """
 
 from __future__ import annotations
@@ -12,9 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from convert.gguf.head import MAGIC, Metadata, StoredTensor
+from convert.gguf.head import MAGIC, Metadata, StoredTensor, entries, head, padding
 from convert.gguf_source import GgufPart
+from convert.imatrix.collector import Sums
+from convert.output import file as output_file
 from convert.safetensors import SourceTensor
+from convert.tensor_types import F32
 from localqwen.errors import CheckpointError, ConversionError
 
 if TYPE_CHECKING:
@@ -23,13 +26,16 @@ if TYPE_CHECKING:
 
 _SUMS, _COUNTS = ".in_sum2", ".counts"
 _MAX_BYTES = 1_000_000_000
-_MAX_TEXT = 127  # llama.cpp cuts the texts that it notes in the file
+_MAX_TEXT = 127  # llama.cpp cuts the texts that it writes into the metadata
 _HINT = "make it with llama-imatrix, from the same model"
 
 
 @dataclass(frozen=True)
 class Importance:
-    """`values` by the tensor's GGUF name: one number per column, of a stack the columns of every expert in turn."""
+    """An importance matrix: the name of its `file`, and of the text (`dataset`) with its number of `chunks`.
+
+    `values` are by the tensor's GGUF name: one number per column; for a stack of experts, the columns of each in turn.
+    """
 
     values: Mapping[str, NDArray[np.float32]] = field(repr=False)
     file: str
@@ -37,9 +43,9 @@ class Importance:
     chunks: int = 0
 
     def of(self, tensor: StoredTensor) -> list[NDArray[np.float32]] | None:
-        """One array per expert, or one. None for what the matrix does not know; then all columns count alike.
+        """Return one array per expert, or one, of float32 per column; None if all columns of `tensor` count alike.
 
-        Raises ConversionError where its size is another model's.
+        That is so for a tensor that the file does not have. Raise ConversionError if the file is another model's.
         """
         import numpy as np
 
@@ -59,7 +65,7 @@ class Importance:
 
     @property
     def metadata(self) -> Metadata:
-        """What `llama-quantize` notes of it in the file."""
+        """The keys that `llama-quantize` adds to a file that an importance matrix was used for."""
         result: Metadata = {"quantize.imatrix.file": self.file[:_MAX_TEXT]}
         if self.dataset:
             result["quantize.imatrix.dataset"] = self.dataset[:_MAX_TEXT]
@@ -70,7 +76,7 @@ class Importance:
 
 
 def read(path: Path) -> Importance:
-    """Raises ConversionError for a file that is no importance matrix, or holds what is no number."""
+    """Read an importance matrix. Raise ConversionError if the file is none, or has values that are not finite."""
     import numpy as np
 
     try:
@@ -86,6 +92,35 @@ def read(path: Path) -> Importance:
         if not np.isfinite(values).all():
             raise ConversionError(f"{path} holds numbers for {name} that are NaN or infinite", _HINT)
     return found
+
+
+def write(out: Path, sums: Mapping[str, Sums], dataset: str, chunks: int, chunk_size: int, *, force: bool) -> None:
+    """Write the importance matrix of a text, `dataset`, in `chunks` chunks of `chunk_size` tokens, as a GGUF file.
+
+    Raise ConversionError for sums that are not finite, and OutputError.
+    """
+    import numpy as np
+
+    keys = entries(
+        {
+            "general.type": "imatrix",
+            "imatrix.datasets": [dataset],
+            "imatrix.chunk_count": chunks,
+            "imatrix.chunk_size": chunk_size,
+        }
+    )
+    arrays: dict[str, NDArray[Any]] = {}
+    for name, found in sorted(sums.items()):
+        arrays[f"{name}.in_sum2"] = found.squares.astype(np.float32)
+        arrays[f"{name}.counts"] = found.rows.astype(np.float32)[:, None]
+        if not np.isfinite(arrays[f"{name}.in_sum2"]).all():
+            raise ConversionError(f"the inputs of {name} are not finite", "check the model: localqwen verify")
+    begin = head(keys, [StoredTensor(name, array.shape, F32) for name, array in arrays.items()])
+    size = len(begin) + sum(array.nbytes + padding(array.nbytes) for array in arrays.values())
+    with output_file.writing(out, size=size, force=force) as file:
+        output_file.write(file, memoryview(begin))
+        for array in arrays.values():
+            output_file.write(file, memoryview(array.tobytes() + bytes(padding(array.nbytes))))
 
 
 def _read_gguf(path: Path) -> Importance:
@@ -111,7 +146,7 @@ def _numbers(part: GgufPart, name: str) -> NDArray[Any]:
 
 
 def _mean(sums: NDArray[Any], counts: NDArray[Any]) -> NDArray[Any]:
-    """Per expert; one that the text never reached counts all columns alike."""
+    """Return the mean square of each column, expert by expert; 1 for all columns of an expert that read nothing."""
     import numpy as np
 
     if not counts.size or sums.size % counts.size:
@@ -122,7 +157,7 @@ def _mean(sums: NDArray[Any], counts: NDArray[Any]) -> NDArray[Any]:
 
 
 def _first_text(entry: bytes) -> str:
-    """Of a list of texts, as it stands in a GGUF file behind its key."""
+    """Return the first text of a GGUF entry (key, type, values) that is a list of texts; "" if it is not."""
     if not entry:
         return ""
     (key,) = struct.unpack_from("<Q", entry)
@@ -132,7 +167,7 @@ def _first_text(entry: bytes) -> str:
 
 
 def _read_old(path: Path, data: bytes) -> Importance:
-    """A count, then name, calls and sums of each tensor; behind them chunks and the text's name, if at all."""
+    """Parse the .dat format: a count, then name, calls and sums of each tensor, then perhaps chunks and dataset."""
     import numpy as np
 
     (count,), at = struct.unpack_from("<i", data), 4
