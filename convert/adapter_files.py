@@ -1,9 +1,9 @@
 """LoRA adapters for engines that apply them at run time: one file with the matrices under the engine's own names.
 
 GGUF: what llama.cpp's `llama_adapter_lora_init` reads (llama-adapter.cpp), NAME.lora_a and NAME.lora_b in float32.
-safetensors: the matrices of mlx_lm's tuner (tuner/lora.py), PATH.lora_a and PATH.lora_b. The scale of each weight is in
-its second matrix, so that PEFT's patterns need no place of their own. The matrices of experts are stacked, and padded
-with zeros where their ranks differ or an expert has none.
+safetensors: the matrices of mlx_lm's tuner (tuner/lora.py), PATH.lora_a and PATH.lora_b. The second matrix of each pair
+includes the scale, so that PEFT's patterns need no place of their own. The matrices of experts are stacked, and padded
+with zeros if their ranks differ or an expert has none.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _HEAD = "lm_head"
 
 @dataclass(frozen=True)
 class _Target:
-    """A weight as the engine has it: its name there, those in the checkpoint, and the shape of each of these."""
+    """A weight of the engine: its name there, the names in the checkpoint, and the shape of each of these."""
 
     name: str
     sources: tuple[str, ...]
@@ -98,7 +98,7 @@ def adapter_for_mlx(folder: Path, out: Path, *, config: Mapping[str, Any]) -> No
 
 
 def _config(architecture: str, sizes: Mapping[str, int], vocabulary: int) -> Config:
-    """Only what shapes the tensors; the rest of a config changes none."""
+    """Return a config with the sizes that shape tensors; all other fields are placeholders."""
     official = {ours: theirs for theirs, ours in ARCHITECTURES.items()}
     if architecture not in official:
         raise CheckpointError(f"adapters are applied to Qwen3, this model is {architecture}", "use a Qwen3 model")
@@ -117,7 +117,7 @@ def _config(architecture: str, sizes: Mapping[str, int], vocabulary: int) -> Con
 def _gathered(
     pairs: Mapping[str, LowRank], targets: Sequence[_Target]
 ) -> dict[_Target, tuple[NDArray[np.float32], NDArray[np.float32]]]:
-    """The matrices (down, up) of every target that the adapter changes; of experts with theirs as the first axis."""
+    """Return the matrices (down, up) of every weight that an adapter changes; of a stack, (expert, …)."""
     home = {source.removesuffix(".weight"): target for target in targets for source in target.sources}
     for path, pair in pairs.items():
         if path not in home:
@@ -148,7 +148,7 @@ def _stacked(target: _Target, pairs: Mapping[str, LowRank]) -> tuple[NDArray[np.
 
 
 def _write(out: Path, head: bytes, matrices: Sequence[NDArray[np.float32]]) -> None:
-    """Both formats: the head, then the numbers. GGUF pads each matrix; in safetensors four bytes each need none."""
+    """Write a head and the numbers after it. GGUF pads each matrix; safetensors of four-byte numbers needs none."""
     import numpy as np
 
     padded = head.startswith(gguf_head.MAGIC)

@@ -1,4 +1,4 @@
-"""float32, float16 and bfloat16: conversions between them, and the check that values fit the type they go to."""
+"""float32, float16 and bfloat16: conversions between them, and the check that values fit the type of the output."""
 
 from __future__ import annotations
 
@@ -22,20 +22,23 @@ _BITS = {
 
 
 def check_values(rows: NDArray[Any], name: str, dtype: str, kind: TensorType) -> None:
-    """Raises CheckpointError. Quantizers refuse what is not finite; float16 values and scales hold at most 65,504."""
+    """Raise CheckpointError for values that are not finite, or too large for `kind`.
+
+    Quantizers refuse the first; float16 numbers and scales reach 65,504.
+    """
     unsigned, magnitude, infinite, half_limit = _BITS[dtype]
     largest = (rows.view(unsigned) & magnitude).max()
     if largest >= infinite:
         raise CheckpointError(f"{name} holds weights that are NaN or infinite", "download the checkpoint again")
     if largest > half_limit and kind not in (F32, BF16, MXFP4):
         raise CheckpointError(
-            f"{name} holds weights beyond 65,504, the reach of {kind.name}",
+            f"{name} holds weights beyond 65,504, the limit of {kind.name}",
             "convert to bf16, or check where this checkpoint comes from",
         )
 
 
 def to_float32(rows: NDArray[Any], dtype: str) -> NDArray[np.float32]:
-    """Exact for all three types: bfloat16 is the upper half of a float32. Aligned, as C code expects."""
+    """Return rows of one of the three types as float32, exact and aligned; bfloat16 is the upper half of one."""
     import numpy as np
 
     if dtype == "BF16":
@@ -45,7 +48,7 @@ def to_float32(rows: NDArray[Any], dtype: str) -> NDArray[np.float32]:
 
 
 def _to_bfloat16(rows: NDArray[np.float32]) -> NDArray[Any]:
-    """Rounds to nearest, ties to even (ggml-impl.h: ggml_compute_fp32_to_bf16)."""
+    """Round to nearest, ties to even (ggml-impl.h: ggml_compute_fp32_to_bf16)."""
     import numpy as np
 
     bits = rows.view(np.uint32)
@@ -53,7 +56,7 @@ def _to_bfloat16(rows: NDArray[np.float32]) -> NDArray[Any]:
 
 
 def from_float32(rows: NDArray[np.float32], kind: TensorType) -> NDArray[Any]:
-    """In a type that is no quantization."""
+    """Return rows in an unquantized type."""
     return _FROM_FLOAT32[kind](rows)
 
 

@@ -1,8 +1,8 @@
-"""llama.cpp's own quantizer, `ggml_quantize_chunk`, called through ctypes. Knows nothing of files.
+"""llama.cpp's own quantizer, `ggml_quantize_chunk`, called through ctypes. It knows nothing of files.
 
-It lies in libggml-base, which the `llama_cpp` package ships. That library is loaded alone: it needs neither the rest of
-llama.cpp nor the half second that importing the bindings takes, and it computes no matrix product, so that the
-processors on which those fail can still convert.
+It is in libggml-base, which the `llama_cpp` package ships. That library is loaded alone: it needs neither the rest of
+llama.cpp nor the half second of importing the bindings, and it computes no matrix product, so that processors on which
+those fail can still convert.
 """
 
 from __future__ import annotations
@@ -34,9 +34,10 @@ _HINT = "pip install --force-reinstall llama-cpp-python"
 def quantize(
     rows: NDArray[np.float32], kind: TensorType, importance: NDArray[np.float32] | None = None
 ) -> NDArray[np.uint8]:
-    """`rows` (count, columns) as `count` rows of blocks, (count, kind.row_bytes(columns)). Releases the GIL.
+    """Return `rows` (count, columns) as rows of blocks (count, kind.row_bytes(columns)). Releases the GIL.
 
-    Rows do not influence each other, so a matrix may come in slices. `importance` has a number for each column.
+    Rows do not influence each other, so that a matrix may come in slices. `importance` has a number for each column.
+    Raise ConversionError, and EngineUnavailable if llama.cpp is missing.
     """
     import numpy as np
 
@@ -52,7 +53,7 @@ def quantize(
 
 
 def dequantize(rows: NDArray[Any], kind: TensorType, columns: int) -> NDArray[np.float32]:
-    """Rows of blocks, (count, kind.row_bytes(columns)), as the numbers they stand for, (count, columns)."""
+    """Return rows of blocks, (count, kind.row_bytes(columns)), as the float32 numbers they encode, (count, columns)."""
     import numpy as np
 
     blocks = np.require(rows, np.uint8, ["C", "A"])
@@ -62,7 +63,7 @@ def dequantize(rows: NDArray[Any], kind: TensorType, columns: int) -> NDArray[np
 
 
 class _Traits(ctypes.Structure):
-    """ggml.h: ggml_type_traits, up to what is needed here."""
+    """ggml.h: ggml_type_traits, up to the last field used here."""
 
     _fields_ = (
         ("type_name", ctypes.c_char_p),
@@ -84,7 +85,7 @@ def _to_float(number: int) -> Any:
 
 @cache
 def library() -> Any:
-    """Raises EngineUnavailable where llama_cpp is missing or does not load."""
+    """Return ggml's base library. Raise EngineUnavailable if llama_cpp is missing or does not load."""
     set_openmp_defaults()
     lib = _load()
     try:
@@ -121,7 +122,7 @@ def _load() -> Any:
 
 
 def _linked_into_llama() -> Any:
-    """A build with everything in one library: the bindings hold it open."""
+    """Return the library of a build that has everything in one; the bindings keep it open."""
     try:
         from llama_cpp import llama_cpp as bindings
     except (ImportError, OSError, RuntimeError) as exc:

@@ -1,6 +1,6 @@
 """The official layout in 16 bit, from weights that are stored otherwise: an MLX folder, FP8, AWQ, GPTQ.
 
-What a quantization has dropped does not come back; this is for tools that read only the official layout.
+It is for tools that read only the official layout. What a quantization has dropped does not come back.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ _WIDTHS = {"float16": "F16", "bfloat16": "BF16"}
 def dequantize(
     source: Path, out: Path, *, force: bool = False, progress: Callable[[Progress], None] | None = None
 ) -> Report:
-    """Writes the MLX folder or quantized checkpoint `source` as the folder `out` in the official layout, in 16 bit.
+    """Write the MLX folder or quantized checkpoint `source` as the folder `out` in the official layout, in 16 bit.
 
-    Raises CheckpointError, OutputError, EngineUnavailable where MLX is needed and missing.
+    Raise CheckpointError or OutputError, and EngineUnavailable if MLX is needed and missing.
     """
     started = time.monotonic()
     out = out if out.name not in ("", "..") else out.resolve()
@@ -51,8 +51,10 @@ def dequantize(
 
 
 def planned(checkpoint: Checkpoint) -> list[Stored]:
-    """All tensors in the order of the layers; numbers that were decoded to 32 bit in the config's 16. Raises
-    CheckpointError."""
+    """Return all tensors in the order of the layers; numbers decoded to 32 bit get the 16-bit type of the config.
+
+    Raise CheckpointError.
+    """
     config = read_config(checkpoint.config)
     architecture.check_tensors(config, checkpoint.tensors)
     names = [name for weight in mlx_layout.weights(config) for name in weight.sources]
@@ -64,9 +66,9 @@ def planned(checkpoint: Checkpoint) -> list[Stored]:
 def write(
     checkpoint: Checkpoint, out: Path, *, force: bool, progress: Callable[[Progress], None] | None
 ) -> tuple[dict[str, Digest], int]:
-    """Makes the folder `out`; gives the digests of its files and how many tensors they hold.
+    """Write the folder `out`; return the digests of its files and how many tensors they hold.
 
-    Raises CheckpointError, OutputError.
+    Raise CheckpointError or OutputError.
     """
     if out.exists() and checkpoint.folder.resolve().is_relative_to(out.resolve()):
         raise OutputError(f"{out} holds the weights that are read", "choose another folder for the output")

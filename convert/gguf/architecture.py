@@ -1,4 +1,4 @@
-"""The architecture: which tensors a Qwen3 checkpoint has, what they are called in GGUF, and the keys beside them.
+"""Qwen3's tensors under the names of the checkpoint and of GGUF, and the GGUF keys of the architecture.
 
 Names and keys are those of llama.cpp (gguf-py: tensor_mapping.py, constants.py; converter: conversion/qwen.py).
 """
@@ -22,8 +22,10 @@ EACH = "experts.*"
 
 @dataclass(frozen=True)
 class Tensor:
-    """`name` is the one in GGUF, `sources` those in the checkpoint: one, or one per expert, to be stacked. `shape` is
-    that of each source, rows first."""
+    """A tensor of the model: `name` in GGUF, `sources` in the checkpoint: one, or one per expert, which are stacked.
+
+    `shape` is that of each source, rows first.
+    """
 
     sources: tuple[str, ...]
     name: str
@@ -32,13 +34,14 @@ class Tensor:
 
     @property
     def gguf_shape(self) -> tuple[int, ...]:
+        """The shape in GGUF, rows first, and experts before them."""
         return (len(self.sources), *self.shape) if self.stacked else self.shape
 
 
 def tensors(config: Config) -> list[Tensor]:
-    """All tensors of the model, in the order in which llama.cpp's quantizer writes them: by layer, then by name.
+    """Return all tensors of a model, in the order in which llama.cpp's quantizer writes them: by layer, then by name.
 
-    (llama-model-loader.h: weight_name_comparer.) What stands outside the layers comes first.
+    Those outside the layers come first (llama-model-loader.h: weight_name_comparer).
     """
     outside = [
         Tensor(("model.norm.weight",), "output_norm.weight", (config.hidden,)),
@@ -95,7 +98,7 @@ def _tensor(config: Config, layer: int, hf: str, gguf: str, shape: tuple[int, ..
 
 
 def check_tensors(config: Config, found: Mapping[str, SourceTensor]) -> None:
-    """Raises CheckpointError, naming the tensors, unless the checkpoint holds exactly what the config describes."""
+    """Raise CheckpointError, with the names, unless a checkpoint holds exactly the tensors of its config."""
     expected = {source: tensor for tensor in tensors(config) for source in tensor.sources}
     if missing := [name for name in expected if name not in found]:
         raise CheckpointError(f"{len(missing)} tensors are missing: {_few(missing)}", "download the checkpoint again")
@@ -118,7 +121,7 @@ def check_tensors(config: Config, found: Mapping[str, SourceTensor]) -> None:
 
 
 def _ignored(config: Config, name: str) -> bool:
-    """Tied checkpoints may carry the embeddings once more as lm_head; old ones carry the rotary table."""
+    """Return whether a surplus tensor is harmless: embeddings repeated as a tied lm_head, an old rotary table."""
     return (config.tied and name == "lm_head.weight") or name.endswith(".rotary_emb.inv_freq")
 
 
@@ -127,7 +130,7 @@ def _few(names: list[str]) -> str:
 
 
 def metadata(config: Config) -> Metadata:
-    """The keys of the architecture. Counts are written as uint32, rms epsilon and frequencies as float32."""
+    """Return the GGUF keys of the architecture. Counts are uint32, the RMS epsilon and frequencies float32."""
     values: Metadata = {
         "block_count": config.layers,
         "context_length": config.context,
@@ -152,7 +155,7 @@ def _expert_counts(config: Config) -> Metadata:
 
 
 def _scaling(yarn: Mapping[str, Any] | None) -> Metadata:
-    """What beyond factor and original length a config rarely gives has the GGUF key of llama.cpp's converter."""
+    """Return the keys of YaRN. Rare fields of a config get the keys that llama.cpp's converter gives them."""
     if yarn is None:
         return {}
     values: Metadata = {

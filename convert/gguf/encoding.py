@@ -1,4 +1,4 @@
-"""Weights in the checkpoint's type -> bytes in the GGUF file's type, a slice of rows at a time, on several threads."""
+"""Weights in the source's type become bytes of a GGUF type, a slice of rows at a time, on several threads."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ SLICE = 1 << 19
 
 @dataclass(frozen=True)
 class Part:
-    """A tensor in its file; `importance`, one number per column, tells the quantizer which of them matter more."""
+    """A source tensor and its file.
+
+    `importance`, one number per column, tells the quantizer which columns matter more.
+    """
 
     file: TensorFile
     tensor: SourceTensor
@@ -33,10 +36,9 @@ class Part:
 def encoded(
     parts: Sequence[Part], kind: TensorType, pool: ThreadPoolExecutor, ahead: int
 ) -> Iterator[tuple[NDArray[np.uint8], int]]:
-    """The data of one tensor, stacked of `parts`, in order, as (slice, source bytes it was made from). At most `ahead`
-    slices are alive.
+    """Yield the data of one GGUF tensor, the stack of `parts`, in order: slices, each with its bytes in the source.
 
-    Raises CheckpointError for weights that are not finite or not in the type's range.
+    At most `ahead` slices are alive. Raise CheckpointError for weights that are not finite or too large for `kind`.
     """
     pending: deque[tuple[_Slice, Future[NDArray[np.uint8]]]] = deque()
     for piece in _slices(parts):
@@ -49,7 +51,7 @@ def encoded(
 
 @dataclass(frozen=True)
 class _Slice:
-    """Some rows of a tensor."""
+    """`count` rows of a tensor from row `first`."""
 
     part: Part
     first: int

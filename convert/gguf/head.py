@@ -1,6 +1,6 @@
-"""The head of a GGUF file as bytes: magic, metadata, tensor table. The data that follow are written elsewhere.
+"""The head of a GGUF file as bytes: magic, metadata, tensor table. It knows nothing of the data that follow.
 
-The layout is that of the GGUF specification, version 3; the head is built in memory, some megabytes for a real
+The layout is that of the GGUF specification, version 3. The head is built in memory, a few megabytes for a real
 vocabulary, so that the size of the whole file is known before the first byte is written.
 """
 
@@ -22,11 +22,11 @@ UINT16, UINT32, INT32, FLOAT32, BOOL, STRING, ARRAY = 2, 4, 5, 6, 7, 8, 9
 
 
 class Int32(int):
-    """A number that llama.cpp writes signed; a plain int becomes uint32, a float float32."""
+    """An int that llama.cpp writes signed, in 32 bits; a plain int becomes uint32, a float float32."""
 
 
 class UInt16(int):
-    """A number that llama.cpp writes in 16 bits."""
+    """An int that llama.cpp writes unsigned, in 16 bits."""
 
 
 Value = str | bool | int | float | Sequence[str] | Sequence[int]
@@ -35,7 +35,7 @@ Metadata = dict[str, Value]
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor as it will stand in the file; `shape` has rows first, and experts before them."""
+    """A tensor of the output; `shape` has rows first, and experts before them."""
 
     name: str
     shape: tuple[int, ...]
@@ -48,22 +48,26 @@ class StoredTensor:
 
 
 def padding(size: int) -> int:
+    """Return how many zero bytes follow `size` bytes of data."""
     return -size % ALIGNMENT
 
 
 def entries(metadata: Metadata) -> list[bytes]:
-    """Each key with its value, as it stands in the file; no empty lists. Raises CheckpointError."""
+    """Return each key with its value as GGUF bytes, without empty lists.
+
+    Raise CheckpointError for text that is not Unicode.
+    """
     given = {key: value for key, value in metadata.items() if isinstance(value, str | bool | int | float) or value}
     try:
         return [_string(key) + _value(value) for key, value in given.items()]
     except UnicodeEncodeError as exc:  # JSON can spell half a character, UTF-8 cannot
         raise CheckpointError(
-            f"the checkpoint's JSON files hold text that is no Unicode: {exc.reason}", "download them again"
+            f"the checkpoint's JSON files hold text that is not Unicode: {exc.reason}", "download them again"
         ) from exc
 
 
 def head(entries: Sequence[bytes], tensors: Sequence[StoredTensor]) -> bytes:
-    """Everything before the data of the first tensor, padding included."""
+    """Return the bytes before the data of the first tensor, padding included. `entries` are keys with their values."""
     parts = [MAGIC, struct.pack("<IQQ", VERSION, len(tensors), len(entries)), *entries]
     offset = 0
     for tensor in tensors:

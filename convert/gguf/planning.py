@@ -1,4 +1,4 @@
-"""What a conversion will write, known before it writes anything: the head's bytes, each tensor, the file's size."""
+"""The plan of GGUF files, complete before anything is written: the head's bytes, each tensor, the size of each file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _QUANTIZATION_VERSION = 2  # GGML_QNT_VERSION of ggml.h: the layout of the quant
 
 @dataclass(frozen=True)
 class PlannedTensor:
-    """`sources` are the names in the checkpoint, one or all experts in order; `stored` is the GGUF file's tensor."""
+    """A GGUF tensor, `stored`, and the names of the `sources` it is made of: one, or all experts in order."""
 
     sources: tuple[str, ...]
     stored: StoredTensor
@@ -35,39 +35,42 @@ class PlannedFile:
 
     @property
     def size(self) -> int:
-        """Bytes; every tensor is padded, the last one too."""
+        """Bytes of the file; every tensor is padded, the last one too."""
         return len(self.head) + data_size([tensor.stored for tensor in self.tensors])
 
 
 @dataclass(frozen=True)
 class Plan:
-    """`size` is that of all files in bytes; `types` counts the tensors of each type, such as {"Q4_K": 140, …}."""
+    """All files of a conversion to the quantization `quant`."""
 
     quant: str
     files: tuple[PlannedFile, ...]
 
     @property
     def tensors(self) -> tuple[PlannedTensor, ...]:
+        """The tensors of all files, in order."""
         return tuple(tensor for file in self.files for tensor in file.tensors)
 
     @property
     def size(self) -> int:
+        """Bytes of all files."""
         return sum(file.size for file in self.files)
 
     @property
     def types(self) -> dict[str, int]:
+        """How many tensors have each type, such as {"Q4_K": 140, …}."""
         return counted(tensor.stored.type.name for tensor in self.tensors)
 
 
 def data_size(tensors: Sequence[StoredTensor]) -> int:
-    """Bytes after the head."""
+    """Return the bytes of tensors with their padding, without a head."""
     return sum(tensor.size + padding(tensor.size) for tensor in tensors)
 
 
 def make_plan(checkpoint: Checkpoint, recipe: Recipe, name: str, extra: Metadata, part_bytes: int | None) -> Plan:
-    """Checks the whole checkpoint except the weights' values. `extra` stands behind all other metadata.
+    """Plan the conversion of a checkpoint, after checking all of it except the values of its weights.
 
-    Raises CheckpointError, UsageError.
+    `extra` follows all other metadata. Raise CheckpointError or UsageError.
     """
     config = read_config(checkpoint.config)
     architecture.check_tensors(config, checkpoint.tensors)
@@ -85,7 +88,10 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe, name: str, extra: Metadata
 
 
 def of_quantization(recipe: Recipe) -> Metadata:
-    """It stands last, as llama.cpp's quantizer puts it: with equal order, equal files have equal bytes."""
+    """Return the keys of a quantization, which come last, as llama.cpp's quantizer puts them.
+
+    With the same order, equal files have equal bytes.
+    """
     return {
         "general.quantization_version": _QUANTIZATION_VERSION,
         "general.file_type": recipe.quantization.file_type,
@@ -93,7 +99,10 @@ def of_quantization(recipe: Recipe) -> Metadata:
 
 
 def cut(keys: Sequence[bytes], tensors: Sequence[PlannedTensor], part_bytes: int | None) -> tuple[PlannedFile, ...]:
-    """One file, or parts of at most `part_bytes` of tensors each, as llama.cpp splits (tools/gguf-split)."""
+    """Return one file, or parts with at most `part_bytes` of tensors each, split as by llama.cpp (tools/gguf-split).
+
+    `keys` are encoded entries, which the first part gets.
+    """
     if part_bytes is None:
         return (_file(keys, tensors),)
     parts: list[list[PlannedTensor]] = [[]]
@@ -121,6 +130,7 @@ def _file(keys: Sequence[bytes], tensors: Sequence[PlannedTensor]) -> PlannedFil
 
 
 def planned_tensors(config: Config, recipe: Recipe) -> list[PlannedTensor]:
+    """Return all tensors of a model with the types that a recipe gives them."""
     tensors = architecture.tensors(config)
     sizes = Sizes(config.layers, config.experts, config.heads // config.kv_heads, config.tied)
     types = tensor_types(recipe, [(tensor.name, tensor.gguf_shape) for tensor in tensors], sizes)
@@ -131,7 +141,7 @@ def planned_tensors(config: Config, recipe: Recipe) -> list[PlannedTensor]:
 
 
 def _general(name: str, config: Config, tensors: Sequence[StoredTensor]) -> Metadata:
-    """What the name tells, in the parts that llama.cpp's converter would cut it into: "Qwen3-4B" is a Qwen3 of 4B."""
+    """Return the keys that a model's name implies, as llama.cpp's converter does: "Qwen3-4B" is a Qwen3 of size 4B."""
     import gguf
 
     parameters = sum(math.prod(tensor.shape) for tensor in tensors)
@@ -151,7 +161,7 @@ def _general(name: str, config: Config, tensors: Sequence[StoredTensor]) -> Meta
 
 
 def _sampling(generation_config: Mapping[str, Any]) -> Metadata:
-    """The makers' sampling, where they give it as sane numbers (gguf-py: metadata.py)."""
+    """Return the recommended sampling of generation_config.json, as far as it is in range (gguf-py: metadata.py)."""
     result: Metadata = {}
     top_k = generation_config.get("top_k")
     if type(top_k) is int and 0 <= top_k < 2**31:

@@ -1,6 +1,6 @@
-"""What a quantization is called, and which type each tensor gets in it. Pure: touches no weights and no library.
+"""The quantizations of GGUF by name, and the type that each tensor gets. It touches no weights and no library.
 
-The rules are those of llama.cpp (llama-quant.cpp: llama_tensor_get_type), for Qwen3, so that a file has the types that
+The rules are those of llama.cpp for Qwen3 (llama-quant.cpp: llama_tensor_get_type), so that a file has the types that
 `llama-quantize` would give it.
 """
 
@@ -35,7 +35,7 @@ from localqwen.errors import ConversionError, UsageError
 
 @dataclass(frozen=True)
 class Quantization:
-    """A kind of file: `file_type` is its number in `general.file_type`, `base` the type of most of its matrices."""
+    """A quantization: `file_type` is its number in `general.file_type`, `base` the type of most of its matrices."""
 
     name: str
     file_type: int
@@ -49,7 +49,7 @@ QUANTIZATIONS = {
         Quantization("f32", 0, F32, "32 bit, exact for every checkpoint"),
         Quantization("f16", 1, F16, "16 bit, for processors that are slow with bf16"),
         Quantization("bf16", 32, BF16, "16 bit, the numbers of the official checkpoints as they are"),
-        Quantization("q8_0", 7, Q8_0, "8 bit, hardly to be told from 16"),
+        Quantization("q8_0", 7, Q8_0, "8 bit, almost the same answers as 16 bit"),
         Quantization("q6_k", 18, Q6_K, "6 bit"),
         Quantization("q5_k_m", 17, Q5_K, "5 bit, 6 where they matter most"),
         Quantization("q5_k_s", 16, Q5_K, "5 bit"),
@@ -75,7 +75,7 @@ _ATTENTION_OUTPUT_OF_EIGHT = dict.fromkeys(("q2_k", "q3_k_m", "q4_k_s", "q4_k_m"
 
 
 def quantization(name: str) -> Quantization:
-    """Raises ConversionError for an unknown name; the hint lists the known ones."""
+    """Return the quantization of a name, in any case. Raise ConversionError, with the known names, if there is none."""
     lower = name.lower()
     try:
         return QUANTIZATIONS[ALIASES.get(lower, lower)]
@@ -87,14 +87,17 @@ def quantization(name: str) -> Quantization:
 
 @dataclass(frozen=True)
 class Override:
-    """`pattern` is searched in a tensor's GGUF name, as by `llama-quantize --tensor-type`; the first match wins."""
+    """A type for the tensors whose GGUF name `pattern` is found in, as with `llama-quantize --tensor-type`.
+
+    The first match wins.
+    """
 
     pattern: re.Pattern[str]
     type: TensorType
 
 
 def override(text: str) -> Override:
-    """`blk.*.ffn_down=q6_k`. Raises UsageError."""
+    """Parse PATTERN=TYPE, such as `blk.*.ffn_down=q6_k`. Raise UsageError."""
     pattern, equals, kind = text.rpartition("=")
     if not equals or not pattern or kind.lower() not in TYPES:
         raise UsageError(
@@ -103,12 +106,14 @@ def override(text: str) -> Override:
     try:
         return Override(re.compile(pattern.lower()), TYPES[kind.lower()])
     except re.error as exc:
-        raise UsageError(f"{pattern!r} is no regular expression: {exc}", "for instance 'blk.*.ffn_down=q6_k'") from exc
+        raise UsageError(
+            f"{pattern!r} is not a regular expression: {exc}", "for instance 'blk.*.ffn_down=q6_k'"
+        ) from exc
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A quantization and what a user changes about it. `importance`: whether an importance matrix is given."""
+    """A quantization and its changes: overrides, and whether an importance matrix is given."""
 
     quantization: Quantization
     overrides: tuple[Override, ...] = ()
@@ -117,7 +122,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Sizes:
-    """What the rules look at: `experts` is 0 in a dense model, `sharing` query heads share a key-value head."""
+    """What the rules depend on; `experts` is 0 in a dense model, `sharing` query heads share a key-value head."""
 
     layers: int
     experts: int
@@ -127,13 +132,14 @@ class Sizes:
 
 @dataclass
 class _Counters:
-    """How many tensors of a kind the rules have seen. llama.cpp counts so too: one that is overridden is not seen."""
+    """How many tensors of each kind the rules have seen; as in llama.cpp, overridden ones are not counted."""
 
     recipe: Recipe
     sizes: Sizes
     seen: dict[str, int] = field(default_factory=dict)
 
     def next(self, kind: str) -> int:
+        """Count a tensor of a kind; return its index, from 0."""
         self.seen[kind] = self.seen.get(kind, -1) + 1
         return self.seen[kind]
 
@@ -143,7 +149,10 @@ Named = tuple[str, tuple[int, ...]]
 
 
 def tensor_types(recipe: Recipe, tensors: Sequence[Named], sizes: Sizes) -> list[TensorType | None]:
-    """A type for each tensor, which must come in llama.cpp's order; None for those that a quantization leaves alone."""
+    """Return a type for each tensor, None for those that are never quantized. `tensors` are in llama.cpp's order.
+
+    Raise UsageError for an override that has no effect.
+    """
     if recipe.overrides and not recipe.quantization.base.quantised:
         raise UsageError(
             f"types of single tensors belong to a quantization, {recipe.quantization.name} is none", "--quant q8_0"
@@ -154,7 +163,7 @@ def tensor_types(recipe: Recipe, tensors: Sequence[Named], sizes: Sizes) -> list
 
 
 def _check_overrides(overrides: Sequence[Override], tensors: Sequence[Named]) -> None:
-    """Raises UsageError for a pattern that would be passed over without a word."""
+    """Raise UsageError for a pattern that matches no tensor."""
     names = [name for name, shape in tensors if quantizable(name, shape)]
     for each in overrides:
         if not any(each.pattern.search(name) for name in names):
@@ -165,7 +174,7 @@ def _check_overrides(overrides: Sequence[Override], tensors: Sequence[Named]) ->
 
 
 def quantizable(name: str, shape: tuple[int, ...]) -> bool:
-    """Vectors, norms and routers are small, and everything depends on them."""
+    """Return whether a tensor may be quantized. Vectors, norms and routers are small, and everything needs them."""
     return len(shape) > 1 and name.endswith("weight") and not name.endswith(("_norm.weight", ".ffn_gate_inp.weight"))
 
 
@@ -241,7 +250,7 @@ def _way_down(recipe: Recipe, layer: int, layers: int) -> TensorType:
 
 
 def _more_bits(layer: int, layers: int) -> bool:
-    """The first and last eighth, and every third layer between (llama-quant.cpp: use_more_bits)."""
+    """Return whether a layer is in an outer eighth or every third between (llama-quant.cpp: use_more_bits)."""
     eighth = layers // 8
     # The remainder of a negative number has another sign in C, but there the first test is already true.
     return layer < eighth or layer >= 7 * layers // 8 or (layer - eighth) % 3 == 2

@@ -1,7 +1,7 @@
-"""What is written of an existing GGUF file: its metadata as they are, its tensors in another type, or copied.
+"""The plan of GGUF files whose source is a GGUF file: the same metadata, and the tensors in another type, or copied.
 
 Types and order are those of llama.cpp's quantizer (llama-quant.cpp), so that the bytes are those of
-`llama-quantize --allow-requantize`. Types of llama.cpp that are not written here are not read either.
+`llama-quantize --allow-requantize`. Types of llama.cpp that this package does not write are not read either.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from convert.gguf.quants import QUANTIZATIONS, Recipe, Sizes, tensor_types
 from convert.gguf_source import GgufSource
 from localqwen.errors import CheckpointError, ConversionError
 
-LOSSY_TWICE = "made from a file that is quantized already: one made from the official checkpoint is better"
+LOSSY_TWICE = "the source is quantized already: the official checkpoint gives a better result"
 _ARCHITECTURES = ("qwen3", "qwen3moe")
 _LAYER = re.compile(r"blk\.(\d+)\.")
 
 
 def make_plan(source: GgufSource, recipe: Recipe, extra: Metadata, part_bytes: int | None, *, force: bool) -> Plan:
-    """Without `force` only downwards: what a quantization has dropped does not come back in a larger file.
+    """Plan the conversion of a GGUF file to a smaller quantization; to a larger one only with `force`.
 
-    Raises CheckpointError, ConversionError, UsageError.
+    What a quantization has dropped does not come back. Raise CheckpointError, ConversionError or UsageError.
     """
     _check(source)
     tensors = sorted(source.stored.values(), key=lambda tensor: (_layer(tensor.name), tensor.name))
@@ -39,7 +39,7 @@ def make_plan(source: GgufSource, recipe: Recipe, extra: Metadata, part_bytes: i
 
 
 def make_copy(source: GgufSource, part_bytes: int | None) -> Plan:
-    """The same tensors in the same order: one file of many parts, or many of one."""
+    """Plan a copy with the same tensors in the same order: one file from many parts, or many from one."""
     planned = [
         PlannedTensor(source.sources(tensor), StoredTensor(tensor.name, tensor.shape, tensor.type))
         for tensor in source.stored.values()
@@ -48,7 +48,7 @@ def make_copy(source: GgufSource, part_bytes: int | None) -> Plan:
 
 
 def quant_of(source: GgufSource) -> str | None:
-    """The name of the quantization that the file says it has, if it is one of those written here."""
+    """Return the name of the quantization that a file declares, None if it is not one that this package writes."""
     number = source.values.get("general.file_type")
     return next((name for name, each in QUANTIZATIONS.items() if each.file_type == number), None)
 
@@ -72,12 +72,12 @@ def _sizes(source: GgufSource) -> Sizes:
 def _count(source: GgufSource, key: str) -> int:
     value = source.values.get(f"{source.values['general.architecture']}.{key}")
     if type(value) is not int or value < 1:
-        raise CheckpointError(f"{source.weight_files[0]} says {value!r} of {key}", "download or convert it again")
+        raise CheckpointError(f"{source.weight_files[0]} has {value!r} for {key}", "download or convert it again")
     return value
 
 
 def _layer(name: str) -> int:
-    """llama-model-loader.h: weight_name_comparer."""
+    """Return the layer of a tensor, -1 outside the layers (llama-model-loader.h: weight_name_comparer)."""
     match = _LAYER.match(name)
     return int(match[1]) if match else -1
 
@@ -90,10 +90,10 @@ def _check_downwards(source: GgufSource, recipe: Recipe, size: int) -> None:
         raise ConversionError(
             f"{quant} would be {size:,} bytes, larger than the {source.data_bytes:,} of {before or 'this file'}: "
             "what was dropped does not come back",
-            "convert the official checkpoint to it instead; --force does it all the same",
+            "convert the official checkpoint to it instead; --force converts anyway",
         )
 
 
 def lossy_twice(source: GgufSource) -> bool:
-    """Whether the file is quantized already: a smaller one made of it is worse than one of the original weights."""
+    """Return whether a file is quantized already, so that a result from the original weights would be better."""
     return any(tensor.type.quantised for tensor in source.stored.values())

@@ -1,4 +1,4 @@
-"""tokenizer.json and its companions -> the `tokenizer.*` keys of GGUF. Byte-level BPE with Qwen2's split only."""
+"""The `tokenizer.*` keys of GGUF from tokenizer.json and its companions: byte-level BPE with Qwen2's split only."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _HINT = "take tokenizer.json and config.json from the same checkpoint"
 
 @dataclass
 class _Vocabulary:
-    """Token text and type by id, and the ids of the added tokens by text."""
+    """Text and type of each token by its id, and the ids of the added tokens by their text."""
 
     tokens: dict[int, str]
     types: dict[int, int] = field(default_factory=dict)
@@ -29,7 +29,10 @@ class _Vocabulary:
 
 
 def metadata(checkpoint: Checkpoint, rows: int) -> Metadata:
-    """`rows` is the number of embedding rows; ids that no token has are padded. Raises CheckpointError."""
+    """Return the tokenizer's keys for `rows` rows of embeddings; ids without a token get a padding token.
+
+    Raise CheckpointError for a tokenizer that GGUF cannot express.
+    """
     tokenizer = checkpoint.json(_FILE)
     settings = checkpoint.json("tokenizer_config.json", required=False)
     model = _model(tokenizer)
@@ -87,7 +90,7 @@ def _check_id(token_id: Any, text: str, rows: int) -> None:
 
 
 def _declared(settings: dict[str, Any]) -> Iterable[dict[str, Any]]:
-    """Added tokens that stand in tokenizer_config.json alone; transformers knows them too."""
+    """Yield the added tokens that only tokenizer_config.json has, as transformers does."""
     decoder = settings.get("added_tokens_decoder") or {}
     if not isinstance(decoder, dict):
         raise CheckpointError("tokenizer_config.json: added_tokens_decoder is not an object", _HINT)
@@ -112,12 +115,15 @@ def _add(vocabulary: _Vocabulary, token: Any, rows: int) -> None:
 
 
 def _looks_special(text: str) -> bool:
-    """Qwen3's fim and repo tokens are not marked special, yet llama.cpp's converter makes them control tokens."""
+    """Return whether a token is a control token by its form.
+
+    Qwen3's fim and repo tokens are not marked special, but llama.cpp's converter makes them control tokens.
+    """
     return text.startswith("<|") and text.endswith("|>")
 
 
 def _merges(model: dict[str, Any]) -> list[str]:
-    """One string per merge. Newer files hold pairs, older ones the two tokens in one string."""
+    """Return one text per merge. Newer files hold pairs, older ones both tokens in one text."""
     vocab = model["vocab"]
     merges = []
     for number, merge in enumerate(_list(model, "merges")):
@@ -134,7 +140,10 @@ def _merges(model: dict[str, Any]) -> list[str]:
 def _special_ids(
     checkpoint: Checkpoint, settings: dict[str, Any], vocabulary: _Vocabulary, rows: int
 ) -> dict[str, int]:
-    """eos, bos and padding: by text in tokenizer_config.json, else by number in config.json (gguf-py: vocab.py)."""
+    """Return the ids of eos, bos and padding (gguf-py: vocab.py).
+
+    tokenizer_config.json names them by text; otherwise config.json does by id.
+    """
     result: dict[str, int] = {}
     for key, short in (("bos", "bos"), ("eos", "eos"), ("padding", "pad")):
         token = settings.get(f"{short}_token")
@@ -161,7 +170,7 @@ def _configured(checkpoint: Checkpoint, key: str) -> int | None:
 
 
 def _chat_template(checkpoint: Checkpoint, settings: dict[str, Any]) -> str | None:
-    """A file of its own wins over tokenizer_config.json, as in transformers."""
+    """Return the chat template; a file of its own comes before tokenizer_config.json, as in transformers."""
     template = checkpoint.text("chat_template.jinja", required=False)
     if template is None:
         template = settings.get("chat_template")
@@ -174,7 +183,7 @@ def _chat_template(checkpoint: Checkpoint, settings: dict[str, Any]) -> str | No
 
 
 def _list(source: dict[str, Any], key: str) -> list[Any]:
-    """The list under `key`; an empty one where there is none."""
+    """Return the list under `key`, an empty one if it is missing."""
     value = source.get(key) or []
     if not isinstance(value, list):
         raise CheckpointError(f"{_FILE}: {key} is not a list", _HINT)

@@ -1,1 +1,1 @@
-"""Importance matrices: measured on a text, and read from a file."""
+"""Importance matrices: measured on a text, written and read."""

@@ -87,7 +87,7 @@ def read(path: Path) -> Importance:
     except FileNotFoundError as exc:
         raise ConversionError(f"{path} does not exist", "localqwen imatrix MODEL --text FILE makes one") from exc
     except (OSError, ValueError, struct.error, KeyError, CheckpointError) as exc:
-        raise ConversionError(f"{path} is no importance matrix: {exc}", _HINT) from exc
+        raise ConversionError(f"{path} is not an importance matrix: {exc}", _HINT) from exc
     for name, values in found.values.items():
         if not np.isfinite(values).all():
             raise ConversionError(f"{path} holds numbers for {name} that are NaN or infinite", _HINT)

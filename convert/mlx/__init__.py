@@ -1,1 +1,1 @@
-"""MLX folders: names, packings and files, as mlx-lm writes them. MLX itself is imported when numbers are computed."""
+"""MLX folders: names, packings and files, the same as mlx-lm writes. Only `arrays` imports MLX, when it computes."""

@@ -1,4 +1,4 @@
-"""The way between numpy's arrays and MLX's. The only module of the converter that imports MLX."""
+"""Conversions between numpy's arrays and MLX's. The only module of this package that imports MLX."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SLICE = 1 << 22
 
 
 def as_mlx(rows: NDArray[Any], dtype: str) -> Any:
-    """bfloat16 comes as its bits; numpy has no such type."""
+    """Return rows as an MLX array. numpy has no bfloat16, so BF16 rows hold its bits."""
     import numpy as np
 
     mx = library()
@@ -28,7 +28,7 @@ def as_mlx(rows: NDArray[Any], dtype: str) -> Any:
 
 
 def as_numpy(array: Any) -> NDArray[Any]:
-    """A copy of an MLX array's numbers; bfloat16 as its bits."""
+    """Return a copy of an MLX array's numbers; bfloat16 becomes its bits."""
     import numpy as np
 
     mx = library()
@@ -37,7 +37,7 @@ def as_numpy(array: Any) -> NDArray[Any]:
 
 @cache
 def library() -> Any:
-    """mlx.core. Raises EngineUnavailable where MLX is missing or does not load."""
+    """Return mlx.core. Raise EngineUnavailable if MLX is missing or does not load."""
     try:
         import mlx.core as mx
     except (ImportError, OSError) as exc:
@@ -46,7 +46,7 @@ def library() -> Any:
 
 
 def _install_hint() -> str:
-    """MLX without a GPU is another package; it packs the same numbers."""
+    """Return how to install MLX; without a GPU that is another package, which packs the same numbers."""
     if sys.platform == "darwin":
         return "pip install mlx" if platform.machine() == "arm64" else "MLX needs Apple Silicon; --to gguf runs here"
     return "pip install 'mlx[cpu]'"

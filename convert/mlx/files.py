@@ -1,7 +1,7 @@
-"""Official checkpoint -> MLX folder, in one pass: rows are read, packed by MLX's own quantizer, written as they come.
+"""The files of an MLX folder, written in one pass: rows are read, packed by MLX's own quantizer, written as they come.
 
-Of a weight, its scales and biases wait in memory until its packed numbers are written; nothing else does. Rows do not
-influence each other, so slices of them give the bits that `mlx_lm.convert` gets from the whole.
+The scales and biases of a weight wait in memory until its packed numbers are written; nothing else does. Rows do not
+influence each other, so that slices of them give the bits that `mlx_lm.convert` gets from the whole.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ def write(
     progress: Callable[[Progress], None] | None = None,
     changed: Mapping[str, object] = MappingProxyType({}),
 ) -> dict[str, Digest]:
-    """Makes the folder `out` and gives the digests of its files. `changed` is what the manifest says beside the scheme.
+    """Write the folder `out`; return the digests of its files. The manifest records the scheme and `changed`.
 
-    Raises CheckpointError, OutputError, ConversionError.
+    Raise CheckpointError, OutputError, ConversionError or EngineUnavailable.
     """
     arrays.library()
     output_file.check_space(out, plan.size)
@@ -83,7 +83,7 @@ def _write_small_files(folder: Path, checkpoint: Checkpoint, plan: Plan) -> dict
 def _write_weights(
     folder: Path, checkpoint: Checkpoint, plan: Plan, progress: Callable[[Progress], None] | None
 ) -> dict[str, Digest]:
-    """One shard after the other; the scales of a weight may lie in the next one."""
+    """Write one shard after the other; the scales of a weight may be in the next one."""
     shards, digests = iter(plan.shards.items()), {}
     total = sum(checkpoint.tensors[source].bytes for each in plan.weights for source in each.weight.sources)
     done = 0
@@ -111,7 +111,10 @@ def _pieces(checkpoint: Checkpoint, plan: Plan) -> Iterator[Piece]:
 
 
 def _slices(checkpoint: Checkpoint, planned: PlannedWeight) -> Iterator[tuple[NDArray[Any], SourceTensor]]:
-    """The rows of a weight in order, expert by expert. What was taken is dropped from memory with the next one."""
+    """Yield the rows of a weight in order, expert by expert, with their tensor.
+
+    The memory of a slice is given back when the next one is taken.
+    """
     for name in planned.weight.sources:
         file, tensor = checkpoint.file_of(name), checkpoint.tensors[name]
         count = tensor.rows
@@ -147,7 +150,10 @@ def _packed(
 
 
 def _quantize(rows: Any, packing: Packing) -> list[NDArray[Any]]:
-    """Packed numbers, scales and, if affine, biases."""
+    """Return packed numbers, scales and, if affine, biases.
+
+    Raise ConversionError for a packing that this MLX does not have.
+    """
     mx = arrays.library()
     try:
         return [

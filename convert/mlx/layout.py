@@ -1,7 +1,7 @@
-"""The MLX layout of a Qwen3: names, shapes, shards, config.json. Pure: imports no MLX.
+"""The layout of a Qwen3 in mlx-lm: names, shapes, config.json. It imports no MLX.
 
-The rules are those of mlx-lm (utils.py: make_shards, save_model, save_config; models/qwen3.py and qwen3_moe.py), so
-that a folder holds what `mlx_lm.convert` would write.
+The rules are those of mlx-lm (utils.py: save_model, save_config; models/qwen3.py and qwen3_moe.py), so that a folder
+holds what `mlx_lm.convert` would write.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ from convert.output.shards import Stored
 
 @dataclass(frozen=True)
 class Weight:
-    """One parameter of mlx-lm's model. `sources` are its names in the checkpoint: one, or all experts in order.
-    `shape` has rows first, and experts before them."""
+    """A parameter of mlx-lm's model. `sources` are its names in the checkpoint: one, or all experts in order.
+
+    `shape` has rows first, and experts before them.
+    """
 
     path: str
     sources: tuple[str, ...]
@@ -26,7 +28,7 @@ class Weight:
 
 
 def weights(config: Config) -> list[Weight]:
-    """All parameters, in the order in which mlx-lm's model lists them: it decides what goes into which shard."""
+    """Return all parameters in the order of mlx-lm's model, which decides the shard of each."""
     result = [_single("model.embed_tokens", (config.vocabulary, config.hidden))]
     for layer in range(config.layers):
         result += _layer(config, f"model.layers.{layer}")
@@ -79,7 +81,7 @@ def _mixture(config: Config, prefix: str) -> list[Weight]:
 
 
 def stored(weight: Weight, packing: Packing | None, dtype: str) -> list[Stored]:
-    """The tensors that a weight becomes; unpacked numbers are `dtype`. mx.quantize's own shapes and types."""
+    """Return the tensors that a weight becomes, with mx.quantize's shapes and types; unpacked numbers are `dtype`."""
     name = f"{weight.path}.weight"
     if packing is None:
         return [Stored(name, dtype, weight.shape)]
@@ -94,9 +96,9 @@ def stored(weight: Weight, packing: Packing | None, dtype: str) -> list[Stored]:
 def config_json(
     config: Mapping[str, Any], generation_config: Mapping[str, Any], scheme: Scheme, packed: Mapping[str, Packing]
 ) -> dict[str, Any]:
-    """The checkpoint's config.json with the end tokens of generation_config.json, and how `packed` weights are packed.
+    """Return config.json: the checkpoint's, with the end tokens of generation_config.json and the packings.
 
-    What differs from the scheme's usual packing is listed by path; a recipe lists every weight.
+    A weight in `packed` is listed by path if it differs from the scheme's usual packing; a recipe lists every weight.
     """
     result = {key: value for key, value in config.items() if key not in ("_name_or_path", "vision_config")}
     if generation_config.get("eos_token_id"):

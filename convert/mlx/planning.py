@@ -1,4 +1,4 @@
-"""What a conversion to MLX will write, known before it writes anything: each tensor, each file, config and index."""
+"""The plan of an MLX folder, complete before anything is written: each tensor, each file, config and index."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 @dataclass(frozen=True)
 class PlannedWeight:
-    """`packing` is None for what stays as it is; numbers that are not packed have `dtype`, as safetensors spells it."""
+    """A weight and its packing, None if it stays unquantized. Unpacked numbers are `dtype`, as in safetensors."""
 
     weight: Weight
     packing: Packing | None
@@ -30,11 +30,12 @@ class PlannedWeight:
 
     @property
     def stored(self) -> list[Stored]:
+        """The tensors that the weight becomes."""
         return layout.stored(self.weight, self.packing, self.dtype)
 
     @property
     def kind(self) -> str:
-        """How the numbers are stored, in words: `BF16`, `4 bit in groups of 64`."""
+        """The storage in words: `BF16`, `4 bit in groups of 64`."""
         if self.packing is None:
             return self.dtype
         bits = f"{self.packing.bits} bit" if self.packing.mode == "affine" else self.packing.mode
@@ -43,7 +44,7 @@ class PlannedWeight:
 
 @dataclass(frozen=True)
 class Plan:
-    """`shards` are the weight files by name, `config` and `index` the JSON files of the folder."""
+    """All files of an MLX folder: `shards` are the tensors by weight file, `config` and `index` the JSON files."""
 
     scheme: Scheme
     weights: tuple[PlannedWeight, ...] = field(repr=False)
@@ -58,18 +59,22 @@ class Plan:
 
     @property
     def tensor_count(self) -> int:
+        """The number of all tensors."""
         return sum(map(len, self.shards.values()))
 
     @property
     def left_whole(self) -> tuple[str, ...]:
-        """The matrices that a quantization leaves as they are, because its groups do not divide their rows."""
+        """The matrices that stay unquantized because the scheme's groups do not divide their rows."""
         if self.scheme.usual is None:
             return ()
         return tuple(each.weight.path for each in self.weights if each.packing is None and len(each.weight.shape) > 1)
 
 
 def make_plan(checkpoint: Checkpoint, scheme: Scheme) -> Plan:
-    """Checks the whole checkpoint except the weights' values. Raises CheckpointError, ConversionError."""
+    """Plan the conversion of a checkpoint, after checking all of it except the values of its weights.
+
+    Raise CheckpointError or ConversionError.
+    """
     config = read_config(checkpoint.config)
     architecture.check_tensors(config, checkpoint.tensors)
     checkpoint.json("tokenizer.json")
@@ -92,7 +97,10 @@ def make_plan(checkpoint: Checkpoint, scheme: Scheme) -> Plan:
 
 
 def _dtype(checkpoint: Checkpoint, weight: Weight, scheme: Scheme) -> str:
-    """As in mlx-lm config.json's torch_dtype, else what is stored. A plain copy is never wider than 16 bit."""
+    """Return the type of a weight's unpacked numbers: as in mlx-lm config.json's torch_dtype, otherwise the stored one.
+
+    A plain copy is never wider than 16 bit.
+    """
     found = sorted({checkpoint.tensors[source].dtype for source in weight.sources})
     dtype = _TYPES.get(str(checkpoint.config.get("torch_dtype")), found[0])
     if len(found) > 1 and "torch_dtype" not in checkpoint.config:

@@ -1,4 +1,4 @@
-"""The quantizations of MLX by name, and which weight each of them packs how. Pure: imports no MLX.
+"""The quantizations of MLX by name, and the packing of each weight. It imports no MLX.
 
 The rules are those of mlx-lm (convert.py: mixed_quant_predicate_builder; utils.py: quantize_model;
 models/qwen3_moe.py: quant_predicate), so that each weight is packed as `mlx_lm.convert` would pack it.
@@ -24,7 +24,7 @@ RECIPES = {"mixed_2_6": (2, 6), "mixed_3_4": (3, 4), "mixed_3_6": (3, 6), "mixed
 
 @dataclass(frozen=True)
 class Packing:
-    """How a weight is quantized: each `group_size` columns of a row share a scale, each weight takes `bits`."""
+    """How a weight is quantized: `group_size` columns of a row share a scale, each number takes `bits`."""
 
     group_size: int
     bits: int
@@ -37,7 +37,7 @@ ROUTER = Packing(group_size=64, bits=8)
 
 @dataclass(frozen=True)
 class Scheme:
-    """What a user asks for. `usual` packs what no rule singles out; None packs nothing, which is a plain copy."""
+    """A quantization: `usual` packs every weight that no rule singles out; None is a plain copy."""
 
     name: str
     usual: Packing | None
@@ -47,7 +47,10 @@ class Scheme:
 def scheme(
     bits: int | None = None, group_size: int | None = None, mode: str = "affine", recipe: str | None = None
 ) -> Scheme:
-    """Raises UsageError for what mx.quantize does not have. Without bits, mode or recipe it is a plain copy."""
+    """Return the scheme of four flags; without bits, mode and recipe it is a plain copy.
+
+    Raise UsageError for what mx.quantize does not have.
+    """
     if recipe is not None:
         return _mixed(bits, group_size, mode, recipe)
     if mode != "affine":
@@ -90,9 +93,9 @@ def _group(group_size: int | None) -> int:
 
 
 def packing(wanted: Scheme, path: str, shape: tuple[int, ...], layers: int) -> Packing | None:
-    """How the weight `path` of that shape is packed in a model of `layers` layers; None where it stays as it is.
+    """Return the packing of the weight `path` in a model of `layers` layers, None if it stays unquantized.
 
-    Vectors stay, and so does what the scheme's groups do not divide. Raises ConversionError where mlx-lm fails too.
+    Vectors do, and rows that the scheme's groups do not divide. Raise ConversionError where mlx-lm fails too.
     """
     usual = wanted.usual
     if usual is None or len(shape) < 2 or shape[-1] % usual.group_size:
@@ -111,7 +114,10 @@ def packing(wanted: Scheme, path: str, shape: tuple[int, ...], layers: int) -> P
 
 
 def _gains_most(path: str, layers: int) -> bool:
-    """The head, and attention's values and the way down in the outer eighths of the layers and each third between."""
+    """Return whether a weight gets the higher bits of a recipe.
+
+    Those are the head, and v_proj and down_proj in the outer eighths of the layers and every third layer between.
+    """
     if path == "lm_head":
         return True
     if not path.endswith(("v_proj", "down_proj")):

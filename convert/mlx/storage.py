@@ -1,6 +1,6 @@
-"""How an MLX folder stores a Qwen3, and what numbers it stands for: the way back to the official layout.
+"""MLX folders as sources: their packed weights become matrices under their official names.
 
-mx.dequantize itself makes the numbers. Stacks of experts become one matrix per expert again.
+mx.dequantize computes the numbers, while they are read. A stack of experts becomes one matrix per expert again.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-_HINT = "give a folder that mlx_lm or localqwen made"
+_HINT = "give a folder that mlx_lm or localqwen wrote"
 _DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
 def decoded(quantization: Any, pieces: Pieces) -> dict[str, Matrix]:
-    """Every tensor by its official name. `quantization` is config.json's; None for a folder in 16 bit.
+    """Return every tensor by its official name. `quantization` is config.json's, None for a folder in 16 bit.
 
-    Raises CheckpointError, EngineUnavailable where MLX is missing.
+    Raise CheckpointError, and EngineUnavailable if MLX is missing.
     """
     result: dict[str, Matrix] = {}
     for name, piece in pieces.items():
@@ -42,7 +42,7 @@ def decoded(quantization: Any, pieces: Pieces) -> dict[str, Matrix]:
 
 
 def _packing(quantization: Any, path: str) -> Packing:
-    """A path of its own has its own packing; what it does not say of the mode is affine (mlx-lm: quantize_model)."""
+    """Return the packing of a weight, its own or the usual one; the default mode is affine (mlx-lm: quantize_model)."""
     own = quantization.get(path, quantization) if isinstance(quantization, Mapping) else None
     if not isinstance(own, Mapping) or type(own.get("bits")) is not int or type(own.get("group_size")) is not int:
         raise CheckpointError(f"config.json does not say how {path} is packed", _HINT)
@@ -50,7 +50,7 @@ def _packing(quantization: Any, path: str) -> Packing:
 
 
 def _names(path: str, experts: int) -> list[str]:
-    """`mlp.switch_mlp.up_proj` holds what `mlp.experts.N.up_proj` are."""
+    """Return the official names of a weight: `mlp.switch_mlp.up_proj` holds all `mlp.experts.N.up_proj`."""
     before, stacked, after = path.partition(".switch_mlp.")
     if not stacked:
         return [f"{path}.weight"]
@@ -70,7 +70,7 @@ def _whole(path: str, name: str, piece: Piece) -> dict[str, Matrix]:
 
 @dataclass(frozen=True)
 class _Packed:
-    """A matrix, or one of a stack: it begins at row `begin` of what the file has."""
+    """A packed matrix, or one of a stack, which begins at row `begin` of the stored tensors."""
 
     weight: Piece
     scales: Piece
@@ -80,6 +80,7 @@ class _Packed:
     shape: tuple[int, int]
 
     def tensor(self, name: str) -> SourceTensor:
+        """Return the matrix's description under its official name."""
         dtype = _DTYPES[str(self._numbers(0, 1).dtype).rpartition(".")[2]]
         return SourceTensor(name, dtype, self.shape, 0, self.shape[0] * self.shape[1] * DTYPES[dtype])
 
@@ -112,7 +113,7 @@ def _packed(path: str, pieces: Pieces, packing: Packing) -> Iterator[tuple[str, 
     shape = weight.tensor.shape
     columns = shape[-1] * 32 // packing.bits if packing.bits > 0 else 0
     if weight.tensor.dtype != "U32" or len(shape) not in (2, 3) or not all(shape):
-        raise CheckpointError(f"{path}.weight is {weight.tensor.dtype} {list(shape)}, no packed matrix", _HINT)
+        raise CheckpointError(f"{path}.weight is {weight.tensor.dtype} {list(shape)}, not a packed matrix", _HINT)
     expected = (*shape[:-1], columns // packing.group_size if packing.group_size > 0 else 0)
     for part in (scales, biases):
         if part is not None and part.tensor.shape != expected:

@@ -1,1 +1,1 @@
-"""What a conversion leaves on disk: files and folders written whole or not at all, digests, manifests."""
+"""What a conversion writes: files and folders, whole or not at all; digests, manifests, forecasts."""

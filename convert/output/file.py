@@ -1,4 +1,4 @@
-"""The file under its final name, whole or not at all: written beside it, then renamed.
+"""A file that appears under its name whole or not at all: it is written beside it, then renamed.
 
 A killed run leaves a file `<name>.<process id>-<random>.part`; the next run for the same target removes it.
 """
@@ -23,7 +23,7 @@ _FULL = {errno.ENOSPC, errno.EDQUOT} if hasattr(errno, "EDQUOT") else {errno.ENO
 
 
 def check(out: Path, *, force: bool) -> None:
-    """Raises OutputError if `out` cannot be made, or stands already and may not be replaced."""
+    """Raise OutputError if `out` cannot be created, or exists and may not be replaced."""
     check_parent(out)
     if out.is_dir():
         raise OutputError(f"{out} is a folder", f"name the file, such as {out / 'model.gguf'}")
@@ -32,13 +32,13 @@ def check(out: Path, *, force: bool) -> None:
 
 
 def check_parent(out: Path) -> None:
-    """Raises OutputError where the folder is missing that `out` should lie in."""
+    """Raise OutputError if the folder of `out` does not exist."""
     if not out.parent.is_dir():
         raise OutputError(f"there is no folder {out.parent}", f"mkdir -p {out.parent}")
 
 
 def check_space(out: Path, size: int) -> None:
-    """Raises OutputError if `size` bytes do not fit beside `out`. A file that is replaced goes only afterwards."""
+    """Raise OutputError if `size` bytes do not fit beside `out`, which keeps its space until the end."""
     free = shutil.disk_usage(out.parent).free
     if free < size:
         raise OutputError(
@@ -49,9 +49,9 @@ def check_space(out: Path, size: int) -> None:
 
 @contextmanager
 def writing(out: Path, *, size: int, force: bool) -> Iterator[BinaryIO]:
-    """A file to write `size` bytes into; it becomes `out` if the body succeeds and vanishes if it does not.
+    """Give the body a file to write `size` bytes to; it becomes `out` if the body succeeds and is removed if it fails.
 
-    Raises OutputError for whatever the file system refuses inside the body.
+    Raise OutputError for what the file system refuses inside the body.
     """
     remove_stale(out)
     part = out.with_name(f"{out.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
@@ -73,13 +73,13 @@ def writing(out: Path, *, size: int, force: bool) -> Iterator[BinaryIO]:
 
 
 def write(file: BinaryIO, data: memoryview) -> None:
-    """Writes all of `data`: an unbuffered file may take less at once, on a nearly full disk for instance."""
+    """Write all of `data`; an unbuffered file may take less at once, for example on a nearly full disk."""
     while data:
         data = data[file.write(data) :]
 
 
 def remove_stale(out: Path) -> None:
-    """Removes what killed runs for this target left: their process is gone, or they have not written for a day."""
+    """Remove the parts of killed runs for `out`: their process is gone, or has written nothing for a day."""
     pattern = re.compile(re.escape(out.name) + r"\.(\d{1,9})-[0-9a-f]{8}\.part")
     with suppress(OSError):
         for path in out.parent.iterdir():
@@ -89,7 +89,7 @@ def remove_stale(out: Path) -> None:
 
 
 def is_stale(path: Path, process: int) -> bool:
-    """Whether nobody writes this file, or into this folder, any more."""
+    """Return whether the process that wrote a file or folder is gone, or has written nothing for a day."""
     import psutil
 
     if not psutil.pid_exists(process):
@@ -99,7 +99,7 @@ def is_stale(path: Path, process: int) -> bool:
 
 
 def output_error(out: Path, size: int, exc: OSError) -> OutputError:
-    """What the file system refused while `size` bytes were written for `out`."""
+    """Return the error of a file system that refused to write `size` bytes for `out`."""
     if exc.errno in _FULL:
         with suppress(OSError):
             free = shutil.disk_usage(out.parent).free
@@ -116,7 +116,7 @@ def output_error(out: Path, size: int, exc: OSError) -> OutputError:
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes the rename last through a power cut, where folders can be opened."""
+    """Make the renames in a folder survive a power cut, on systems that can open folders."""
     with suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:

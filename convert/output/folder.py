@@ -1,8 +1,8 @@
-"""A folder under its final name, whole or not at all: written hidden beside it, then renamed.
+"""A folder that appears under its name whole or not at all: it is written hidden beside it, then renamed.
 
 A killed run leaves a hidden folder `.<name>.<process id>-<random>.part`; the next run for the same target removes it.
-With `force` the old folder steps aside as `….old` until the new one has its name; a run killed between the two renames
-leaves it so, and the next one gives it its name back.
+With `force` the old folder becomes `….old` until the new one has its name; if a run is killed between the two renames,
+the next run gives the old folder its name back.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ from localqwen.errors import OutputError
 
 
 def check(out: Path, *, force: bool) -> None:
-    """Raises OutputError if the folder `out` cannot be made, or stands already and may not be replaced.
+    """Raise OutputError if the folder `out` cannot be created, or exists and may not be replaced.
 
-    An empty folder may always be filled. Only a folder that a conversion has made is ever replaced.
+    An empty folder may always be filled. Only a folder that a conversion has written is ever replaced.
     """
     output_file.check_parent(out)
     if not os.path.lexists(out) or _is_empty(out):
         return
     if not out.is_dir():
-        raise OutputError(f"{out} is a file", "name the folder to be made")
+        raise OutputError(f"{out} is a file", "name the folder to write")
     if not (out / FOLDER_NAME).is_file():
-        raise OutputError(f"{out} exists, and no conversion made it: it has no {FOLDER_NAME}", "give another name")
+        raise OutputError(f"{out} exists, and no conversion wrote it: it has no {FOLDER_NAME}", "give another name")
     if not force:
         raise OutputError(f"{out} exists", "give another name, or --force to replace it")
 
 
 @contextmanager
 def writing(out: Path, *, size: int, force: bool) -> Iterator[Path]:
-    """A folder to write about `size` bytes into; it becomes `out` if the body succeeds and vanishes if it does not.
+    """Give the body a folder for about `size` bytes; it becomes `out` if the body succeeds and is removed if it fails.
 
-    Raises OutputError for whatever the file system refuses inside the body.
+    Raise OutputError for what the file system refuses inside the body.
     """
     restore(out)
     part = _hidden(out, "part")
@@ -61,7 +61,7 @@ def writing(out: Path, *, size: int, force: bool) -> Iterator[Path]:
 
 
 def restore(out: Path) -> None:
-    """Removes what killed runs for this target left, and puts a folder back that one of them had set aside."""
+    """Remove what killed runs for `out` left, and rename a folder back that one of them had set aside."""
     pattern = re.compile(re.escape(f".{out.name}.") + r"(\d{1,9})-[0-9a-f]{8}\.(part|old)")
     with suppress(OSError):
         for path in sorted(out.parent.iterdir()):
@@ -75,7 +75,10 @@ def restore(out: Path) -> None:
 
 
 def _place(part: Path, out: Path) -> None:
-    """Renaming onto nothing or onto an empty folder is atomic, and fails if another run has put something there."""
+    """Rename `part` to `out`. Onto nothing or onto an empty folder that is atomic.
+
+    It fails if another run has put something there.
+    """
     if not os.path.lexists(out) or _is_empty(out):
         part.rename(out)
         return
@@ -106,7 +109,7 @@ def _remove(path: Path) -> None:
 
 
 def write_small_files(folder: Path, checkpoint: Checkpoint, made: Mapping[str, bytes]) -> dict[str, Digest]:
-    """What was `made`, and what the checkpoint has of COMPANIONS; their digests by name."""
+    """Write `made`, and the files of COMPANIONS that a checkpoint has, to `folder`; return their digests by name."""
     contents = dict(made)
     for name in COMPANIONS:
         content = checkpoint.content(name)

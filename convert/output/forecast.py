@@ -1,4 +1,4 @@
-"""What a conversion would write, and what it needs, without a byte being written."""
+"""What a conversion would write and need, known without writing a byte."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ _TOKENIZER_FACTOR, _SLICE_BYTES = 6.5, 9
 
 @dataclass(frozen=True)
 class Forecast:
-    """`files` are the names and sizes in bytes of the weight files; `tensors` counts those of each type.
+    """What a conversion would write: the weight `files` by name in bytes, and the number of `tensors` by type.
 
-    `bytes` is the sum of `files`; `memory` is an estimate of the resident bytes at most, `disk` what must be free: a
-    file that is replaced goes only when the new one is whole.
+    `memory` estimates the largest number of resident bytes.
     """
 
     path: str
@@ -29,13 +28,16 @@ class Forecast:
 
     @property
     def bytes(self) -> int:
+        """Bytes of all files."""
         return sum(self.files.values())
 
     @property
     def disk(self) -> int:
+        """Bytes that must be free; a file to be replaced takes its space until the new one is whole."""
         return self.bytes
 
     def json(self) -> dict[str, Any]:
+        """Return the forecast as `convert --dry-run --json` prints it."""
         return {
             "path": self.path,
             "quant": self.quant,
@@ -49,16 +51,19 @@ class Forecast:
 
 
 def counted(types: Iterable[str]) -> dict[str, int]:
-    """How often each type comes, in the order in which they first come."""
+    """Return how often each type occurs, in the order in which the types first occur."""
     names = list(types)
     return {name: names.count(name) for name in dict.fromkeys(names)}
 
 
 def gguf_memory(slice_elements: int, threads: int, tokenizer_bytes: int) -> int:
-    """Each thread has a slice in work, and two wait to be written."""
+    """Return the estimated bytes of a conversion to GGUF: each thread works on a slice, and two wait to be written."""
     return _GGUF_BASE + (threads + 2) * slice_elements * _SLICE_BYTES + int(_TOKENIZER_FACTOR * tokenizer_bytes)
 
 
 def mlx_memory(slice_elements: int, waiting_bytes: int, tokenizer_bytes: int) -> int:
-    """`waiting_bytes` of scales wait until the packed numbers of their weight are written."""
+    """Return the estimated bytes of a conversion to MLX.
+
+    `waiting_bytes` of scales wait until the packed numbers of their weight are written.
+    """
     return _MLX_BASE + slice_elements * _SLICE_BYTES + waiting_bytes + int(_TOKENIZER_FACTOR * tokenizer_bytes)

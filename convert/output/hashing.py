@@ -1,6 +1,6 @@
-"""sha256 of what a conversion reads and writes, on threads of their own: hashlib lets go of the interpreter's lock.
+"""sha256 of what a conversion reads and writes, on threads of their own: hashlib releases the interpreter's lock.
 
-Where a second core is free, a conversion takes no longer for it.
+With a second core that is idle, a conversion takes no longer for it.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ _SHA256 = re.compile("[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class Digest:
-    """A file's length, and the sha256 of its bytes as 64 hexadecimal digits.
+    """The length of a file, and the sha256 of its bytes as 64 hexadecimal digits.
 
-    `declared` is the hub's word, which its client keeps with the file; it was not computed here.
+    `declared` says that the hub gave the sha256, which its client keeps with the file; it was not computed here.
     """
 
     bytes: int
@@ -36,16 +36,18 @@ class Digest:
     declared: bool = False
 
     def json(self) -> dict[str, int | str | bool]:
+        """Return the digest as a manifest records it."""
         fields: dict[str, int | str | bool] = {"bytes": self.bytes, "sha256": self.sha256}
         return fields | ({"declared": True} if self.declared else {})
 
 
 def of_bytes(content: bytes) -> Digest:
+    """Return the digest of bytes in memory."""
     return Digest(len(content), hashlib.sha256(content).hexdigest())
 
 
 class InputHashes:
-    """The digests of `files`, by name, computed while the `with` body reads the same pages. `result()` waits.
+    """The digests of files, computed while the `with` body reads the same pages.
 
     A large file that a hub's client has downloaded is not hashed: in quick conversions that is a third of the work.
     """
@@ -64,7 +66,7 @@ class InputHashes:
         self._pool.shutdown()
 
     def result(self) -> dict[str, Digest]:
-        """Raises CheckpointError for a file that cannot be read."""
+        """Wait for the digests; return them by file name. Raise CheckpointError for a file that cannot be read."""
         try:
             return self._future.result()
         except OSError as exc:
@@ -83,22 +85,22 @@ class InputHashes:
 
 
 def _declared(path: Path) -> Digest | None:
-    """The hub's word for a large file: git names small ones by their sha1, and they are hashed here."""
+    """Return the hub's digest of a large file, None for others: git names small ones by their sha1."""
     sha256 = _named_by_the_cache(path) or _noted_by_the_download(path)
     return Digest(path.stat().st_size, sha256, declared=True) if sha256 else None
 
 
 def _named_by_the_cache(path: Path) -> str | None:
-    """huggingface_hub's cache: a link to blobs/SHA256."""
+    """Return the sha256 in the name of a file in huggingface_hub's cache, a link to blobs/SHA256."""
     blob = path.resolve()
     named = path.is_symlink() and blob.parent.name == "blobs" and _SHA256.fullmatch(blob.name)
     return blob.name if named else None
 
 
 def _noted_by_the_download(path: Path) -> str | None:
-    """`hf download --local-dir`: revision, sha256 and time, a line each, in a file of their own.
+    """Return the sha256 that `hf download --local-dir` notes in a file of its own: revision, sha256, time, a line each.
 
-    They hold until the file is written to; as in huggingface_hub (_local_folder.py), times may differ by a second.
+    It is valid until the file is written to; as in huggingface_hub (_local_folder.py), times may differ by a second.
     """
     note = path.parent / ".cache" / "huggingface" / "download" / f"{path.name}.metadata"
     try:
@@ -110,9 +112,9 @@ def _noted_by_the_download(path: Path) -> str | None:
 
 
 class HashedWriter:
-    """Writes to `file` while a thread of its own hashes the same bytes. Use with `with`; the file stays open.
+    """Writes to a file while a thread hashes the same bytes. Use with `with`; the file stays open.
 
-    Another one has the system bring them to the disk meanwhile, so that whoever syncs the file at its end hardly waits.
+    Another thread makes the system flush them to the disk meanwhile, so that the sync at the end hardly waits.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -130,7 +132,7 @@ class HashedWriter:
         self._pool.shutdown()
 
     def write(self, data: memoryview) -> None:
-        """Returns when the bytes are written and hashed: whoever owns them may then let go of them."""
+        """Write `data`; return when it is also hashed, so that its owner may free it."""
         hashing = self._pool.submit(self._state.update, data)
         output_file.write(self._file, data)
         hashing.result()
@@ -142,11 +144,11 @@ class HashedWriter:
             self._syncing = self._pool.submit(_sync, self._file.fileno())
 
     def digest(self) -> Digest:
-        """Raises OSError for what the disk refused."""
+        """Return the digest of all bytes. Raise OSError for what the disk refused."""
         self._sync_result()
         return Digest(self._length, self._state.hexdigest())
 
     def _sync_result(self) -> None:
-        """The system tells of a failed write once only, to whoever syncs next."""
+        """Raise the error of the last flush; the system reports a failed write once, to whoever syncs next."""
         if self._syncing is not None:
             self._syncing.result()

@@ -1,7 +1,7 @@
-"""What a converted model was made of, how, and by what: one JSON file that travels with it.
+"""The manifest of a converted model: a JSON file that says what it was made of, how, and with which versions.
 
-Beside a GGUF file it is `<file>.gguf.json`, in an MLX folder `localqwen.json`. `quality` is empty until somebody has
-measured it: `record_quality`.
+Beside a GGUF file it is `<file>.gguf.json`, in an MLX folder `localqwen.json`. `quality` is empty until something is
+measured: `record_quality`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _SNAPSHOT = re.compile(r"models--(?P<owner>.+?)--(?P<name>.+)/snapshots/(?P<revi
 
 
 def file_of(model: Path) -> Path:
-    """Where the manifest of a GGUF file or of an MLX folder lies."""
+    """Return the path of the manifest of a GGUF file or an MLX folder."""
     return model / FOLDER_NAME if model.is_dir() else model.with_name(f"{model.name}.json")
 
 
@@ -39,7 +39,10 @@ def make(
     outputs: Mapping[str, Digest],
     packages: Sequence[str],
 ) -> dict[str, Any]:
-    """`recipe` is what repeats the conversion; of `packages` the installed versions are noted."""
+    """Return a manifest. `recipe` is what repeats the conversion; the installed versions of `packages` are recorded.
+
+    `inputs` and `outputs` are digests by file name.
+    """
     return {
         "source": source_name(source),
         "recipe": dict(recipe),
@@ -52,7 +55,7 @@ def make(
 
 
 def source_name(folder: Path) -> str:
-    """`owner/name@revision` for a snapshot in a hub's cache, else the folder's whole path."""
+    """Return `owner/name@revision` for a snapshot in a hub's cache, otherwise the absolute path of the folder."""
     path = folder.absolute()
     found = _SNAPSHOT.fullmatch("/".join(path.parts[-3:]))
     return f"{found['owner']}/{found['name']}@{found['revision']}" if found else str(path)
@@ -67,7 +70,7 @@ def _versions(packages: Sequence[str]) -> dict[str, str]:
 
 
 def write(path: Path, manifest: Mapping[str, Any]) -> None:
-    """The manifest under its name, whole or not at all. Raises OutputError."""
+    """Write a manifest whole or not at all. Raise OutputError."""
     part = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
     try:
         part.write_text(json.dumps(manifest, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
@@ -80,7 +83,7 @@ def write(path: Path, manifest: Mapping[str, Any]) -> None:
 
 
 def read(model: Path) -> dict[str, Any]:
-    """The manifest of a converted file or folder. Raises ConversionError where it has none that can be read."""
+    """Return the manifest of a converted file or folder. Raise ConversionError if it has none that can be read."""
     path = file_of(model)
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
@@ -94,9 +97,9 @@ def read(model: Path) -> dict[str, Any]:
 
 
 def record_quality(model: Path, values: Mapping[str, Any]) -> None:
-    """Adds measured numbers, such as {"perplexity": 12.3}, to the manifest of a converted file or folder.
+    """Add measured numbers, such as {"perplexity": 12.3}, to the manifest of a converted file or folder.
 
-    Numbers measured before under other names stay. Raises ConversionError where there is no manifest.
+    Earlier numbers under other names stay. Raise ConversionError if there is no manifest.
     """
     manifest = read(model)
     before = manifest.get("quality")

@@ -1,6 +1,6 @@
-"""A safetensors file written as its tensors come: their sizes are known beforehand, so the header goes first.
+"""The weight files of an output folder: safetensors, in shards, with an index.
 
-Knows nothing of where the numbers come from.
+A file is written as its tensors come; their sizes are known before, so that the header goes first.
 """
 
 from __future__ import annotations
@@ -34,11 +34,12 @@ class Stored:
 
     @property
     def bytes(self) -> int:
+        """Bytes of data."""
         return prod(self.shape) * DTYPES[self.dtype]
 
 
 class ShardWriter:
-    """The new file `path` with `tensors`, whose pieces come in that order. Use with `with`, then `finish`."""
+    """A new safetensors file whose tensors come in order, in pieces. Use with `with`, then call `finish`."""
 
     def __init__(self, path: Path, tensors: Sequence[Stored], *, made_for: str = "mlx") -> None:
         self._path = path
@@ -58,12 +59,13 @@ class ShardWriter:
 
     @property
     def is_full(self) -> bool:
+        """Whether all tensors are complete."""
         return not self._waiting
 
     def write(self, name: str, data: memoryview) -> None:
-        """The next piece of the tensor `name`.
+        """Write the next piece of the tensor `name`.
 
-        Raises OutputError unless each tensor gets exactly the bytes that were planned for it.
+        Raise OutputError unless each tensor gets exactly the bytes that were planned for it.
         """
         if self.is_full or name != self._waiting[-1].name or data.nbytes > self._room:
             raise OutputError(f"{data.nbytes:,} bytes of {name} came where {self._planned()} planned", "convert again")
@@ -74,7 +76,7 @@ class ShardWriter:
             self._room = self._waiting[-1].bytes if self._waiting else 0
 
     def finish(self) -> Digest:
-        """Makes the file last through a power cut. Raises OutputError if something is missing in it."""
+        """Make the file survive a power cut; return its digest. Raise OutputError if data are missing."""
         if not self.is_full:
             raise OutputError(f"{self._path.name} ends where {self._planned()} planned", "convert again")
         os.fsync(self._file.fileno())
@@ -85,7 +87,7 @@ class ShardWriter:
 
 
 def header(tensors: Sequence[Stored], made_for: str = "mlx") -> bytes:
-    """Everything before the data, padded to whole eight bytes as the format's own library does."""
+    """Return the bytes before the data, padded to whole eight bytes as the format's own library does."""
     entries: dict[str, Any] = {"__metadata__": {"format": made_for}}
     offset = 0
     for tensor in tensors:
@@ -98,13 +100,13 @@ def header(tensors: Sequence[Stored], made_for: str = "mlx") -> bytes:
 
 
 def by_file(tensors: Sequence[Stored]) -> dict[str, list[Stored]]:
-    """The tensors of each weight file, by its name, in order."""
+    """Return the tensors of each weight file by the file's name, in order."""
     parts = cut(tensors, MAX_SHARD)
     return dict(zip(_names(len(parts)), parts, strict=True))
 
 
 def cut(tensors: Sequence[Stored], limit: int) -> list[list[Stored]]:
-    """In order; a tensor larger than `limit` bytes has a file of its own."""
+    """Return the tensors of each file in order; a tensor larger than `limit` bytes has a file of its own."""
     result: list[list[Stored]] = []
     room = 0
     for tensor in tensors:
@@ -121,7 +123,7 @@ def _names(count: int) -> list[str]:
 
 
 def index(files: Mapping[str, Sequence[Stored]], parameters: int) -> dict[str, Any]:
-    """model.safetensors.index.json, which mlx-lm writes for a single file too."""
+    """Return the content of model.safetensors.index.json, which mlx-lm writes for a single file too."""
     homes = {tensor.name: file for file, tensors in files.items() for tensor in tensors}
     size = sum(tensor.bytes for tensors in files.values() for tensor in tensors)
     return {

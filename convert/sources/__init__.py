@@ -1,1 +1,1 @@
-"""What is converted: checkpoint folders however their weights are stored, and adapters."""
+"""What a conversion reads: checkpoint folders, however their weights are stored, and LoRA adapters."""

@@ -1,6 +1,6 @@
-"""LoRA adapters of PEFT's layout, read, and merged into the weights while these are read: W + scale * B A, in float32.
+"""LoRA adapters in PEFT's layout, read, and merged into the weights while those are read: W + scale * B A, in float32.
 
-Read are adapter_config.json and adapter_model.safetensors; a pickled adapter is refused.
+The files are adapter_config.json and adapter_model.safetensors; a pickled adapter is refused.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ _OTHERS = ("use_dora", "modules_to_save", "layer_replication", "megatron_config"
 
 @dataclass(frozen=True)
 class LowRank:
-    """What is added to a weight: `up` is (rows, rank), the scale already in it, `down` (rank, columns)."""
+    """A low-rank change of a weight: `up` (rows, rank), scale included, times `down` (rank, columns)."""
 
     up: NDArray[np.float32]
     down: NDArray[np.float32]
 
     def check(self, name: str, shape: tuple[int, ...]) -> None:
-        """Raises CheckpointError unless it can be added to the weight `name` of that shape."""
+        """Raise CheckpointError unless the change fits the weight `name` of that shape."""
         if shape != (self.up.shape[0], self.down.shape[1]) or self.up.shape[1] != self.down.shape[0]:
             raise CheckpointError(
                 f"the adapter's matrices for {name} are {list(self.up.shape)} and {list(self.down.shape)}, "
@@ -48,7 +48,7 @@ class LowRank:
 
 @dataclass(frozen=True)
 class _Adapted:
-    """A weight and what is added to it."""
+    """A weight and the change that is added to it."""
 
     base: TensorFile
     tensor: SourceTensor
@@ -63,7 +63,10 @@ class _Adapted:
 
 
 def apply(checkpoint: Checkpoint, folder: Path | None) -> None:
-    """From now on the checkpoint gives the merged weights. Raises CheckpointError if the adapter does not fit it."""
+    """Merge the adapter in `folder`, if not None, into the weights of a checkpoint.
+
+    Raise CheckpointError if it does not fit.
+    """
     if folder is None:
         return
     pairs = read(folder)
@@ -73,11 +76,14 @@ def apply(checkpoint: Checkpoint, folder: Path | None) -> None:
 
 
 def read(folder: Path) -> dict[str, LowRank]:
-    """By the path of the weight, without `.weight`. Raises CheckpointError for what is no plain LoRA."""
+    """Return the changes of an adapter by the path of the weight, without `.weight`.
+
+    Raise CheckpointError for an adapter that is not plain LoRA.
+    """
     if not (folder / _WEIGHTS).is_file():
         pickled = " (pickle files can run code and are never loaded)" if any(folder.glob("*.bin")) else ""
         raise CheckpointError(
-            f"{folder} has no {_WEIGHTS}{pickled}", "give the folder that PEFT's save_pretrained made"
+            f"{folder} has no {_WEIGHTS}{pickled}", "give the folder that PEFT's save_pretrained wrote"
         )
     config = read_json(folder / _CONFIG)
     _check(config)
@@ -99,17 +105,17 @@ def _check(config: Mapping[str, Any]) -> None:
 
 
 def _pairs(file: SafetensorsFile) -> dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]]:
-    """Path of a weight -> B and A. They are small: rank times rows, rank times columns."""
+    """Return B and A by the path of the weight. They are small: rank times rows, rank times columns."""
     found: dict[str, dict[str, NDArray[np.float32]]] = {}
     for name, tensor in file.tensors.items():
         match = _NAME.fullmatch(name)
         if match is None or tensor.dtype not in NUMPY_TYPES or len(tensor.shape) != 2:
             raise CheckpointError(
-                f"the adapter has {name} ({tensor.dtype} {list(tensor.shape)}), no LoRA matrix", _HINT
+                f"the adapter has {name} ({tensor.dtype} {list(tensor.shape)}), which is not a LoRA matrix", _HINT
             )
         found.setdefault(match["path"], {})[match["part"]] = _numbers(file, tensor)
     if alone := [path for path, parts in found.items() if parts.keys() != {"A", "B"}]:
-        raise CheckpointError(f"of {alone[0]} the adapter has only one of its two matrices", _HINT)
+        raise CheckpointError(f"the adapter has only one of the two matrices of {alone[0]}", _HINT)
     return {path: (parts["B"], parts["A"]) for path, parts in found.items()}
 
 
@@ -123,7 +129,7 @@ def _numbers(file: SafetensorsFile, tensor: SourceTensor) -> NDArray[np.float32]
 
 
 def _scale(config: Mapping[str, Any], path: str, rank: int) -> float:
-    """alpha / rank, or by its root with rsLoRA; PEFT's patterns may say another alpha for some weights."""
+    """Return alpha / rank, or alpha / sqrt(rank) with rsLoRA; PEFT's patterns may give some weights another alpha."""
     alpha = next(
         (value for key, value in (config.get("alpha_pattern") or {}).items() if re.search(rf"(^|\.){key}$", path)),
         config.get("lora_alpha"),
@@ -143,4 +149,5 @@ def _adapted(checkpoint: Checkpoint, name: str, added: LowRank) -> Matrix:
 
 
 def not_there(name: str, where: str) -> CheckpointError:
+    """Return the error of an adapter that changes a weight which the checkpoint or model does not have."""
     return CheckpointError(f"the adapter changes {name}, which the {where} does not have", _HINT)

@@ -24,7 +24,7 @@ _AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 
 @dataclass(frozen=True)
 class Packed:
-    """What AWQ and GPTQ share: integers, and for each group of inputs and each output a zero point and a factor."""
+    """The storage that AWQ and GPTQ share; `shape` is that of the decoded matrix (outputs, inputs)."""
 
     qweight: Piece
     qzeros: Piece
@@ -32,17 +32,20 @@ class Packed:
     shape: tuple[int, int]
 
     def forget(self, tensor: SourceTensor, rows: int) -> None:
-        """A slice touches pages of the whole matrix, so they go with the last one."""
+        """Give back the memory with the last row: every slice touches pages of the whole matrix."""
         if rows >= tensor.rows:
             for piece in (self.qweight, self.qzeros, self.scales):
                 piece.forget()
 
     def factors(self, first: int, count: int) -> NDArray[np.float32]:
+        """Return the factors of outputs [first, first + count), (groups, count)."""
         return self.scales.floats(self.scales.all()[:, first : first + count])
 
 
 @dataclass(frozen=True)
 class Awq(Packed):
+    """A matrix of AWQ, four bits per number."""
+
     def rows(self, tensor: SourceTensor, first: int, count: int) -> NDArray[np.generic]:
         import numpy as np
 
@@ -57,7 +60,7 @@ class Awq(Packed):
 
 @dataclass(frozen=True)
 class Gptq(Packed):
-    """`g_idx` gives the group of each input; without it they follow each other. `add` is what zero points lack."""
+    """A matrix of GPTQ. `g_idx` gives the group of each input, in order if None; `add` corrects stored zero points."""
 
     bits: int
     g_idx: Piece | None
@@ -88,7 +91,7 @@ class Gptq(Packed):
 
 
 def _columns(packed: NDArray[Any], first: int, count: int, bits: int, positions: Any) -> NDArray[Any]:
-    """Columns [first, first + count) of integers packed along the rows; column j of a pack lies at `positions[j]`."""
+    """Return columns [first, first + count) of integers packed along rows; column j of a pack is at `positions[j]`."""
     import numpy as np
 
     pack = 32 // bits
@@ -99,6 +102,7 @@ def _columns(packed: NDArray[Any], first: int, count: int, bits: int, positions:
 
 
 def awq_decoder(base: str, parts: Pieces, settings: Mapping[str, Any]) -> Awq:
+    """Return the matrix `base`. Raise CheckpointError if its parts do not fit each other."""
     qweight, qzeros, scales = _triple(base, parts)
     inputs, outputs = qweight.tensor.shape[0], 8 * qweight.tensor.shape[1]
     groups = _group_count(base, inputs, settings)
@@ -108,10 +112,11 @@ def awq_decoder(base: str, parts: Pieces, settings: Mapping[str, Any]) -> Awq:
 
 
 def gptq_decoder(base: str, parts: Pieces, settings: Mapping[str, Any]) -> Gptq:
-    """Zero points are stored less one in the first format of the checkpoints ("gptq"), as they are in "gptq_v2".
+    """Return the matrix `base`. Raise CheckpointError if its parts do not fit each other.
 
-    A stored zero point of all ones is read as 0 that has wrapped, as llama.cpp's converter does; of AutoGPTQ's kernels
-    some do, and some read it as one beyond the largest number. No symmetric quantization, such as Qwen's, has it.
+    The first checkpoint format ("gptq") stores zero points less one, "gptq_v2" as they are. A stored zero point of all
+    ones is read as 0 that has wrapped, as llama.cpp's converter does; some kernels of AutoGPTQ do that, others read it
+    as one beyond the largest number. No symmetric quantization, such as Qwen's, has it.
     """
     qweight, qzeros, scales = _triple(base, parts)
     bits = settings["bits"]
@@ -128,6 +133,7 @@ def gptq_decoder(base: str, parts: Pieces, settings: Mapping[str, Any]) -> Gptq:
 
 
 def _triple(base: str, parts: Pieces) -> tuple[Piece, Piece, Piece]:
+    """Return qweight, qzeros and scales, after checking their types."""
     qweight, qzeros = part(base, parts, "qweight", "I32"), part(base, parts, "qzeros", "I32")
     if len(qweight.tensor.shape) != 2 or not all(qweight.tensor.shape):
         raise CheckpointError(f"{base}.qweight has shape {list(qweight.tensor.shape)}, not a matrix's", DAMAGED)
@@ -135,6 +141,7 @@ def _triple(base: str, parts: Pieces) -> tuple[Piece, Piece, Piece]:
 
 
 def _group_count(base: str, inputs: int, settings: Mapping[str, Any]) -> int:
+    """Return the number of groups of inputs. Raise CheckpointError unless they divide the inputs."""
     size = settings.get("group_size")
     size = inputs if size == -1 else size
     if type(size) is not int or size < 1 or inputs % size:

@@ -1,7 +1,7 @@
-"""A checkpoint folder in the official layout: its JSON files and its tensors, wherever they are sharded to.
+"""A checkpoint folder in the official layout: its JSON files, and its tensors, in whichever shards they are.
 
-However a tensor is stored, it is given under its official name. Knows nothing of Qwen3. Nothing is unpickled: a folder
-with only `.bin` or `.pt` weights is refused.
+However a tensor is stored, it has its official name here. The module knows nothing of Qwen3. Nothing is unpickled:
+a folder with only `.bin` or `.pt` weights is refused.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ _INDEX = "model.safetensors.index.json"
 
 
 class Checkpoint:
-    """An open folder: `config`, `generation_config`, `tensors` by name. Use with `with`; raises CheckpointError.
+    """An open folder: `config`, `generation_config`, `tensors` by name. Use with `with`; methods raise CheckpointError.
 
-    `notes` are what a user should know of whatever is made from it. `config` says nothing of how tensors are stored.
+    `notes` are sentences that a user of a conversion should read. `config` does not say how tensors are stored.
     """
 
     def __init__(self, folder: Path, *, mlx: bool = False) -> None:
-        """With `mlx`, a folder for MLX is read as what it stands for."""
+        """Open a folder; with `mlx` also one for MLX, whose weights are decoded."""
         if not folder.is_dir():
             what = "is a file" if folder.exists() else "does not exist"
             raise CheckpointError(f"{folder} {what}", "give the folder that holds config.json and model.safetensors")
@@ -57,30 +57,33 @@ class Checkpoint:
 
     @property
     def tensors(self) -> dict[str, SourceTensor]:
+        """The tensors by their official names."""
         return self._tensors
 
     @property
     def weight_files(self) -> list[Path]:
+        """The paths of all weight files."""
         return [file.path for file in self._files]
 
     def files(self, names: Iterable[str]) -> list[Path]:
-        """Those of the files `names` that are there, and all weight files."""
+        """Return the files `names` that exist, and all weight files."""
         return [*(path for name in names if (path := self.folder / name).is_file()), *self.weight_files]
 
     def file_of(self, name: str) -> TensorFile:
+        """Return where the rows of a tensor come from."""
         return self._home[name]
 
     def replace(self, name: str, matrix: Matrix) -> None:
-        """From now on the tensor `name` is `matrix`."""
+        """Replace the tensor `name` and the source of its rows."""
         self._tensors[name], self._home[name] = matrix
 
     def json(self, name: str, *, required: bool = True) -> dict[str, Any]:
-        """The JSON object in the file `name`; {} if it is missing and need not be there."""
+        """Return the JSON object in the file `name`; {} if it is missing and not required."""
         text = self.text(name, required=required)
         return {} if text is None else _object(self.folder / name, text)
 
     def text(self, name: str, *, required: bool) -> str | None:
-        """The text of the file `name`; None if it is missing and need not be there."""
+        """Return the text of the file `name`; None if it is missing and not required."""
         content = self.content(name, required=required)
         try:
             return None if content is None else content.decode("utf-8")
@@ -88,7 +91,7 @@ class Checkpoint:
             raise CheckpointError(f"{self.folder / name} cannot be read: {exc}", "download this file again") from exc
 
     def content(self, name: str, *, required: bool = False) -> bytes | None:
-        """The bytes of the file `name`; None if it is missing and need not be there."""
+        """Return the bytes of the file `name`; None if it is missing and not required."""
         path = self.folder / name
         if not required and not path.exists():
             return None
@@ -128,21 +131,21 @@ class Checkpoint:
         self._home |= dict.fromkeys(file.tensors, file)
 
     def _decode(self, *, mlx: bool) -> None:
-        """Quantized weights become numbers while they are read."""
+        """Replace quantized tensors by matrices that are decoded while they are read."""
         if "quantization" in self.config or any(".switch_mlp." in name for name in self._tensors):
             if mlx:
                 self._decode_mlx()
                 return
             raise CheckpointError(
                 f"{self.folder} is a folder for MLX, not an official checkpoint",
-                f"localqwen convert {self.folder} --dequantize makes one of it; better is the one it was made from",
+                f"localqwen convert {self.folder} --dequantize writes one; the original checkpoint is better",
             )
         settings = self.config.pop("quantization_config", None)
         if not settings:
             return
         self._give(quantized.decoded(settings, self._pieces()))
         self.notes += (
-            f"the checkpoint is quantized ({settings['quant_method']}): what is made from the original one is better",
+            f"the checkpoint is quantized ({settings['quant_method']}): the original one gives a better result",
         )
 
     def _decode_mlx(self) -> None:
@@ -174,7 +177,7 @@ class Checkpoint:
                 )
 
     def _shard_names(self) -> dict[str, set[str]]:
-        """The tensors that the index places in each file. A file name may not lead out of the folder."""
+        """Return the tensors that the index places in each file. A file name may not lead out of the folder."""
         weight_map = self.json(_INDEX).get("weight_map")
         if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
             raise CheckpointError(f"{self.folder / _INDEX} has no weight_map of names to files", "download it again")
@@ -185,7 +188,7 @@ class Checkpoint:
             if not shard.endswith(".safetensors") or shard != Path(shard).name or "\\" in shard or "\0" in shard:
                 raise CheckpointError(
                     f"{_INDEX} names {shard!r}, which is no .safetensors file of the folder itself",
-                    "do not trust this checkpoint; download it again from its makers",
+                    "do not trust this checkpoint; download it again from its publisher",
                 )
         missing = sorted(shard for shard in shards if not (self.folder / shard).is_file())
         if missing:
@@ -206,7 +209,7 @@ class Checkpoint:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file. Raises CheckpointError."""
+    """Return the JSON object in a file. Raise CheckpointError."""
     try:
         if path.stat().st_size > MAX_JSON:
             raise CheckpointError(f"{path} has more than {MAX_JSON:,} bytes", "download this file again")

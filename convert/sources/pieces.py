@@ -20,7 +20,7 @@ DAMAGED = "download the checkpoint again"
 
 @dataclass(frozen=True)
 class Piece:
-    """A tensor as it is stored, with its file."""
+    """A stored tensor and its file."""
 
     file: TensorFile
     tensor: SourceTensor

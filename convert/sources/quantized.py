@@ -57,7 +57,7 @@ def _method(settings: Any) -> tuple[str, _Decoder]:
         case "gptq" if settings.get("bits") in (4, 8):
             return ".qweight", awq_gptq.gptq_decoder
     known = "FP8 in blocks, AWQ (4 bit, gemm) and GPTQ (4 and 8 bit)"
-    raise CheckpointError(f"the weights are quantized ({method}) in a way that is not read: {known} are", USE_ORIGINAL)
+    raise CheckpointError(f"the weights are quantized ({method}); supported are {known}", USE_ORIGINAL)
 
 
 def _parts(base: str, pieces: Pieces) -> dict[str, Piece]:

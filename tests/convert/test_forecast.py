@@ -132,7 +132,7 @@ def test_gguf_files_on_the_command_line(run: Run, source: Path, tmp_path: Path) 
     assert run("convert", str(source))[0] == 0
     code, out, err = run("convert", "Tiny-2M-Q8_0.gguf", "--quant", "q4_0")
     assert (code, out.partition(":")[0]) == (0, "Tiny-2M-Q4_0.gguf")
-    assert err.startswith("note: made from a file that is quantized already")
+    assert err.startswith("note: the source is quantized already")
     assert run("convert", "Tiny-2M-Q8_0.gguf", "--merge", "--split", "0.5MB", "--out", "parts.gguf")[0] == 0
     first = min(tmp_path.glob("parts-*.gguf"))
     code, out, _ = run("convert", first.name, "--merge", "--json")

@@ -226,7 +226,7 @@ def test_heads_that_lie(case: str, tmp_path: Path) -> None:
     ("change", "words"),
     [
         (lambda data: data.replace(text("qwen3"), text("llama"), 1), "the architecture is llama"),
-        (lambda data: data.replace(b"qwen3.block_count", b"qwen3.block_c0unt", 1), "says None of block_count"),
+        (lambda data: data.replace(b"qwen3.block_count", b"qwen3.block_c0unt", 1), "has None for block_count"),
     ],
 )
 def test_models_that_are_not_ours(

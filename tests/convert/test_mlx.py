@@ -328,8 +328,8 @@ def test_only_what_a_conversion_made_is_replaced(source: Path, out: Path, tmp_pa
     convert.convert_to_mlx(source, out, bits=4, force=True)
     assert len((out / "model.safetensors").read_bytes()) < len(before)
     assert list(out.parent.iterdir()) == [out]
-    refused(source, source, OutputError, "no conversion made it", force=True)
-    refused(source, tmp_path, OutputError, "no conversion made it", force=True)
+    refused(source, source, OutputError, "no conversion wrote it", force=True)
+    refused(source, tmp_path, OutputError, "no conversion wrote it", force=True)
     refused(source, source / "config.json", OutputError, "is a file", force=True)
     copy = tmp_path / "copy"
     convert.convert_to_mlx(source, copy)

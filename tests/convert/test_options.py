@@ -218,7 +218,7 @@ def test_matrices_of_another_model_and_files_that_are_none(source: Path, tmp_pat
     whole = file.read_bytes()
     for content in (b"", b"hello", whole[:1000], b"\xff" * 50, (3).to_bytes(4, "little") + b"\xff\xff\xff\x7f"):
         file.write_bytes(content)
-        with pytest.raises(ConversionError, match="is no importance matrix"):
+        with pytest.raises(ConversionError, match="is not an importance matrix"):
             imatrix_file.read(file)
     with pytest.raises(ConversionError, match="nowhere does not exist"):
         imatrix_file.read(tmp_path / "nowhere")

@@ -224,9 +224,9 @@ def test_parts_that_do_not_fit_are_named(case: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "change", "words"),
     [
-        (awq_checkpoint, {"version": "gemv"}, "quantized (awq) in a way that is not read"),
-        (awq_checkpoint, {"bits": 3}, "quantized (awq) in a way that is not read"),
-        (gptq_checkpoint, {"bits": 3}, "quantized (gptq) in a way that is not read"),
+        (awq_checkpoint, {"version": "gemv"}, "quantized (awq); supported are FP8"),
+        (awq_checkpoint, {"bits": 3}, "quantized (awq); supported are FP8"),
+        (gptq_checkpoint, {"bits": 3}, "quantized (gptq); supported are FP8"),
         (gptq_checkpoint, {"group_size": 48}, "groups of 48 do not divide"),
         (gptq_checkpoint, {"group_size": "all"}, "groups of 'all' do not divide"),
         (fp8_checkpoint, {"weight_block_size": None}, "weight_block_size is None"),
