@@ -100,6 +100,16 @@ def test_every_option_gives_the_bits_of_mlx_lm(
         assert_same_model(out.with_name(name), tmp_path / name)
 
 
+def test_a_copy_of_float32_holds_the_nearest_bfloat16(tmp_path: Path, out: Path) -> None:
+    source = make_checkpoint(tmp_path / "source", dtype="F32")
+    write_json(source / "config.json", config(Shape()) | {"torch_dtype": "float32"})
+    convert.convert_to_mlx(source, out)
+    exact = tensors(source)
+    for name, tensor in tensors(out).items():
+        assert tensor.dtype == mx.bfloat16
+        assert mx.array_equal(tensor, exact[name].astype(mx.bfloat16)), name
+
+
 CHECKPOINTS = {
     "f32 that config.json calls bf16": (Shape(), "F32", {}),
     "f32": (Shape(), "F32", {"torch_dtype": None}),
