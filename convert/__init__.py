@@ -16,7 +16,7 @@ versions, digests.
     imatrix/          importance matrices
     output/           what is written: files and folders, whole or not at all; digests, manifests, forecasts
 
-The package imports only `errors`, `machine` and the version of localqwen. It raises
+Of localqwen the package imports only `formats`, `errors`, `machine` and the version. It raises
 `localqwen.errors.ConversionError` and its subclasses, EngineUnavailable if llama.cpp or MLX is missing, and UsageError
 for a quantization that MLX does not have; each has a hint.
 """

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from convert.config import ARCHITECTURES, MAX_EXPERTS, MAX_LAYERS, Config, read_config
 from convert.gguf import architecture as gguf_architecture
 from convert.gguf import head as gguf_head
 from convert.gguf.head import StoredTensor, padding
@@ -23,8 +22,11 @@ from convert.output import shards
 from convert.output.shards import Stored
 from convert.sources import adapters
 from convert.sources.adapters import LowRank
-from convert.tensor_types import F32
 from localqwen.errors import CheckpointError
+from localqwen.formats import qwen3_config
+from localqwen.formats.dtypes import F32
+from localqwen.formats.gguf_reader import MAGIC
+from localqwen.formats.qwen3_config import ARCHITECTURES, MAX_EXPERTS, MAX_LAYERS, Qwen3Config
 
 if TYPE_CHECKING:
     import numpy as np
@@ -85,7 +87,7 @@ def adapter_for_mlx(folder: Path, out: Path, *, config: Mapping[str, Any]) -> No
     """
     targets = [
         _Target(weight.path, weight.sources, weight.shape[-2:], len(weight.shape) == 3)
-        for weight in mlx_layout.weights(read_config(config))
+        for weight in mlx_layout.weights(qwen3_config.parse(config))
         if weight.path != "model.embed_tokens"
     ]
     matrices = {}
@@ -97,7 +99,7 @@ def adapter_for_mlx(folder: Path, out: Path, *, config: Mapping[str, Any]) -> No
     _write(out, shards.header(stored), [*matrices.values()])
 
 
-def _config(architecture: str, sizes: Mapping[str, int], vocabulary: int) -> Config:
+def _config(architecture: str, sizes: Mapping[str, int], vocabulary: int) -> Qwen3Config:
     """Return a config with the sizes that shape tensors; all other fields are placeholders."""
     official = {ours: theirs for theirs, ours in ARCHITECTURES.items()}
     if architecture not in official:
@@ -107,9 +109,9 @@ def _config(architecture: str, sizes: Mapping[str, int], vocabulary: int) -> Con
     )
     if layers > MAX_LAYERS or experts > MAX_EXPERTS:
         raise CheckpointError(f"the model says that it has {layers:,} layers, {experts:,} experts", "download it again")
-    return Config(
+    return Qwen3Config(
         official[architecture], layers, hidden, feed_forward, heads, kv_heads, head_size, vocabulary,
-        context=0, norm_epsilon=0.0, rope_theta=0.0, tied=False, yarn=None,
+        context=0, norm_epsilon=0.0, rope_theta=0.0, tied=False,
         experts=experts, expert_feed_forward=expert_feed_forward,
     )  # fmt: skip
 
@@ -151,7 +153,7 @@ def _write(out: Path, head: bytes, matrices: Sequence[NDArray[np.float32]]) -> N
     """Write a head and the numbers after it. GGUF pads each matrix; safetensors of four-byte numbers needs none."""
     import numpy as np
 
-    padded = head.startswith(gguf_head.MAGIC)
+    padded = head.startswith(MAGIC)
     size = len(head) + sum(values.nbytes + padding(values.nbytes) for values in matrices)
     with output_file.writing(out, size=size, force=True) as file:
         file.write(head)

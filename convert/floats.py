@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from convert.tensor_types import BF16, F16, F32, MXFP4, TensorType
 from localqwen.errors import CheckpointError
+from localqwen.formats.dtypes import BF16, F16, F32, MXFP4, DType
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,7 +21,7 @@ _BITS = {
 }
 
 
-def check_values(rows: NDArray[Any], name: str, dtype: str, kind: TensorType) -> None:
+def check_values(rows: NDArray[Any], name: str, dtype: str, kind: DType) -> None:
     """Raise CheckpointError for values that are not finite, or too large for `kind`.
 
     Quantizers refuse the first; float16 numbers and scales reach 65,504.
@@ -55,12 +55,12 @@ def _to_bfloat16(rows: NDArray[np.float32]) -> NDArray[Any]:
     return ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype(np.uint16)
 
 
-def from_float32(rows: NDArray[np.float32], kind: TensorType) -> NDArray[Any]:
+def from_float32(rows: NDArray[np.float32], kind: DType) -> NDArray[Any]:
     """Return rows in an unquantized type."""
     return _FROM_FLOAT32[kind](rows)
 
 
-_FROM_FLOAT32: dict[TensorType, Callable[[NDArray[np.float32]], NDArray[Any]]] = {
+_FROM_FLOAT32: dict[DType, Callable[[NDArray[np.float32]], NDArray[Any]]] = {
     F32: lambda rows: rows,
     F16: lambda rows: rows.astype("<f2"),
     BF16: _to_bfloat16,

@@ -15,8 +15,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from convert.tensor_types import TensorType
 from localqwen.errors import ConversionError, EngineUnavailable
+from localqwen.formats.dtypes import DType
 from localqwen.machine import set_openmp_defaults
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ _HINT = "pip install --force-reinstall llama-cpp-python"
 
 
 def quantize(
-    rows: NDArray[np.float32], kind: TensorType, importance: NDArray[np.float32] | None = None
+    rows: NDArray[np.float32], kind: DType, importance: NDArray[np.float32] | None = None
 ) -> NDArray[np.uint8]:
     """Return `rows` (count, columns) as rows of blocks (count, kind.row_bytes(columns)). Releases the GIL.
 
@@ -52,7 +52,7 @@ def quantize(
     return result
 
 
-def dequantize(rows: NDArray[Any], kind: TensorType, columns: int) -> NDArray[np.float32]:
+def dequantize(rows: NDArray[Any], kind: DType, columns: int) -> NDArray[np.float32]:
     """Return rows of blocks, (count, kind.row_bytes(columns)), as the float32 numbers they encode, (count, columns)."""
     import numpy as np
 

@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from convert.config import read_config
 from convert.floats import check_values, from_float32, to_float32
 from convert.gguf import architecture
+from convert.gguf.quants import TYPES
 from convert.mlx import layout as mlx_layout
 from convert.options import Progress, Report
 from convert.output import file as output_file
@@ -21,17 +21,16 @@ from convert.output import folder as output_folder
 from convert.output import manifest, shards
 from convert.output.hashing import Digest, InputHashes
 from convert.output.shards import ShardWriter, Stored
-from convert.safetensors import SourceTensor
 from convert.sources.checkpoint import COMPANIONS, Checkpoint
-from convert.tensor_types import TYPES
 from localqwen.errors import OutputError
+from localqwen.formats import qwen3_config
+from localqwen.formats.tensors import SourceTensor
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
 _SLICE = 1 << 20
-_WIDTHS = {"float16": "F16", "bfloat16": "BF16"}
 
 
 def dequantize(
@@ -55,10 +54,10 @@ def planned(checkpoint: Checkpoint) -> list[Stored]:
 
     Raise CheckpointError.
     """
-    config = read_config(checkpoint.config)
+    config = qwen3_config.parse(checkpoint.config)
     architecture.check_tensors(config, checkpoint.tensors)
     names = [name for weight in mlx_layout.weights(config) for name in weight.sources]
-    wanted = _WIDTHS.get(str(checkpoint.config.get("torch_dtype", checkpoint.config.get("dtype"))), "BF16")
+    wanted = "F16" if config.dtype == "F16" else "BF16"
     found = [checkpoint.tensors[name] for name in names]
     return [Stored(each.name, wanted if each.dtype == "F32" else each.dtype, each.shape) for each in found]
 

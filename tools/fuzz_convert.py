@@ -25,16 +25,15 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "support")]
 
 import atheris  # noqa: E402
 
-with atheris.instrument_imports(include=["convert", "localqwen.models.gguf_header"]):
-    from convert import config
+with atheris.instrument_imports(include=["convert", "localqwen.formats"]):
     from convert.gguf import planning, quants, requantizing, tokenizer
-    from convert.gguf_source import GgufSource
     from convert.imatrix import file as imatrix_file
-    from convert.safetensors import SafetensorsFile
     from convert.sources import adapters
     from convert.sources.checkpoint import Checkpoint
+    from convert.sources.gguf import GgufSource
     from localqwen.errors import LocalqwenError
-    from localqwen.models import gguf_header
+    from localqwen.formats import model_header, qwen3_config
+    from localqwen.formats.safetensors import SafetensorsFile
 
 Read = Callable[[Path, bytes], object]
 Q4 = quants.Recipe(quants.QUANTIZATIONS["q4_0"])
@@ -56,7 +55,7 @@ def settings(folder: Path, content: bytes) -> None:
     """The bytes are config.json: sizes, rope, quantization; what it makes of the weights is read and planned."""
     (folder / "config.json").write_bytes(content)
     with Checkpoint(folder) as checkpoint:
-        config.read_config(checkpoint.config)
+        qwen3_config.parse(checkpoint.config)
         planning.make_plan(checkpoint, Q4, "fuzz", {}, None)
 
 
@@ -76,7 +75,7 @@ def gguf(folder: Path, content: bytes) -> None:
     """Read by all three readers; each may refuse what the others take."""
     path = folder / "a.gguf"
     path.write_bytes(content or b"G")
-    for read in (gguf_header.read, imatrix_file.read, _requantize):
+    for read in (model_header.read, imatrix_file.read, _requantize):
         try:
             read(path)
         except LocalqwenError as error:

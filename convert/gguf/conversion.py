@@ -7,13 +7,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from convert import yarn
 from convert.gguf import encoding, files, planning, quants, requantizing
 from convert.gguf.files import Job
-from convert.gguf.head import MAGIC
 from convert.gguf.planning import Plan
 from convert.gguf.quants import Recipe
-from convert.gguf_source import GgufSource
 from convert.imatrix import file as imatrix_file
 from convert.options import DEFAULTS, Options, Progress, Report
 from convert.output import file as output_file
@@ -21,7 +18,9 @@ from convert.output import forecast
 from convert.output.forecast import Forecast
 from convert.sources import adapters
 from convert.sources.checkpoint import Checkpoint
+from convert.sources.gguf import GgufSource
 from localqwen.errors import CheckpointError, UsageError
+from localqwen.formats.gguf_reader import MAGIC
 from localqwen.machine import usable_cores
 
 
@@ -131,7 +130,7 @@ def _opened(source: Path, quant: str, *, name: str | None, options: Options, for
             yield Job(file, plan, importance, notes + _notes(plan, recipe))
         return
     with Checkpoint(source) as checkpoint:
-        yarn.apply(checkpoint, options.yarn)
+        checkpoint.stretch(options.yarn)
         adapters.apply(checkpoint, options.adapter)
         plan = planning.make_plan(checkpoint, recipe, name or source.resolve().name, extra, options.part_bytes)
         yield Job(checkpoint, plan, importance, checkpoint.notes + _notes(plan, recipe))

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from convert import ggml
 from convert.floats import check_values, from_float32, to_float32
-from convert.safetensors import SourceTensor, TensorFile
-from convert.tensor_types import F32, TYPES, TensorType
+from convert.gguf.quants import TYPES
+from localqwen.formats.dtypes import F32, DType
+from localqwen.formats.tensors import SourceTensor, TensorFile
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,7 +35,7 @@ class Part:
 
 
 def encoded(
-    parts: Sequence[Part], kind: TensorType, pool: ThreadPoolExecutor, ahead: int
+    parts: Sequence[Part], kind: DType, pool: ThreadPoolExecutor, ahead: int
 ) -> Iterator[tuple[NDArray[np.uint8], int]]:
     """Yield the data of one GGUF tensor, the stack of `parts`, in order: slices, each with its bytes in the source.
 
@@ -73,17 +74,17 @@ def _taken(pending: deque[tuple[_Slice, Future[NDArray[np.uint8]]]]) -> Iterator
     piece.part.file.forget(tensor, piece.first + piece.count)  # not before: unquantized data are a view on the file
 
 
-def _encode(piece: _Slice, kind: TensorType) -> NDArray[np.uint8]:
+def _encode(piece: _Slice, kind: DType) -> NDArray[np.uint8]:
     import numpy as np
 
     tensor = piece.part.tensor
     rows: NDArray[Any] = piece.part.file.rows(tensor, piece.first, piece.count)
     stored = TYPES[tensor.dtype.lower()]
-    if stored.quantised and stored is not kind:
+    if stored.quantized and stored is not kind:
         rows, stored = ggml.dequantize(rows, stored, tensor.shape[-1]), F32
-    if not stored.quantised:
+    if not stored.quantized:
         check_values(rows, tensor.name, stored.name, kind)
     if stored is not kind:
         widened = to_float32(rows, stored.name)
-        rows = ggml.quantize(widened, kind, piece.part.importance) if kind.quantised else from_float32(widened, kind)
+        rows = ggml.quantize(widened, kind, piece.part.importance) if kind.quantized else from_float32(widened, kind)
     return rows.reshape(-1).view(np.uint8)

@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from convert.gguf import encoding
 from convert.gguf.head import padding
 from convert.gguf.planning import Plan, PlannedFile, PlannedTensor
-from convert.gguf_source import GgufSource, part_name
 from convert.imatrix.file import Importance
 from convert.options import Progress
 from convert.output import file as output_file
 from convert.output import manifest
 from convert.output.hashing import Digest, HashedWriter, InputHashes
 from convert.sources.checkpoint import Checkpoint
+from convert.sources.gguf import GgufSource
 from localqwen.errors import OutputError
+from localqwen.formats.gguf_parts import part_name
 from localqwen.machine import usable_cores
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def paths(out: Path, plan: Plan) -> list[Path]:
     if b"split.count" not in plan.files[0].head:
         return [out]
     count = len(plan.files)
-    return [out.with_name(part_name(out.name.removesuffix(".gguf"), number, count)) for number in range(count)]
+    return [out.with_name(part_name(out.name.removesuffix(".gguf"), number + 1, count)) for number in range(count)]
 
 
 def write(

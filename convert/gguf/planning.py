@@ -7,13 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from convert.config import Config, read_config
 from convert.gguf import architecture, tokenizer
 from convert.gguf.head import Int32, Metadata, StoredTensor, UInt16, entries, head, padding
 from convert.gguf.quants import Recipe, Sizes, tensor_types
 from convert.output.forecast import counted
 from convert.sources.checkpoint import Checkpoint
-from convert.tensor_types import F32
+from localqwen.formats import qwen3_config
+from localqwen.formats.dtypes import F32
+from localqwen.formats.qwen3_config import Qwen3Config
 
 _QUANTIZATION_VERSION = 2  # GGML_QNT_VERSION of ggml.h: the layout of the quantized blocks
 
@@ -72,7 +73,7 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe, name: str, extra: Metadata
 
     `extra` follows all other metadata. Raise CheckpointError or UsageError.
     """
-    config = read_config(checkpoint.config)
+    config = qwen3_config.parse(checkpoint.config)
     architecture.check_tensors(config, checkpoint.tensors)
     tensors = planned_tensors(config, recipe)
     metadata: Metadata = {
@@ -129,7 +130,7 @@ def _file(keys: Sequence[bytes], tensors: Sequence[PlannedTensor]) -> PlannedFil
     return PlannedFile(head(keys, [tensor.stored for tensor in tensors]), tuple(tensors))
 
 
-def planned_tensors(config: Config, recipe: Recipe) -> list[PlannedTensor]:
+def planned_tensors(config: Qwen3Config, recipe: Recipe) -> list[PlannedTensor]:
     """Return all tensors of a model with the types that a recipe gives them."""
     tensors = architecture.tensors(config)
     sizes = Sizes(config.layers, config.experts, config.heads // config.kv_heads, config.tied)
@@ -140,7 +141,7 @@ def planned_tensors(config: Config, recipe: Recipe) -> list[PlannedTensor]:
     ]
 
 
-def _general(name: str, config: Config, tensors: Sequence[StoredTensor]) -> Metadata:
+def _general(name: str, config: Qwen3Config, tensors: Sequence[StoredTensor]) -> Metadata:
     """Return the keys that a model's name implies, as llama.cpp's converter does: "Qwen3-4B" is a Qwen3 of size 4B."""
     import gguf
 

@@ -11,7 +11,7 @@ import re
 from convert.gguf.head import Metadata, StoredTensor, entries
 from convert.gguf.planning import Plan, PlannedTensor, cut, of_quantization
 from convert.gguf.quants import QUANTIZATIONS, Recipe, Sizes, tensor_types
-from convert.gguf_source import GgufSource
+from convert.sources.gguf import GgufSource
 from localqwen.errors import CheckpointError, ConversionError
 
 LOSSY_TWICE = "the source is quantized already: the official checkpoint gives a better result"
@@ -96,4 +96,4 @@ def _check_downwards(source: GgufSource, recipe: Recipe, size: int) -> None:
 
 def lossy_twice(source: GgufSource) -> bool:
     """Return whether a file is quantized already, so that a result from the original weights would be better."""
-    return any(tensor.type.quantised for tensor in source.stored.values())
+    return any(tensor.type.quantized for tensor in source.stored.values())

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from convert import ggml
-from convert.tensor_types import F32
+from localqwen.formats.dtypes import F32
 
 if TYPE_CHECKING:
     import numpy as np

@@ -12,13 +12,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from convert.gguf.head import MAGIC, Metadata, StoredTensor, entries, head, padding
-from convert.gguf_source import GgufPart
+from convert.gguf.head import Metadata, StoredTensor, entries, head, padding
 from convert.imatrix.collector import Sums
 from convert.output import file as output_file
-from convert.safetensors import SourceTensor
-from convert.tensor_types import F32
 from localqwen.errors import CheckpointError, ConversionError
+from localqwen.formats.dtypes import F32
+from localqwen.formats.gguf import GgufFile
+from localqwen.formats.gguf_reader import MAGIC
+from localqwen.formats.tensors import SourceTensor
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,7 +52,7 @@ class Importance:
 
         values = self.values.get(tensor.name)
         experts = tensor.shape[0] if len(tensor.shape) > 2 else 1
-        if values is None or not tensor.type.quantised:
+        if values is None or not tensor.type.quantized:
             return None
         if values.size != experts * tensor.shape[-1]:
             if tensor.name == "token_embd.weight":  # it is looked up, not multiplied: llama.cpp passes over it, too
@@ -124,7 +125,7 @@ def write(out: Path, sums: Mapping[str, Sums], dataset: str, chunks: int, chunk_
 
 
 def _read_gguf(path: Path) -> Importance:
-    part = GgufPart(path)
+    part = GgufFile(path)
     try:
         names = [name.removesuffix(_SUMS) for name in part.tensors if name.endswith(_SUMS)]
         if not names or "imatrix.chunk_count" not in part.values:
@@ -136,7 +137,7 @@ def _read_gguf(path: Path) -> Importance:
         part.close()
 
 
-def _numbers(part: GgufPart, name: str) -> NDArray[Any]:
+def _numbers(part: GgufFile, name: str) -> NDArray[Any]:
     tensor = part.tensors[name]
     if tensor.type.name != "F32":
         raise ValueError(f"{name} is {tensor.type.name}, not F32")

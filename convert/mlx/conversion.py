@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from convert import yarn
 from convert.mlx import files, schemes
 from convert.mlx.arrays import SLICE
 from convert.mlx.planning import Plan, make_plan
@@ -85,6 +84,6 @@ def _opened(source: Path, scheme: Scheme, options: Options) -> Iterator[tuple[Ch
     if source.suffix == ".gguf" and source.is_file():
         raise CheckpointError(f"{source} is a GGUF file, MLX needs a checkpoint folder", "give the official checkpoint")
     with Checkpoint(source) as checkpoint:
-        yarn.apply(checkpoint, options.yarn)
+        checkpoint.stretch(options.yarn)
         adapters.apply(checkpoint, options.adapter)
         yield checkpoint, make_plan(checkpoint, scheme)

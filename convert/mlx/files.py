@@ -24,16 +24,14 @@ from convert.output import folder as output_folder
 from convert.output import manifest
 from convert.output.hashing import Digest, InputHashes
 from convert.output.shards import INDEX, ShardWriter
-from convert.safetensors import SourceTensor
 from convert.sources.checkpoint import COMPANIONS, Checkpoint
-from convert.tensor_types import BF16, F16, F32
 from localqwen.errors import ConversionError
+from localqwen.formats.dtypes import FLOATS
+from localqwen.formats.tensors import SourceTensor
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_KINDS = {"F32": F32, "F16": F16, "BF16": BF16}
-_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 #: The tensor's name, the next bytes of it, and how many bytes of the checkpoint were read for them.
 Piece = tuple[str, memoryview, int]
@@ -121,7 +119,7 @@ def _slices(checkpoint: Checkpoint, planned: PlannedWeight) -> Iterator[tuple[ND
         step = max(1, arrays.SLICE // tensor.shape[-1])
         for first in range(0, count, step):
             rows = file.rows(tensor, first, min(step, count - first))
-            check_values(rows, tensor.name, tensor.dtype, _KINDS[planned.dtype])
+            check_values(rows, tensor.name, tensor.dtype, FLOATS[planned.dtype])
             yield rows, tensor
             file.forget(tensor, first + len(rows))
 
@@ -168,7 +166,7 @@ def _quantize(rows: Any, packing: Packing) -> list[NDArray[Any]]:
 
 
 def _as_wanted(rows: NDArray[Any], dtype: str, wanted: str) -> Any:
-    return arrays.as_mlx(rows, dtype).astype(getattr(arrays.library(), _NAMES[wanted]))
+    return arrays.as_mlx(rows, dtype).astype(getattr(arrays.library(), FLOATS[wanted].torch))
 
 
 def _bytes(array: NDArray[Any]) -> memoryview:

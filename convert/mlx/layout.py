@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from convert.config import Config
 from convert.mlx.schemes import ROUTER, Packing, Scheme
 from convert.output.shards import Stored
+from localqwen.formats.qwen3_config import Qwen3Config
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Weight:
     shape: tuple[int, ...]
 
 
-def weights(config: Config) -> list[Weight]:
+def weights(config: Qwen3Config) -> list[Weight]:
     """Return all parameters in the order of mlx-lm's model, which decides the shard of each."""
     result = [_single("model.embed_tokens", (config.vocabulary, config.hidden))]
     for layer in range(config.layers):
@@ -42,7 +42,7 @@ def _single(path: str, shape: tuple[int, ...]) -> Weight:
     return Weight(path, (f"{path}.weight",), shape)
 
 
-def _layer(config: Config, prefix: str) -> list[Weight]:
+def _layer(config: Qwen3Config, prefix: str) -> list[Weight]:
     hidden, head = config.hidden, config.head_size
     queries, keys = config.heads * head, config.kv_heads * head
     attention = [
@@ -59,7 +59,7 @@ def _layer(config: Config, prefix: str) -> list[Weight]:
     return [*attention, *_feed_forward(config, f"{prefix}.mlp"), *norms]
 
 
-def _feed_forward(config: Config, prefix: str) -> list[Weight]:
+def _feed_forward(config: Qwen3Config, prefix: str) -> list[Weight]:
     return [
         _single(f"{prefix}.gate_proj", (config.feed_forward, config.hidden)),
         _single(f"{prefix}.down_proj", (config.hidden, config.feed_forward)),
@@ -67,7 +67,7 @@ def _feed_forward(config: Config, prefix: str) -> list[Weight]:
     ]
 
 
-def _mixture(config: Config, prefix: str) -> list[Weight]:
+def _mixture(config: Qwen3Config, prefix: str) -> list[Weight]:
     up, down = (config.expert_feed_forward, config.hidden), (config.hidden, config.expert_feed_forward)
     stacks = [
         Weight(

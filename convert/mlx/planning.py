@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
-from convert.config import read_config
 from convert.gguf import architecture
 from convert.mlx import layout
 from convert.mlx.layout import Weight
@@ -16,8 +15,7 @@ from convert.output import shards
 from convert.output.shards import Stored
 from convert.sources.checkpoint import Checkpoint
 from localqwen.errors import CheckpointError, ConversionError
-
-_TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+from localqwen.formats import dtypes, qwen3_config
 
 
 @dataclass(frozen=True)
@@ -75,7 +73,7 @@ def make_plan(checkpoint: Checkpoint, scheme: Scheme) -> Plan:
 
     Raise CheckpointError or ConversionError.
     """
-    config = read_config(checkpoint.config)
+    config = qwen3_config.parse(checkpoint.config)
     architecture.check_tensors(config, checkpoint.tensors)
     checkpoint.json("tokenizer.json")
     weights = tuple(
@@ -101,8 +99,9 @@ def _dtype(checkpoint: Checkpoint, weight: Weight, scheme: Scheme) -> str:
 
     A plain copy is never wider than 16 bit.
     """
+    declared = str(checkpoint.config.get("torch_dtype"))
     found = sorted({checkpoint.tensors[source].dtype for source in weight.sources})
-    dtype = _TYPES.get(str(checkpoint.config.get("torch_dtype")), found[0])
+    dtype = dtypes.TORCH[declared].name if declared in dtypes.TORCH else found[0]
     if len(found) > 1 and "torch_dtype" not in checkpoint.config:
         raise CheckpointError(f"the experts of {weight.path} are stored as {' and '.join(found)}", "store them alike")
     return "BF16" if scheme.usual is None and dtype == "F32" else dtype

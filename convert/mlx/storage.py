@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 from convert.mlx import arrays
 from convert.mlx.schemes import Packing
-from convert.safetensors import DTYPES, SourceTensor
 from convert.sources.pieces import Matrix, Piece, Pieces
 from localqwen.errors import CheckpointError, ConversionError
+from localqwen.formats import dtypes
+from localqwen.formats.tensors import SourceTensor
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
 _HINT = "give a folder that mlx_lm or localqwen wrote"
-_DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
 def decoded(quantization: Any, pieces: Pieces) -> dict[str, Matrix]:
@@ -81,8 +81,8 @@ class _Packed:
 
     def tensor(self, name: str) -> SourceTensor:
         """Return the matrix's description under its official name."""
-        dtype = _DTYPES[str(self._numbers(0, 1).dtype).rpartition(".")[2]]
-        return SourceTensor(name, dtype, self.shape, 0, self.shape[0] * self.shape[1] * DTYPES[dtype])
+        dtype = dtypes.TORCH[str(self._numbers(0, 1).dtype).rpartition(".")[2]]
+        return SourceTensor(name, dtype.name, self.shape, 0, self.shape[0] * dtype.row_bytes(self.shape[1]))
 
     def rows(self, tensor: SourceTensor, first: int, count: int) -> NDArray[np.generic]:
         return arrays.as_numpy(self._numbers(first, count))

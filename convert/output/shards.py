@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from convert.output.hashing import Digest, HashedWriter
-from convert.safetensors import DTYPES
 from localqwen.errors import OutputError
+from localqwen.formats import dtypes
 
 #: mlx-lm's MAX_FILE_SIZE_GB, which it shifts by 30 bits.
 MAX_SHARD = 5 << 30
@@ -35,7 +35,7 @@ class Stored:
     @property
     def bytes(self) -> int:
         """Bytes of data."""
-        return prod(self.shape) * DTYPES[self.dtype]
+        return prod(self.shape) * dtypes.SAFETENSORS[self.dtype].block_bytes
 
 
 class ShardWriter:

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from convert.safetensors import SourceTensor
 from convert.sources.pieces import DAMAGED, USE_ORIGINAL, Piece, Pieces, expect_shape, part
 from localqwen.errors import CheckpointError
+from localqwen.formats.tensors import SourceTensor
 
 if TYPE_CHECKING:
     import numpy as np

@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from convert.mlx import storage as mlx_storage
-from convert.safetensors import SafetensorsFile, SourceTensor, TensorFile
 from convert.sources import quantized
 from convert.sources.pieces import Matrix, Piece
 from localqwen.errors import CheckpointError
+from localqwen.formats import qwen3_config
+from localqwen.formats.safetensors import SafetensorsFile
+from localqwen.formats.tensors import SourceTensor, TensorFile
 
 #: Larger than any tokenizer.json (Qwen3's has 11 MB); what is longer is not read into memory.
 MAX_JSON = 64_000_000
@@ -76,6 +78,16 @@ class Checkpoint:
     def replace(self, name: str, matrix: Matrix) -> None:
         """Replace the tensor `name` and the source of its rows."""
         self._tensors[name], self._home[name] = matrix
+
+    def stretch(self, factor: int | None) -> None:
+        """Stretch the context by YaRN, `factor` times if not None. Raise UsageError or ConversionError."""
+        if factor is None:
+            return
+        self.config, scaling = qwen3_config.stretched(self.config, factor)
+        context, trained = factor * scaling.original, scaling.original
+        self.notes += (
+            f"stretched to {context:,} tokens: texts shorter than {trained:,} are understood a little worse",
+        )
 
     def json(self, name: str, *, required: bool = True) -> dict[str, Any]:
         """Return the JSON object in the file `name`; {} if it is missing and not required."""

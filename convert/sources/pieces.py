@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from convert.floats import to_float32
-from convert.safetensors import SourceTensor, TensorFile
 from localqwen.errors import CheckpointError
+from localqwen.formats.tensors import SourceTensor, TensorFile
 
 if TYPE_CHECKING:
     import numpy as np

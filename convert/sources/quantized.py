@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-from convert.safetensors import SourceTensor, TensorFile
 from convert.sources import awq_gptq, fp8
 from convert.sources.pieces import USE_ORIGINAL, Matrix, Piece, Pieces
 from localqwen.errors import CheckpointError
+from localqwen.formats.tensors import SourceTensor, TensorFile
 
 #: The last part of every tensor's name that belongs to a quantized matrix.
 PARTS = ("weight", "weight_scale_inv", "qweight", "qzeros", "scales", "g_idx")

@@ -21,13 +21,13 @@ from hypothesis import strategies as st
 
 from convert.gguf import requantizing
 from convert.gguf.quants import QUANTIZATIONS, Recipe
-from convert.gguf_source import GgufSource
 from convert.imatrix import file as imatrix_file
-from convert.safetensors import SafetensorsFile
 from convert.sources import adapters, quantized
 from convert.sources.checkpoint import Checkpoint
+from convert.sources.gguf import GgufSource
 from localqwen.errors import LocalqwenError
-from localqwen.models import gguf_header
+from localqwen.formats import model_header
+from localqwen.formats.safetensors import SafetensorsFile
 
 quick = settings(
     max_examples=int(os.environ.get("FUZZ_EXAMPLES", "150")),
@@ -205,7 +205,7 @@ infos = st.lists(
 
 
 def all_readers(path: Path) -> None:
-    survives(lambda: gguf_header.read(path))
+    survives(lambda: model_header.read(path))
     survives(lambda: imatrix_file.read(path))
 
     def requantize() -> None:
@@ -254,7 +254,7 @@ def test_the_sound_file_of_the_fuzz_tests_is_read(tmp_path: Path) -> None:
     tensor = text(b"output.weight") + struct.pack("<IQQIQ", 2, 32, 1, 0, 0)
     head = b"GGUF" + struct.pack("<IQQ", 3, 1, len(keys)) + b"".join(keys) + tensor
     (tmp_path / "a.gguf").write_bytes(head + bytes(-len(head) % 32 + 128))
-    assert gguf_header.read(tmp_path / "a.gguf").block_count == 2
+    assert model_header.read(tmp_path / "a.gguf").block_count == 2
     with GgufSource(tmp_path / "a.gguf") as source, suppress(LocalqwenError):
         plan = requantizing.make_plan(source, Recipe(QUANTIZATIONS["q8_0"]), {}, None, force=True)
         assert plan.types == {"Q8_0": 1}

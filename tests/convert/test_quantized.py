@@ -17,12 +17,12 @@ from checkpoints import Shape, config, write_json
 from quantized_checkpoints import Exact, awq_checkpoint, fp8_checkpoint, gptq_checkpoint, write_mixed
 
 import convert
-from convert.safetensors import SafetensorsFile
 from convert.sources.checkpoint import Checkpoint
 from convert.sources.fp8 import e4m3
 from convert.sources.pieces import Piece
 from convert.sources.quantized import decoded
 from localqwen.errors import CheckpointError
+from localqwen.formats.safetensors import SafetensorsFile
 
 ROOT = Path(__file__).parents[2]
 MIXTURE = Shape(layers=1, experts=3, tied=False)
