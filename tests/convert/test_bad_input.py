@@ -111,7 +111,7 @@ def test_missing_tokenizer(source: Path, out: Path) -> None:
         ({"num_hidden_layers": 1}, ["11 tensors do not belong", "model.layers.1."]),
         ({"rope_scaling": {"rope_type": "longrope", "factor": 4.0}}, ["longrope", "yarn"]),
         ({"tie_word_embeddings": False}, ["1 tensors are missing", "lm_head.weight"]),
-        ({"quantization_config": {"quant_method": "bitnet"}}, ["are quantised (bitnet)", "FP8", "AWQ", "GPTQ"]),
+        ({"quantization_config": {"quant_method": "bitnet"}}, ["are quantized (bitnet)", "FP8", "AWQ", "GPTQ"]),
         ({"quantization_config": {"quant_method": "fp8"}}, ["says fp8", "no tensor is stored so"]),
         ({"quantization_config": [1]}, ["no known kind"]),
     ],
