@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checkpoints import Shape, make_checkpoint, weights, write_json, write_raw_safetensors
+from checkpoints import Shape, config, make_checkpoint, weights, write_json, write_raw_safetensors
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -26,8 +26,9 @@ from convert.sources import adapters, quantized
 from convert.sources.checkpoint import Checkpoint
 from convert.sources.gguf import GgufSource
 from localqwen.errors import LocalqwenError
-from localqwen.formats import model_header
+from localqwen.formats import model_header, qwen3_config
 from localqwen.formats.safetensors import SafetensorsFile
+from localqwen.models import metadata
 
 quick = settings(
     max_examples=int(os.environ.get("FUZZ_EXAMPLES", "150")),
@@ -99,6 +100,13 @@ def test_headers_of_any_content(tmp_path: Path, header: dict[str, Any], size: in
     survives(lambda: SafetensorsFile(path).close())
 
 
+@quick
+@given(st.dictionaries(st.sampled_from([*config(Shape(experts=4)), "rope_parameters", "num_local_experts"]), anything))
+def test_configs_of_any_content(change: dict[str, Any]) -> None:
+    survives(lambda: qwen3_config.parse(config(Shape(experts=4)) | change))
+    survives(lambda: qwen3_config.stretched(config(Shape()) | change, 4))
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_checkpoint(tmp_path_factory.mktemp("fuzz") / "sharded", Shape(64, 64, 1, 1, 1, 64), shards=2)
@@ -152,9 +160,9 @@ def test_quantized_checkpoints_of_any_content(
 
 @quick
 @given(anything)
-def test_adapters_of_any_settings(folder: Path, tmp_path: Path, config: Any) -> None:
+def test_adapters_of_any_settings(folder: Path, tmp_path: Path, settings_of: Any) -> None:
     write_raw_safetensors(tmp_path / "adapter_model.safetensors", {}, b"")
-    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    (tmp_path / "adapter_config.json").write_text(json.dumps(settings_of))
     checkpoint = object.__new__(Checkpoint)
     checkpoint.notes = ()
     survives(lambda: adapters.apply(checkpoint, tmp_path))
@@ -206,6 +214,7 @@ infos = st.lists(
 
 def all_readers(path: Path) -> None:
     survives(lambda: model_header.read(path))
+    survives(lambda: metadata.of(path))
     survives(lambda: imatrix_file.read(path))
 
     def requantize() -> None:
