@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from convert.floats import to_float32
-from convert.sources.checkpoint import Checkpoint, read_json
+from convert.sources.checkpoint import Checkpoint
 from convert.sources.pieces import Matrix
 from localqwen.errors import CheckpointError
+from localqwen.formats import json_file
 from localqwen.formats.dtypes import FLOATS
 from localqwen.formats.safetensors import SafetensorsFile
 from localqwen.formats.tensors import SourceTensor, TensorFile
@@ -87,7 +88,7 @@ def read(folder: Path) -> dict[str, LowRank]:
         raise CheckpointError(
             f"{folder} has no {_WEIGHTS}{pickled}", "give the folder that PEFT's save_pretrained wrote"
         )
-    config = read_json(folder / _CONFIG)
+    config = json_file.read_object(folder / _CONFIG)
     _check(config)
     file = SafetensorsFile(folder / _WEIGHTS)
     try:

@@ -6,7 +6,6 @@ a folder with only `.bin` or `.pt` weights is refused.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -15,12 +14,10 @@ from convert.mlx import storage as mlx_storage
 from convert.sources import quantized
 from convert.sources.pieces import Matrix, Piece
 from localqwen.errors import CheckpointError
-from localqwen.formats import qwen3_config
+from localqwen.formats import json_file, qwen3_config
 from localqwen.formats.safetensors import SafetensorsFile
 from localqwen.formats.tensors import SourceTensor, TensorFile
 
-#: Larger than any tokenizer.json (Qwen3's has 11 MB); what is longer is not read into memory.
-MAX_JSON = 64_000_000
 #: What an engine or a person needs beside the weights; each is copied byte for byte where the checkpoint has it.
 COMPANIONS = (
     "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "added_tokens.json",
@@ -92,7 +89,7 @@ class Checkpoint:
     def json(self, name: str, *, required: bool = True) -> dict[str, Any]:
         """Return the JSON object in the file `name`; {} if it is missing and not required."""
         text = self.text(name, required=required)
-        return {} if text is None else _object(self.folder / name, text)
+        return {} if text is None else json_file.parse_object(self.folder / name, text)
 
     def text(self, name: str, *, required: bool) -> str | None:
         """Return the text of the file `name`; None if it is missing and not required."""
@@ -109,8 +106,10 @@ class Checkpoint:
             return None
         try:
             size = path.stat().st_size
-            if size > MAX_JSON:
-                raise CheckpointError(f"{path} has {size:,} bytes, more than {MAX_JSON:,}", "download this file again")
+            if size > json_file.MAX_BYTES:
+                raise CheckpointError(
+                    f"{path} has {size:,} bytes, more than {json_file.MAX_BYTES:,}", "download this file again"
+                )
             return path.read_bytes()
         except FileNotFoundError as exc:
             raise CheckpointError(f"{self.folder} has no {name}", self._missing_hint()) from exc
@@ -218,26 +217,6 @@ class Checkpoint:
                 "get the safetensors version of this checkpoint",
             )
         raise CheckpointError(f"{self.folder} has no {_SINGLE} and no {_INDEX}", self._missing_hint())
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Return the JSON object in a file. Raise CheckpointError."""
-    try:
-        if path.stat().st_size > MAX_JSON:
-            raise CheckpointError(f"{path} has more than {MAX_JSON:,} bytes", "download this file again")
-        return _object(path, path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as exc:
-        raise CheckpointError(f"{path} cannot be read: {exc}", "download this file again") from exc
-
-
-def _object(path: Path, text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as exc:
-        raise CheckpointError(f"{path} is not JSON: {exc}", "download this file again") from exc
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} is not a JSON object", "download this file again")
-    return value
 
 
 def _few(names: list[str]) -> str:
