@@ -20,6 +20,7 @@ from convert.gguf_file import ALIGNMENT, ARRAY, MAGIC, STRING
 from convert.safetensors import NUMPY_TYPES, SourceTensor
 from convert.tensor_types import TYPES, TensorType
 from localqwen.errors import CheckpointError
+from localqwen.machine.posix import forget_pages
 
 if TYPE_CHECKING:
     import numpy as np
@@ -83,8 +84,8 @@ class GgufPart:
         """Gives the pages of the tensor's first `rows` rows back, or memory would grow to the size of the file."""
         first = tensor.start // mmap.PAGESIZE * mmap.PAGESIZE
         end = tensor.start + rows * tensor.row_bytes
-        if hasattr(mmap, "MADV_DONTNEED") and end > first:
-            self._map.madvise(mmap.MADV_DONTNEED, first, end - first)
+        if end > first:
+            forget_pages(self._map, first, end - first)
 
     def close(self) -> None:
         with suppress(BufferError):

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from localqwen.errors import CheckpointError
+from localqwen.machine.posix import forget_pages
 
 if TYPE_CHECKING:
     import numpy as np
@@ -102,12 +103,10 @@ class SafetensorsFile:
 
     def forget(self, tensor: SourceTensor, rows: int) -> None:
         """Gives the pages of the tensor's first `rows` rows back, or memory would grow to the size of the file."""
-        if not hasattr(mmap, "MADV_DONTNEED"):
-            return
         first = tensor.start // mmap.PAGESIZE * mmap.PAGESIZE
         end = tensor.start + rows * tensor.shape[-1] * DTYPES[tensor.dtype]
         if end > first:
-            self._map.madvise(mmap.MADV_DONTNEED, first, end - first)
+            forget_pages(self._map, first, end - first)
 
     def close(self) -> None:
         with suppress(BufferError):  # a view is still alive, in a traceback for instance; the map goes with it

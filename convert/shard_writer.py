@@ -6,7 +6,6 @@ Knows nothing of where the numbers come from.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 from convert.hashing import Digest, HashedWriter
 from convert.mlx_layout import Stored
 from localqwen.errors import OutputError
+from localqwen.machine.posix import sync_file
 
 
 class ShardWriter:
@@ -57,7 +57,7 @@ class ShardWriter:
         """Makes the file last through a power cut. Raises OutputError if something is missing in it."""
         if not self.is_full:
             raise OutputError(f"{self._path.name} ends where {self._planned()} planned", "convert again")
-        os.fsync(self._file.fileno())
+        sync_file(self._file.fileno())
         return self._writer.digest()
 
     def _planned(self) -> str:
