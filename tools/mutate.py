@@ -29,7 +29,7 @@ from queue import SimpleQueue
 from mutants import Mutant, mutants, mutated
 
 ROOT = Path(__file__).parents[1]
-LEFT_OUT = (".git", ".venv", "dist", "build", "*cache*", "*.egg-info", "mutants*.json")
+LEFT_OUT = (".git", ".venv", "dist", "build", "__pycache__", ".*_cache", ".hypothesis")
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,11 @@ def tests_of(file: str) -> list[Path]:
     return [path.relative_to(ROOT) for path in found]
 
 
-def run_tests(folder: Path, tests: Sequence[Path], limit: float) -> tuple[str, float]:
-    """Run until the first failure, in a session of its own. Raise SystemExit where pytest cannot begin."""
+def run_tests(folder: Path, tests: Sequence[Path], limit: float) -> tuple[str, float, str]:
+    """Run until the first failure, in a session of its own; return the outcome, seconds and pytest's last words.
+
+    Raise SystemExit where pytest cannot begin.
+    """
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-m", "not slow", "-p", "no:cacheprovider", *map(str, tests)]
     environment = os.environ | {"PYTHONPATH": str(folder)}
     started = time.monotonic()
@@ -97,10 +100,10 @@ def run_tests(folder: Path, tests: Sequence[Path], limit: float) -> tuple[str, f
             output, _ = process.communicate(timeout=limit)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
-            return "endless", time.monotonic() - started
+            return "endless", time.monotonic() - started, ""
     if process.returncode in (4, 5):  # wrong usage, no tests
         raise SystemExit(f"Error: pytest cannot run {' '.join(map(str, tests))}:\n{output[-2000:]}")
-    return "noticed" if process.returncode else "survived", time.monotonic() - started
+    return "noticed" if process.returncode else "survived", time.monotonic() - started, output[-2000:]
 
 
 @contextmanager
@@ -118,7 +121,8 @@ def judge(copies: SimpleQueue[Path], mutant: Mutant, tests: Sequence[Path], limi
     original = path.read_bytes()
     try:
         write(path, mutated(original.decode(), mutant).encode())
-        return Result(mutant, *run_tests(folder, tests, limit))
+        outcome, seconds, _ = run_tests(folder, tests, limit)
+        return Result(mutant, outcome, seconds)
     finally:
         write(path, original)
         copies.put(folder)
@@ -136,9 +140,9 @@ def limits(copies: SimpleQueue[Path], tests: dict[str, list[Path]]) -> dict[str,
     found = {}
     folder = copies.get()
     for name, files in tests.items():
-        outcome, seconds = run_tests(folder, files, 3600)
+        outcome, seconds, output = run_tests(folder, files, 3600)
         if outcome != "survived":
-            raise SystemExit(f"Error: the tests of {name} fail without a change\n\nhint: make test")
+            raise SystemExit(f"Error: the tests of {name} fail without a change:\n{output}\n\nhint: make test")
         found[name] = 60 + 3 * seconds
         say(f"{name}: {seconds:.0f} s without a change")
     copies.put(folder)

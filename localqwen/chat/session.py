@@ -228,9 +228,11 @@ def _open_locked(path: Path, *, create: bool = False) -> int:
 
 
 def _drop_torn_line(file: int) -> None:
-    """A crash may have left half a line at the end; the next record must begin on a line of its own."""
+    """A crash may have left half a line at the end; the next record must begin on a line of its own.
+
+    `file` was just opened, so that it is read from its beginning.
+    """
     size = os.fstat(file).st_size
-    os.lseek(file, 0, os.SEEK_SET)
     tail = os.read(file, size)
     if not tail.endswith(b"\n"):
         os.ftruncate(file, tail.rfind(b"\n") + 1)
