@@ -33,6 +33,15 @@ HOMES = {
     "matplotlib": ["localqwen/bench/charts.py"],
     "modelscope_hub": ["localqwen/models/modelscope.py"],
     "jinja2": ["localqwen/chat/template.py"],
+    # What Windows lacks.
+    "fcntl": ["localqwen/machine/posix.py"],
+    "resource": ["localqwen/machine/posix.py"],
+    "termios": ["localqwen/machine/posix.py"],
+    "grp": [],
+    "posix": [],
+    "pty": [],
+    "pwd": [],
+    "tty": [],
 }
 
 

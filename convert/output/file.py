@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from localqwen.errors import OutputError
+from localqwen.machine.posix import sync_file
 
 _STALE_AFTER = 24 * 60 * 60  # seconds without a write; by then its process id may be another program's
 _FULL = {errno.ENOSPC, errno.EDQUOT} if hasattr(errno, "EDQUOT") else {errno.ENOSPC}
@@ -60,7 +61,7 @@ def writing(out: Path, *, size: int, force: bool) -> Iterator[BinaryIO]:
             yield file
             if file.tell() != size:
                 raise OutputError(f"{out.name} got {file.tell():,} bytes where {size:,} were planned", "convert again")
-            os.fsync(file.fileno())
+            sync_file(file.fileno())
         check(out, force=force)  # another run may have been quicker
         os.replace(part, out)
         sync_folder(out.parent)
@@ -120,6 +121,6 @@ def sync_folder(folder: Path) -> None:
     with suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
-            os.fsync(handle)
+            sync_file(handle)
         finally:
             os.close(handle)

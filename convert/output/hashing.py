@@ -6,7 +6,6 @@ With a second core that is idle, a conversion takes no longer for it.
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,10 +16,10 @@ from typing import BinaryIO
 
 from convert.output import file as output_file
 from localqwen.errors import CheckpointError
+from localqwen.machine.posix import write_back
 
 _PIECE = 1 << 20
 _SYNC_EVERY = 128 << 20
-_sync = getattr(os, "fdatasync", os.fsync)
 _SHA256 = re.compile("[0-9a-f]{64}")
 
 
@@ -141,7 +140,7 @@ class HashedWriter:
         if self._unsynced >= _SYNC_EVERY and (self._syncing is None or self._syncing.done()):
             self._sync_result()
             self._unsynced = 0
-            self._syncing = self._pool.submit(_sync, self._file.fileno())
+            self._syncing = self._pool.submit(write_back, self._file.fileno())
 
     def digest(self) -> Digest:
         """Return the digest of all bytes. Raise OSError for what the disk refused."""

@@ -6,7 +6,6 @@ A file is written as its tensors come; their sizes are known before, so that the
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import Any
 from convert.output.hashing import Digest, HashedWriter
 from localqwen.errors import OutputError
 from localqwen.formats import dtypes
+from localqwen.machine.posix import sync_file
 
 #: mlx-lm's MAX_FILE_SIZE_GB, which it shifts by 30 bits.
 MAX_SHARD = 5 << 30
@@ -79,7 +79,7 @@ class ShardWriter:
         """Make the file survive a power cut; return its digest. Raise OutputError if data are missing."""
         if not self.is_full:
             raise OutputError(f"{self._path.name} ends where {self._planned()} planned", "convert again")
-        os.fsync(self._file.fileno())
+        sync_file(self._file.fileno())
         return self._writer.digest()
 
     def _planned(self) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 from localqwen import engines, errors
 from localqwen.bench.samples import Sample, Test
 from localqwen.errors import EngineError, LocalqwenError, Unsupported
-from localqwen.machine import cgroup
+from localqwen.machine import cgroup, posix
 from localqwen.machine.cgroup import Group
 from localqwen.machine.limits import NO_LIMITS, Limits
 from localqwen.models import provide
@@ -47,9 +47,9 @@ class Worker:
         self.opening = opening
         self._group: Group | None = None
         command = [sys.executable, "-m", "localqwen.bench.worker_main"]
-        # A session of its own: Ctrl-C reaches the parent alone, which keeps what was measured and ends the child.
+        # Ctrl-C reaches the parent alone, which keeps what was measured and ends the child.
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **posix.apart_from_terminal()
         )
         try:
             self._move_to_group()
@@ -119,7 +119,7 @@ class Worker:
                 f"{self.opening.label} takes more memory than it is held to: {self.opening.limits.text}",
                 "use a smaller model, quantisation or context, or leave out --hold",
             )
-        if code == -signal.SIGKILL:
+        if posix.was_killed(code):
             return errors.NotEnoughMemory(
                 f"the system ended the process of {self.opening.label}: most often it takes more memory than there is",
                 "use a smaller model, quantisation or context",

@@ -21,6 +21,7 @@ from localqwen.cli.repl.keys import Keys, NoKeys, TerminalKeys, terminal_kept
 from localqwen.cli.repl.loop import Repl
 from localqwen.cli.repl.reader import LineReader, Reader
 from localqwen.errors import SessionError
+from localqwen.machine import posix
 from localqwen.models import inventory, names, provide, store
 from localqwen.models.names import Named, Repository
 
@@ -176,4 +177,6 @@ def _keyboard(file: int) -> tuple[Reader, Keys]:
     from localqwen.cli.repl.prompt import TerminalReader
 
     commands = [(command.name, command.help) for command in repl_commands.COMMANDS.values()]
-    return TerminalReader(commands, store.conversations_dir() / "history"), TerminalKeys(file)
+    return TerminalReader(commands, store.conversations_dir() / "history"), (
+        TerminalKeys(file) if posix.HAS_SINGLE_KEYS else NoKeys()
+    )

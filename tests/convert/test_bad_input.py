@@ -381,7 +381,7 @@ def test_a_disk_that_fails_behind_the_cache(
         raise OSError(errno.EIO, "the disk is broken")
 
     monkeypatch.setattr("convert.output.hashing._SYNC_EVERY", every)
-    monkeypatch.setattr("convert.output.hashing._sync", failing)
+    monkeypatch.setattr("convert.output.hashing.write_back", failing)
     with pytest.raises(OutputError, match="the disk is broken"):
         convert.convert(source, out, quant="q8_0", threads=1)
     assert list(out.parent.iterdir()) == []

@@ -12,6 +12,7 @@ from typing import Any
 
 import gguf
 import numpy as np
+import programs
 import pytest
 from checkpoints import Shape, config, write_json
 from quantized_checkpoints import Exact, awq_checkpoint, fp8_checkpoint, gptq_checkpoint, write_mixed
@@ -124,7 +125,7 @@ def test_llama_cpps_converter_reads_the_same_numbers(case: str, tmp_path: Path) 
     """Where it reads the format at all. Its source comes with llama-cpp-python's archive: LLAMA_CPP_SOURCE names it."""
     folder = os.environ.get("LLAMA_CPP_SOURCE")
     if not folder:
-        pytest.skip("LLAMA_CPP_SOURCE names no source of llama.cpp")
+        pytest.skip(f"needs {programs.SOURCE_TREE}: LLAMA_CPP_SOURCE names none")
     pytest.importorskip("torch")
     pytest.importorskip("transformers")
     source, exact = CHECKPOINTS[case](tmp_path / "source")

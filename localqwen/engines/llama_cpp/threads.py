@@ -7,10 +7,11 @@ programs take is read from the system's accounting, because trying more threads 
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+
+from localqwen.machine.posix import usable_cpus
 
 #: Seconds between two looks. The system counts in hundredths: shorter intervals say little, longer ones react late.
 INTERVAL = 0.5
@@ -58,14 +59,14 @@ def suited(present: int, limit: int, cpus: int, others: float) -> int:
 def watched(limit: int) -> Threads | None:
     """Of this process; None where one thread is all there is, or the system does not tell."""
     sample = accounting() if limit > 1 else None
-    return Threads(limit, len(_cpus()), sample) if sample else None
+    return Threads(limit, len(usable_cpus()), sample) if sample else None
 
 
 def accounting() -> Callable[[], Sample] | None:
     """Reads what the CPUs of this process have worked; None where the system does not tell (Android, to apps)."""
     import psutil
 
-    cpus = _cpus()
+    cpus = usable_cpus()
     try:
         known = len(psutil.cpu_times(percpu=True)) > cpus[-1]
     except (OSError, RuntimeError):
@@ -78,10 +79,6 @@ def accounting() -> Callable[[], Sample] | None:
         return Sample(time.monotonic(), sum(_busy(times[cpu]) for cpu in cpus), time.process_time())
 
     return sample
-
-
-def _cpus() -> list[int]:
-    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
 
 
 def _busy(times: object) -> float:
