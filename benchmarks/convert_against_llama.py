@@ -26,7 +26,7 @@ from typing import Any
 import gguf
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(ROOT / "tests" / "support"))
 
 from checkpoints import Shape, make_checkpoint  # noqa: E402
 

@@ -20,10 +20,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from localqwen.engines import Sampling
-from localqwen.engines.llama_cpp import OwnModelEngine
-from localqwen.engines.llama_library import ModelFile, library
-from localqwen.engines.probe import probe
-from localqwen.engines.settings import Settings
+from localqwen.engines.llama_cpp.engine import OwnModelEngine
+from localqwen.engines.llama_cpp.library import ModelFile, library
+from localqwen.engines.llama_cpp.probe import probe
+from localqwen.engines.llama_cpp.settings import Settings
 from localqwen.models.fit import BATCH
 
 DEFAULT_BATCH = 512  # llama.cpp's n_ubatch

@@ -29,8 +29,8 @@ def measure(path: Path, context: int, kv: str, *, repack: bool) -> int:
 
 def child(path: Path, context: int, kv: str, *, repack: bool) -> None:
     from localqwen.engines import Sampling
-    from localqwen.engines.llama_cpp import OwnModelEngine
-    from localqwen.engines.settings import Settings
+    from localqwen.engines.llama_cpp.engine import OwnModelEngine
+    from localqwen.engines.llama_cpp.settings import Settings
     from localqwen.machine import usable_cores
 
     engine = OwnModelEngine(path, Settings(usable_cores(), use_extra_bufts=repack, kv_type=kv), context_length=context)

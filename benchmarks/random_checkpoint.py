@@ -91,7 +91,7 @@ def write_weights(path: Path, size: str, seed: int) -> None:
 
 def give_real_vocabulary(folder: Path) -> None:
     """Qwen3's tokenizer.json, and its ids in the other files."""
-    sys.path.insert(0, str(DEMO.parents[1] / "tests"))
+    sys.path.insert(0, str(DEMO.parents[1] / "tests" / "support"))
     import real_vocabulary
 
     (folder / "tokenizer.json").write_bytes(real_vocabulary.tokenizer_json())

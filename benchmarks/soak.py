@@ -91,9 +91,9 @@ def serve_scripted(port: int) -> None:
     """What `localqwen serve` runs, on an engine that says the same for ever."""
     from localqwen.chat.local import facts_of
     from localqwen.engines.scripted import ScriptedEngine
-    from localqwen.serve import running
-    from localqwen.serve.app import Service
-    from localqwen.serve.catalogue import Catalogue, Opening
+    from localqwen.serve.http import server as http_server
+    from localqwen.serve.http.app import Service
+    from localqwen.serve.model_names import Catalogue, Opening
     from localqwen.serve.runs import Opened
 
     class Forgetting(ScriptedEngine):
@@ -106,7 +106,7 @@ def serve_scripted(port: int) -> None:
     engine = Forgetting(itertools.repeat("<think>\n" + "hm " * 20 + "\n</think>\n\n" + "word " * 20))
     service = Service(Catalogue(["scripted"], Opening()), lambda name: Opened(engine, facts_of(engine, name)))
     service.start(service.catalogue.served)
-    running.run(running.Listening(service), running.bind("127.0.0.1", port))
+    http_server.run(http_server.Listening(service), http_server.bind("127.0.0.1", port))
 
 
 def main() -> None:

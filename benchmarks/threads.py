@@ -26,8 +26,8 @@ BUSY = "while True: pass"
 
 def child(path: Path, threads: int) -> None:
     """Prints tokens per second. 0 threads: as many as are free."""
-    from localqwen.engines.llama_cpp import OwnModelEngine
-    from localqwen.engines.settings import Settings
+    from localqwen.engines.llama_cpp.engine import OwnModelEngine
+    from localqwen.engines.llama_cpp.settings import Settings
 
     count = threads or machine.usable_cores()
     engine = OwnModelEngine(path, Settings(count, adapt_threads=not threads), context_length=2048)

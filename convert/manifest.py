@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from convert.hashing import Digest
-from localqwen import __version__
+from localqwen._version import __version__
 from localqwen.errors import ConversionError, OutputError
 
 FOLDER_NAME = "localqwen.json"

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(ROOT / "tests" / "support"))
 
 from checkpoints import Shape, make_checkpoint  # noqa: E402
 from quantised_checkpoints import awq_checkpoint, fp8_checkpoint, gptq_checkpoint  # noqa: E402

@@ -2,8 +2,8 @@
 
     python tools/tensor_types.py
 
-Its quantiser is run on each of tests/checkpoints.py's LAYERED, in every quantisation. That takes half a minute, too
-long for a test; the types do not depend on the machine. Run it again with a new llama.cpp.
+Its quantiser is run on each of LAYERED in tests/support/checkpoints.py, in every quantisation. That takes half a
+minute, too long for a test; the types do not depend on the machine. Run it again with a new llama.cpp.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 import gguf
 
 ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "benchmarks")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "support"), str(ROOT / "benchmarks")]
 
 from checkpoints import LAYERED, make_checkpoint  # noqa: E402
 from convert_against_llama import quantise  # noqa: E402

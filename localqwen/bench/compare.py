@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from localqwen.bench import others
+from localqwen.bench import contention
 from localqwen.bench.history import Benchmark
 from localqwen.bench.samples import METRICS, TIMELESS, Row, Test, rows
 from localqwen.bench.stats import Ratio, ratio
@@ -56,7 +56,7 @@ def _pairs(a: Benchmark, b: Benchmark) -> dict[str, str]:
 def _crowded(run: Benchmark, label: str) -> bool:
     mine = [sample for sample in run.samples if sample.subject == label]
     held = (run.settings.get("limits") or {}).get("cpus")
-    return others.crowded(mine, run.subject(label).threads, held or run.machine["cores"])
+    return contention.crowded(mine, run.subject(label).threads, held or run.machine["cores"])
 
 
 def _lines(a: Row, b: Row, *, in_a_crowd: bool) -> Iterator[Line]:
@@ -76,8 +76,8 @@ def warnings(a: Benchmark, b: Benchmark) -> list[str]:
     """What differs besides what is compared."""
     found = [f"{run.id} was stopped before its end" for run in (a, b) if not run.complete]
     for run in (a, b):
-        taken = others.processors(run.samples)
-        if taken is not None and taken > others.AT_REST:
+        taken = contention.processors(run.samples)
+        if taken is not None and taken > contention.AT_REST:
             crowded = [subject.label for subject in run.subjects if _crowded(run, subject.label)]
             told = f": its speeds tell nothing of {', '.join(crowded)}" if crowded else ""
             found.append(f"other programs took {taken:.1f} of {run.machine['cores']} processors from {run.id}{told}")

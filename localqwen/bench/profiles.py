@@ -13,10 +13,10 @@ from typing import Any
 
 from localqwen.bench import workloads
 from localqwen.bench.history import Benchmark
-from localqwen.bench.limits import Limits
 from localqwen.bench.samples import Row, rows
 from localqwen.bench.workloads import Workload
 from localqwen.errors import ConfigError, UsageError
+from localqwen.machine.limits import Limits
 from localqwen.models import store
 
 #: Limit -> (unit, whether the value must stay below it).

@@ -9,15 +9,16 @@ from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from typing import Any
 
-from localqwen import __version__, engines
-from localqwen.bench import bandwidth, history, qualities, subjects
+from localqwen import engines
+from localqwen._version import __version__
+from localqwen.bench import bandwidth, history, qualities, targets
 from localqwen.bench.history import Benchmark, Log, Recording
-from localqwen.bench.limits import NO_LIMITS, Limits
 from localqwen.bench.samples import Sample, Subject, Test
 from localqwen.bench.speed import context_needed
 from localqwen.bench.worker import Opening, Worker, interleaved
 from localqwen.errors import NotEnoughMemory, Unsupported, UsageError
 from localqwen.machine import Machine, this_machine
+from localqwen.machine.limits import NO_LIMITS, Limits
 from localqwen.models import checkpoint_header, fit, gguf_header, provide, yarn
 from localqwen.models.gguf_header import GgufHeader
 
@@ -130,7 +131,7 @@ class Runner(Recording):
         for opening in _openings(self.plan):
             self._tell(f"reading {opening.label}", 0, 0)
             engine = engines.choose_for(opening.name, opening.engine).engine
-            subject = subjects.describe(opening.name, engine, label=opening.label)
+            subject = targets.describe(opening.name, engine, label=opening.label)
             self._check(opening.name, engine)
             self._openings.append(opening)
             self.run = replace(self.run, subjects=(*self.run.subjects, subject))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from localqwen.bench import others, workloads
+from localqwen.bench import contention, workloads
 from localqwen.bench.history import Benchmark
 from localqwen.bench.samples import Row, bandwidth_share, rows
 from localqwen.bench.stats import Summary, geometric_mean
@@ -100,9 +100,9 @@ def title(run: Benchmark) -> str:
 
 def state(run: Benchmark) -> str:
     """What a reader must know before the numbers."""
-    taken = others.processors(run.samples)
+    taken = contention.processors(run.samples)
     found = [] if run.complete else ["stopped before its end: what was measured is kept"]
-    if taken is not None and taken > others.AT_REST:
+    if taken is not None and taken > contention.AT_REST:
         found.append(f"other programs took {taken:.1f} of {run.machine['cores']} processors meanwhile: speeds suffer")
     return "\n".join(found)
 

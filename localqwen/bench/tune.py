@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from localqwen.engines import Sampling
-from localqwen.engines.llama_cpp import LlamaCppEngine
-from localqwen.engines.llama_library import ModelFile
-from localqwen.engines.settings import Settings
+from localqwen.engines.llama_cpp.engine import LlamaCppEngine
+from localqwen.engines.llama_cpp.library import ModelFile
+from localqwen.engines.llama_cpp.settings import Settings
 
 #: Tokens read and decoded per measurement, and measurements per candidate.
 PROMPT, ANSWER, ROUNDS = 256, 24, 3

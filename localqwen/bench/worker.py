@@ -16,11 +16,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from localqwen import engines, errors
-from localqwen.bench import cgroup
-from localqwen.bench.cgroup import Group
-from localqwen.bench.limits import NO_LIMITS, Limits
 from localqwen.bench.samples import Sample, Test
 from localqwen.errors import EngineError, LocalqwenError, Unsupported
+from localqwen.machine import cgroup
+from localqwen.machine.cgroup import Group
+from localqwen.machine.limits import NO_LIMITS, Limits
 from localqwen.models import provide
 
 
@@ -46,7 +46,7 @@ class Worker:
     def __init__(self, opening: Opening) -> None:
         self.opening = opening
         self._group: Group | None = None
-        command = [sys.executable, "-m", "localqwen.bench.child"]
+        command = [sys.executable, "-m", "localqwen.bench.worker_main"]
         # A session of its own: Ctrl-C reaches the parent alone, which keeps what was measured and ends the child.
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True

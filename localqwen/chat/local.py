@@ -12,7 +12,7 @@ from pathlib import Path
 from localqwen.chat import sampling
 from localqwen.chat.grammar import Grammars
 from localqwen.chat.messages import Event, Message, Request, Started, ThinkingMode, Working
-from localqwen.chat.prepare import ReadingAhead, next_turn
+from localqwen.chat.prefill_ahead import ReadingAhead, next_turn
 from localqwen.chat.prompts import ModelFacts
 from localqwen.chat.reply import Reply
 from localqwen.chat.sampling import MAKERS, Presets

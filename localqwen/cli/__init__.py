@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from localqwen import __version__
+from localqwen._version import __version__
 from localqwen.cli import failures
 from localqwen.errors import LocalqwenError
 
@@ -27,8 +27,8 @@ COMMANDS = {
     "verify": ("verify", "Check every file of a model against what the hub declared."),
     "rm": ("rm", "Remove a model from the disk."),
     "recommend": ("recommend", "Say which model, quantisation and context suit a machine."),
-    "bench": ("bench", "Measure speed, latency and endurance; keep and compare."),
-    "convert": ("convert", "Turn official weights into a GGUF file or an MLX folder."),
+    "bench": ("bench.command", "Measure speed, latency and endurance; keep and compare."),
+    "convert": ("convert.command", "Turn official weights into a GGUF file or an MLX folder."),
     "imatrix": ("imatrix", "Measure which weights matter, for a better quantisation."),
     "quality": ("quality", "Measure how far a conversion is from its source."),
     "tune": ("tune", "Find the fastest settings for a model on this machine."),

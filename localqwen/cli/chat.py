@@ -12,13 +12,14 @@ import click
 
 from localqwen.chat import session as sessions
 from localqwen.chat.session import Session
-from localqwen.cli import config, getting, repl_commands, saved
+from localqwen.cli import config, ensure_model, named_sessions
 from localqwen.cli.config import ConfiguredCommand
 from localqwen.cli.console import Channel, Printer, is_terminal
-from localqwen.cli.keys import Keys, NoKeys, TerminalKeys, terminal_kept
 from localqwen.cli.options import Loading, Settings, answer_options, loading_options
-from localqwen.cli.reader import LineReader, Reader
-from localqwen.cli.repl import Repl
+from localqwen.cli.repl import commands as repl_commands
+from localqwen.cli.repl.keys import Keys, NoKeys, TerminalKeys, terminal_kept
+from localqwen.cli.repl.loop import Repl
+from localqwen.cli.repl.reader import LineReader, Reader
 from localqwen.errors import SessionError
 from localqwen.models import inventory, names, provide, store
 from localqwen.models.names import Named, Repository
@@ -55,7 +56,7 @@ def command(
         raise SessionError("there is no conversation to go on with", "start one: localqwen chat")
     choice = choose(model, last, largest)
     loading.check_adapter()
-    getting.ensure(choice.model, yes=loading.yes, force=loading.force)  # before a conversation begins
+    ensure_model.ensure(choice.model, yes=loading.yes, force=loading.force)  # before a conversation begins
     session = _session(choice, last if goes_on else None, folder, system)
     with session:
         if choice.reason:
@@ -106,7 +107,7 @@ def largest() -> str | None:
 
 def _last(folder: Path) -> Path | None:
     """The last conversation, if it can be read: a damaged one must not keep anybody from starting a new one."""
-    path = saved.latest(folder)
+    path = named_sessions.latest(folder)
     if path is None:
         return None
     try:
@@ -172,7 +173,7 @@ def _interactive(stdin: TextIO | None, outputs: Sequence[TextIO]) -> bool:
 
 
 def _keyboard(file: int) -> tuple[Reader, Keys]:
-    from localqwen.cli.prompt import TerminalReader
+    from localqwen.cli.repl.prompt import TerminalReader
 
     commands = [(command.name, command.help) for command in repl_commands.COMMANDS.values()]
     return TerminalReader(commands, store.conversations_dir() / "history"), TerminalKeys(file)

@@ -14,11 +14,11 @@ from typing import Any
 
 import click
 
-from localqwen import __version__
+from localqwen._version import __version__
 from localqwen.cli.config import ConfiguredCommand
 from localqwen.cli.failures import report
+from localqwen.cli.format import aligned, readable_bytes
 from localqwen.cli.options import json_option
-from localqwen.cli.sizes import aligned, readable_bytes
 from localqwen.errors import EngineUnavailable, LocalqwenError
 from localqwen.machine import Machine, this_machine
 from localqwen.models import store
@@ -68,7 +68,7 @@ def _engine(name: str, installed: bool) -> dict[str, Any]:
 
 def _probe(name: str) -> dict[str, Any]:
     """Whether the engine computes here, and with which setting."""
-    from localqwen.engines import probe
+    from localqwen.engines.llama_cpp import probe
 
     try:
         if name == "mlx":

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import click
 
-from localqwen.cli.completing import complete_names
 from localqwen.cli.config import ConfiguredCommand
+from localqwen.cli.model_completion import complete_names
 from localqwen.cli.options import json_option
 
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from localqwen.cli.config import ConfiguredCommand
+from localqwen.cli.format import aligned, readable_bytes
 from localqwen.cli.options import json_option
-from localqwen.cli.sizes import aligned, readable_bytes
 from localqwen.models import inventory
 from localqwen.models.store import LocalFile
 

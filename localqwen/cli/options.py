@@ -77,10 +77,10 @@ class Loading:
     def open(self, name: str) -> ChatModel:
         """What is not here is pulled after asking; what must be converted shows a bar, because it takes a while."""
         import localqwen
-        from localqwen.cli import getting
+        from localqwen.cli import ensure_model
 
         self.check_adapter()
-        getting.ensure(name, engine=self.engine, yes=self.yes, force=self.force)
+        ensure_model.ensure(name, engine=self.engine, yes=self.yes, force=self.force)
         given = {"force": self.force or None, "kv_quant": self.kv_quant, "adapter": self.adapter}
         options: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
         return localqwen.load(name, engine=self.engine, context_length=self.ctx, threads=self.threads, **options)

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from localqwen.cli import getting
-from localqwen.cli.completing import complete_names
+from localqwen.cli import ensure_model
 from localqwen.cli.config import ConfiguredCommand
+from localqwen.cli.format import readable_bytes
+from localqwen.cli.model_completion import complete_names
 from localqwen.cli.options import json_option
-from localqwen.cli.sizes import readable_bytes
 from localqwen.models.names import Named
 
 if TYPE_CHECKING:
@@ -64,8 +64,8 @@ def _pull(reference: Reference, source: Any, revision: str | None) -> dict[str, 
     if isinstance(planned, Path):
         sys.stderr.write(f"{reference.text} is here; whether there is a newer one could not be asked\n")
         return {"name": reference.text, "path": str(planned), "transferred_bytes": 0, "checked": False}
-    sys.stderr.write(f"{reference.text}: {getting.announcement(planned)}\n")
-    path = getting.show_pull(planned)
+    sys.stderr.write(f"{reference.text}: {ensure_model.announcement(planned)}\n")
+    path = ensure_model.show_pull(planned)
     sys.stderr.write(f"{reference.text} is here and whole: {readable_bytes(planned.total_bytes)}\n")
     return {
         "name": reference.text,

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from localqwen.cli.config import ConfiguredCommand
+from localqwen.cli.format import aligned
 from localqwen.cli.options import json_option
 from localqwen.cli.progress import conversion_bar, count_bar
-from localqwen.cli.sizes import aligned
 from localqwen.errors import UsageError
 
 if TYPE_CHECKING:

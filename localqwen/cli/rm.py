@@ -7,10 +7,10 @@ import sys
 
 import click
 
-from localqwen.cli.completing import complete_names
 from localqwen.cli.config import ConfiguredCommand
+from localqwen.cli.format import readable_bytes
+from localqwen.cli.model_completion import complete_names
 from localqwen.cli.options import json_option
-from localqwen.cli.sizes import readable_bytes
 
 
 @click.command("rm", cls=ConfiguredCommand)

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from localqwen.cli import chat, getting
+from localqwen.cli import chat, ensure_model
 from localqwen.cli.config import ConfiguredCommand
 from localqwen.cli.options import Loading, loading_options
 from localqwen.errors import EngineUnavailable, UsageError
 
 if TYPE_CHECKING:
-    from localqwen.serve.app import Settings
+    from localqwen.serve.http.app import Settings
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "": 1}
 
@@ -86,7 +86,7 @@ def command(models: tuple[str, ...], host: str, port: int, loading: Loading, **f
     the configured one, else the largest on disk that fits, else `demo`.
     """
     _need_extra()
-    from localqwen.serve import running
+    from localqwen.serve.http import server as http_server
 
     if not models:
         choice = chat.choose(None, None, chat.largest)
@@ -96,8 +96,8 @@ def command(models: tuple[str, ...], host: str, port: int, loading: Loading, **f
         raise UsageError("--adapter is for one model, several are named", "serve the model that it was trained on")
     loading.check_adapter()
     for model in models:
-        getting.ensure(model, yes=loading.yes, force=loading.force)
-    listener = running.bind(host, port)  # before seconds are spent on loading
+        ensure_model.ensure(model, yes=loading.yes, force=loading.force)
+    listener = http_server.bind(host, port)  # before seconds are spent on loading
     try:
         return _serve(models, listener, loading, host, flags)
     finally:
@@ -105,9 +105,9 @@ def command(models: tuple[str, ...], host: str, port: int, loading: Loading, **f
 
 
 def _serve(models: Sequence[str], listener: Any, loading: Loading, host: str, flags: dict[str, Any]) -> int:
-    from localqwen.serve import running
-    from localqwen.serve.app import Service
-    from localqwen.serve.catalogue import Catalogue, Opening
+    from localqwen.serve.http import server as http_server
+    from localqwen.serve.http.app import Service
+    from localqwen.serve.model_names import Catalogue, Opening
 
     _log_to(sys.stderr)
     _warn_of_strangers(host, flags["api_key"], flags["cors"])
@@ -122,18 +122,18 @@ def _serve(models: Sequence[str], listener: Any, loading: Loading, host: str, fl
     )
     catalogue = Catalogue(models, opening)
     service = Service(catalogue, catalogue.open, _settings(host, flags))
-    server = running.Listening(service, started=lambda: _announce(service, running.url(listener)))
+    server = http_server.Listening(service, started=lambda: _announce(service, http_server.url(listener)))
     try:
         service.start(catalogue.served)
-        running.run(server, listener)
+        http_server.run(server, listener)
     finally:
         service.stop()
     return 0
 
 
 def _settings(host: str, flags: dict[str, Any]) -> Settings:
-    from localqwen.serve.app import REASONING_FIELDS, Settings
-    from localqwen.serve.guard import Access, own_names
+    from localqwen.serve.http.app import REASONING_FIELDS, Settings
+    from localqwen.serve.http.guard import Access, own_names
     from localqwen.serve.worker import Limits
 
     field = flags["reasoning_field"]

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from localqwen.cli.config import ConfiguredCommand
+from localqwen.cli.format import aligned
 from localqwen.cli.options import json_option
-from localqwen.cli.sizes import aligned
 from localqwen.errors import StorageError, Unsupported
 
 if TYPE_CHECKING:
     from localqwen.bench.tune import Trial
-    from localqwen.engines.settings import Settings
+    from localqwen.engines.llama_cpp.settings import Settings
 
 
 @click.command("tune", cls=ConfiguredCommand)
@@ -31,7 +31,7 @@ def command(model: str, show: bool, forget: bool, approximate: bool, as_json: bo
 
     `run`, `chat` and `serve` use them from then on. Leave the machine alone meanwhile: what else runs is measured too.
     """
-    from localqwen.engines import settings
+    from localqwen.engines.llama_cpp import settings
 
     path = _file_of(model)
     if show:
@@ -75,9 +75,9 @@ def _file_of(model: str) -> Path:
 
 def _tuned(path: Path, approximate: bool) -> tuple[Settings, list[Trial]]:
     from localqwen.bench import tune
-    from localqwen.bench.others import AT_REST, Others
-    from localqwen.engines.probe import probe
-    from localqwen.engines.settings import Settings
+    from localqwen.bench.contention import AT_REST, Others
+    from localqwen.engines.llama_cpp.probe import probe
+    from localqwen.engines.llama_cpp.settings import Settings
     from localqwen.machine import this_machine
 
     cores = this_machine().cores

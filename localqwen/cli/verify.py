@@ -9,12 +9,12 @@ from typing import Any
 
 import click
 
-from localqwen.cli.completing import complete_names
 from localqwen.cli.config import ConfiguredCommand
 from localqwen.cli.failures import report
+from localqwen.cli.format import aligned, readable_bytes
+from localqwen.cli.model_completion import complete_names
 from localqwen.cli.options import json_option
 from localqwen.cli.progress import byte_bar
-from localqwen.cli.sizes import aligned, readable_bytes
 from localqwen.models.verify import Verdict
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 FinishReason = Literal["stop", "length"]
 
 #: Names of the real engines and the module that runs each; "scripted" is never chosen, only asked for.
-ENGINES = {"llama.cpp": "localqwen.engines.llama_cpp", "mlx": "localqwen.engines.mlx"}
+ENGINES = {"llama.cpp": "localqwen.engines.llama_cpp.engine", "mlx": "localqwen.engines.mlx.engine"}
 PACKAGES = {"llama.cpp": "llama_cpp", "mlx": "mlx_lm"}
 #: What users call an engine -> its name; `gguf` names the files that llama.cpp reads.
 ALIASES = {"gguf": "llama.cpp", "llama_cpp": "llama.cpp", "llamacpp": "llama.cpp"}

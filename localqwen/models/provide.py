@@ -197,7 +197,7 @@ def converted(
 
 def _content_key(folder: Path) -> str:
     """Changes when a file of the checkpoint does: sizes and times, not the bytes, so that it costs nothing."""
-    from localqwen import __version__
+    from localqwen._version import __version__
 
     state = [__version__]
     for file in sorted(folder.iterdir()):

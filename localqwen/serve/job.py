@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from localqwen.chat.messages import Event
 from localqwen.errors import LocalqwenError
-from localqwen.serve.asked import Asked
+from localqwen.serve.api import Asked
 
 
 @dataclass(frozen=True)

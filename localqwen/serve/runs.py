@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from localqwen.chat.messages import Event, Finished, Message, Text, Thinking, ToolCall
-from localqwen.chat.prepare import Ahead, ReadingAhead, next_turn
+from localqwen.chat.prefill_ahead import Ahead, ReadingAhead, next_turn
 from localqwen.chat.prompts import ModelFacts
 from localqwen.chat.reply import Reply, RunSpec
 from localqwen.engines import Engine, Run, common_prefix

@@ -17,10 +17,10 @@ from functools import partial
 from localqwen.chat.messages import Request
 from localqwen.chat.reply import Reply
 from localqwen.errors import Busy, EngineError, LocalqwenError
-from localqwen.serve.encoder import Encoder
 from localqwen.serve.job import Delivery, Job, Post
-from localqwen.serve.residents import LoadedModel, Resident, Residents
+from localqwen.serve.model_pool import LoadedModel, Resident, Residents
 from localqwen.serve.runs import Opened, Runs
+from localqwen.serve.tokenizing import Encoder
 
 #: Seconds without work before the next turns are read: a program that goes on at once shall not wait, a person reads.
 _PATIENCE = 0.4

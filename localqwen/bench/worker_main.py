@@ -1,0 +1,193 @@
+"""The process of one model under measurement: reads requests as JSON lines, writes samples as JSON lines.
+
+Not for people: `worker.py` starts it.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, is_dataclass, replace
+from functools import cached_property
+from typing import Any, TextIO
+
+from localqwen.bench import chat
+from localqwen.bench.contention import Others
+from localqwen.bench.samples import Sample, Test
+from localqwen.bench.sensors import Sensors
+from localqwen.bench.speed import SpeedBench
+from localqwen.bench.sustain import Endurance
+from localqwen.bench.workloads import Workload
+from localqwen.chat.local import LocalChatModel
+from localqwen.engines import Engine
+from localqwen.errors import LocalqwenError
+from localqwen.machine import memory
+from localqwen.machine.limits import hold
+from localqwen.models import names
+
+Answer = Mapping[str, Any]
+_NO_MEMORY = "the process may not take more memory: the model does not fit the limit that it is held to"
+_LOOK_EVERY = 1.0  # seconds
+_LESS = "use a smaller model, quantisation or context, or leave out --hold"
+
+
+def serve(requests: TextIO, answers: Callable[[Answer], None]) -> None:
+    """Answers until the requests end. The first one opens the model."""
+    bench: Bench | None = None
+    for line in requests:
+        request = json.loads(line)
+        try:
+            if "open" in request:
+                bench = Bench(**request["open"])
+                answers({"opened": bench.facts()})
+            elif "sensors" in request:
+                answers({"sensors": bench.sensors() if bench else {}})
+            elif "memory" in request:
+                answers({"memory": memory.peak()})
+            elif bench is not None:
+                others = Others()
+                for sample in bench.measure(Test(**request["measure"]), request["repeat"], request["options"]):
+                    values = {**sample.values, **others.since()}
+                    answers({"sample": replace(sample, values=values).to_json()})
+                answers({"done": True})
+        except LocalqwenError as error:
+            told = {"class": type(error).__name__, "message": error.message, "hint": error.hint}
+            answers({"error": told})
+        except (MemoryError, OSError, ImportError) as error:
+            if not _for_want_of_memory(error):
+                raise
+            answers({"error": {"class": "NotEnoughMemory", "message": _NO_MEMORY, "hint": _LESS}})
+    if bench is not None:
+        bench.close()
+
+
+def _for_want_of_memory(error: Exception) -> bool:
+    """The loader of libraries (glibc) has no number for it, only words."""
+    match error:
+        case OSError():
+            return error.errno == errno.ENOMEM or "failed to map segment" in str(error)
+        case ImportError():
+            return "failed to map segment" in str(error)
+    return isinstance(error, MemoryError)
+
+
+class Bench:
+    """The model, opened within its limits, and what measures it."""
+
+    def __init__(
+        self,
+        name: str,
+        label: str,
+        engine: str | None,
+        threads: int | None,
+        context_length: int | None,
+        max_runs: int,
+        force: bool,
+        limits: Mapping[str, int | None],
+        adapter: str | None = None,
+    ) -> None:
+        hold(**limits)
+        from localqwen import engines
+
+        began = time.perf_counter()
+        self.engine: Engine = engines.open(
+            name,
+            engine=engine,
+            threads=threads,
+            context_length=context_length,
+            max_runs=max_runs,
+            force=force,
+            adapter=adapter,
+        )
+        self._load_ms = (time.perf_counter() - began) * 1000
+        self._name, self._label = name, label
+        self._speed = SpeedBench(self.engine, label)
+        self._speed.warm_up()
+        self._sensors: Sensors | None = None
+
+    def facts(self) -> Answer:
+        return {
+            "engine": self.engine.name,
+            "threads": getattr(self.engine, "threads", 0),
+            "context_length": self.engine.context_length,
+            "load_ms": self._load_ms,
+            "settings": _settings(self.engine),
+        }
+
+    def measure(self, test: Test, repeat: int, options: Mapping[str, Any]) -> Iterator[Sample]:
+        match test.kind:
+            case "chat" | "workload":
+                yield from self._converse(test, repeat, options)
+            case "sustain":
+                yield self._endurance.measure(test, repeat, options["seconds"])
+            case _:
+                yield self._speed.measure(test, repeat)
+
+    def _converse(self, test: Test, repeat: int, options: Mapping[str, Any]) -> Iterator[Sample]:
+        workload = Workload(**options["workloads"]["conversation" if test.kind == "chat" else test.name])
+        mode = self._model.thinking_mode
+        if test.kind == "chat" and not chat.can(mode, test):
+            return
+        workload = chat.in_mode(workload, test.name) if test.kind == "chat" else workload
+        yield from chat.measure(self._model, self._label, test, chat.possible(workload, mode), repeat, self._count)
+
+    def _count(self, text: str) -> int:
+        return len(self.engine.tokenize(text, special=False))
+
+    @cached_property
+    def _model(self) -> LocalChatModel:
+        model = names.model_of(self._name)
+        return LocalChatModel(self.engine, self._label, thinking_mode=model.thinking if model else None)
+
+    @cached_property
+    def _endurance(self) -> Endurance:
+        self._sensors = Sensors()
+        return Endurance(self.engine, self._label, self._sensors)
+
+    def sensors(self) -> Answer:
+        """What is measured besides speed -> where from."""
+        return self._endurance.sources
+
+    def close(self) -> None:
+        if self._sensors is not None:
+            self._sensors.close()
+        self.engine.close()
+
+
+def _settings(engine: Engine) -> Answer:
+    """How the engine computes, where it tells."""
+    told = getattr(engine, "settings", None)
+    return asdict(told) if is_dataclass(told) and not isinstance(told, type) else {}
+
+
+def _end_with_parent() -> None:
+    """A parent that was killed reads nothing any more: an endurance run of an hour must not go on without it."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_LOOK_EVERY)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def main() -> None:
+    _end_with_parent()
+    out = sys.stdout
+
+    def answer(message: Answer) -> None:
+        out.write(json.dumps(message) + "\n")
+        out.flush()
+
+    sys.stdout = sys.stderr  # what a library prints must not be taken for an answer
+    serve(sys.stdin, answer)
+
+
+if __name__ == "__main__":
+    main()

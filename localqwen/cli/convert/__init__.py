@@ -1,0 +1,1 @@
+"""`localqwen convert`."""

@@ -1,0 +1,73 @@
+"""What `localqwen convert` reads: a path, or a model's official weights, which are pulled after asking."""
+
+from __future__ import annotations
+
+import re
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import click
+
+from localqwen.errors import NotPulled, UsageError
+from localqwen.models.names import LocalPath, Named, Repository
+
+_PART = re.compile(r"-\d{5}-of-\d{5}$")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A folder or a GGUF file, and the model's name, from which the output gets its own."""
+
+    path: Path
+    name: str
+
+
+def find(text: str, *, yes: bool) -> Source:
+    """Raises ModelNotFound for an unknown name, NotPulled where nobody can be asked, UsageError, HubError."""
+    from localqwen.models import inventory, names, provide
+
+    path = Path(text).expanduser()
+    if path.exists():
+        return Source(path, _model_name(path.resolve()))
+    reference = names.parse(text)
+    match reference:
+        case LocalPath(missing):
+            return Source(missing, missing.name)  # the converter says what is wrong with it
+        case Named(model) if model.weights is None:
+            return Source(provide.demo_checkpoint(), model.name)
+        case Named(model, quant) if quant != model.default:
+            raise UsageError(f"{text} names a quantisation", f"localqwen convert {model.name} --quant {quant.lower()}")
+        case Named(model):
+            assert model.weights is not None
+            wanted = Repository("hf", model.weights.repo)
+        case Repository():
+            wanted = reference
+    here = inventory.whole_weights(wanted.repo)
+    return Source(here or _pulled(wanted, text, yes=yes), wanted.repo.rpartition("/")[2])
+
+
+def _pulled(wanted: Repository, text: str, *, yes: bool) -> Path:
+    from localqwen.cli import ensure_model
+    from localqwen.models import pull
+
+    absent = NotPulled(f"the weights in {wanted.text} are not on this machine", f"localqwen convert {text} --yes")
+    asks = not yes and sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()
+    if not yes and not asks:
+        raise absent
+    planned = replace(pull.plan(wanted), convert=False)
+    sys.stderr.write(f"{wanted.text} is not here: {ensure_model.announcement(planned)}\n")
+    if asks and not click.confirm("Pull it now?", default=True, err=True):
+        raise absent
+    return ensure_model.show_pull(planned)
+
+
+def _model_name(path: Path) -> str:
+    """A folder's name; a GGUF file's without its quantisation and the number of its part."""
+    from localqwen.models import provide
+
+    if path.suffix != ".gguf":
+        return path.name
+    stem = _PART.sub("", path.stem)
+    endings = "|".join((*provide.converter().QUANTIZATIONS, "copy"))
+    return re.sub(rf"[-.]({endings})$", "", stem, flags=re.IGNORECASE)

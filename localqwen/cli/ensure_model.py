@@ -1,0 +1,131 @@
+"""A model that is named and not here: ask, then pull it. And how a pull looks: what it will do, a bar, one line."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from localqwen.cli.format import readable_bytes
+from localqwen.cli.progress import conversion_bar
+from localqwen.models.names import LocalPath, Named
+
+if TYPE_CHECKING:
+    from localqwen.models.pull import Plan, Step
+
+#: Without a terminal a line every so many seconds says how far a transfer is.
+LINE_SECONDS = 15.0
+_WORDS = {"load": "loading", "wait": "waiting for another pull of", "check": "checking", "convert": "converting"}
+
+
+def ensure(name: str, *, engine: str | None = None, yes: bool, force: bool = False) -> None:
+    """Raises NotPulled where nobody is there to be asked, NotEnoughMemory before loading what cannot run here."""
+    from localqwen import engines
+    from localqwen.models import names, provide
+
+    reference = names.parse(name)
+    chosen = engines.choose_for(name, engine).engine
+    if isinstance(reference, Named) and reference.why:
+        sys.stderr.write(f"{name} is {reference.text}: {reference.why}\n")
+    if provide.is_here(name, chosen):
+        with conversion_bar(f"converting {name}") as progress:
+            provide.provide(name, engine=chosen, progress=progress)
+    elif not isinstance(reference, LocalPath):
+        _pull_asking(name, chosen, yes=yes, force=force)
+
+
+def _pull_asking(name: str, engine: str, *, yes: bool, force: bool) -> None:
+    from localqwen.machine import this_machine
+    from localqwen.models import fit, provide, pull
+
+    reference = pull.resolve(name, engine=engine)
+    asks = not yes and sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()
+    if not yes and not asks:
+        raise provide.not_pulled(reference)
+    if isinstance(reference, Named) and not reference.mlx and not force:
+        fit.check_named(reference.model, reference.quant, this_machine())
+    planned = pull.plan(reference)
+    sys.stderr.write(f"{reference.text} is not here: {announcement(planned)}\n")
+    if asks and not click.confirm("Pull it now?", default=True, err=True):
+        raise provide.not_pulled(reference)
+    show_pull(planned)
+
+
+def announcement(planned: Plan) -> str:
+    """What a pull will load, from where and whither, before it starts."""
+    from localqwen.models import sources
+
+    missing, total = planned.missing_bytes, planned.total_bytes
+    files = "1 file" if len(planned.files) == 1 else f"{len(planned.files)} files"
+    if not missing:
+        text = f"all of it is in {planned.folder}: {files}, {readable_bytes(total)}; checking"
+    else:
+        kept = f" ({readable_bytes(total - missing)} are here already)" if missing < total else ""
+        host = sources.hub(planned.source).host()
+        text = f"loading {readable_bytes(missing)} in {files} from {host} into {planned.folder}{kept}"
+    if planned.convert and not planned.target.exists():
+        size = f", about {readable_bytes(planned.made_bytes)}" if planned.made_bytes else ""
+        text += f"; there is no official {planned.quant} file, so it is then converted on this machine{size}"
+    return text
+
+
+def show_pull(planned: Plan) -> Path:
+    """Run it under a bar, or with a line now and then where there is no terminal."""
+    from localqwen.models import pull
+
+    try:
+        with _steps(planned) as tell:
+            return pull.run(planned, tell)
+    except KeyboardInterrupt:
+        sys.stderr.write("\nstopped; what came is kept, and the same command goes on from there\n")
+        raise
+
+
+@contextlib.contextmanager
+def _steps(planned: Plan) -> Iterator[Callable[[Step], None]]:
+    if not sys.stderr.isatty():
+        yield _Lines(planned.reference.text)
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    text = TextColumn("{task.description}", markup=False)
+    columns = (text, BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        yield _Bar(bar.add_task, bar.update, bar.remove_task)
+
+
+class _Bar:
+    """A task of the bar per stage, so that speed and time left are those of the stage."""
+
+    def __init__(self, add: Callable[..., object], update: Callable[..., None], remove: Callable[..., None]) -> None:
+        self._add, self._update, self._remove = add, update, remove
+        self._stage: tuple[str, str] | None = None
+        self._task: object = None
+
+    def __call__(self, step: Step) -> None:
+        if self._stage != (step.stage, step.name):
+            if self._stage is not None:
+                self._remove(self._task)
+            self._stage = (step.stage, step.name)
+            title = f"{_WORDS[step.stage]} {step.name}"
+            self._task = self._add(title, total=step.total_bytes, completed=step.done_bytes)
+        self._update(self._task, completed=step.done_bytes)
+
+
+class _Lines:
+    def __init__(self, name: str) -> None:
+        self._name, self._last = name, time.monotonic()
+
+    def __call__(self, step: Step) -> None:
+        if time.monotonic() - self._last < LINE_SECONDS:
+            return
+        self._last = time.monotonic()
+        done, total = readable_bytes(step.done_bytes), readable_bytes(step.total_bytes)
+        sys.stderr.write(f"{self._name}: {_WORDS[step.stage]} {step.name}, {done} of {total}\n")
+        sys.stderr.flush()

@@ -1,0 +1,1 @@
+"""The MLX engine: checkpoint folders on Apple Silicon."""

@@ -1,0 +1,226 @@
+"""What Anthropic's calls share on the way in: blocks into messages, thinking, tools, the form of an answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from localqwen.chat.messages import JsonFormat, Message, Overrides, Request, Tool, ToolCall
+from localqwen.errors import LocalqwenError
+from localqwen.serve.api import EFFORTS, Asked
+from localqwen.serve.fields import Fields
+
+#: Between the blocks of one message.
+_BLOCKS = "\n"
+
+
+def asked_of(fields: Fields, limit: int | None) -> Asked:
+    """`limit` is `max_tokens`, None where only the prompt matters."""
+    fields.refuse({"mcp_servers": "cannot be used: only tools that the client runs are taken"})
+    think, budget = _thinking(fields, limit)
+    tools, must_call, parallel = _tools(fields)
+    thinking = fields.object("thinking")
+    hidden = thinking is not None and thinking.one_of("display", ("summarized", "omitted")) == "omitted"
+    request = Request(
+        messages=[*_system(fields), *_messages(fields)],
+        tools=tools,
+        think=think,
+        budget=budget,
+        max_tokens=limit,
+        stop=fields.stops("stop_sequences"),
+        sampling=Overrides(
+            temperature=fields.number("temperature", 0, 100),
+            top_p=fields.number("top_p", 0, 1),
+            top_k=fields.whole("top_k", 0, 2**31 - 1),
+        ),
+        format=_format(fields),
+        must_call=must_call,
+        read_calls=bool(tools),
+        parallel_calls=parallel,
+    )
+    return Asked(
+        model=fields.needed_text("model"),
+        request=request,
+        stream=fields.flag("stream") or False,
+        show_thinking="hidden" if hidden else "apart",
+    )
+
+
+def _system(fields: Fields) -> list[Message]:
+    """A string or blocks of text."""
+    text = _text(fields, "system")
+    return [Message("system", text)] if text else []
+
+
+def _text(fields: Fields, name: str) -> str:
+    """A string, or blocks of which all are text."""
+    if isinstance(fields.data.get(name), str):
+        return fields.text(name) or ""
+    texts = []
+    for block in fields.objects(name):
+        if block.needed_text("type") != "text":
+            raise _not_taken(block)
+        texts.append(block.needed_text("text"))
+    return _BLOCKS.join(texts)
+
+
+def _document(block: Fields) -> str:
+    """One that is text; of others nothing can be read."""
+    source = block.object("source")
+    if source is None or source.text("type") != "text":
+        raise _not_taken(block)
+    return source.needed_text("data")
+
+
+def _not_taken(block: Fields) -> LocalqwenError:
+    kind = block.needed_text("type")
+    if kind in ("image", "document"):
+        return block.wrong("type", f"is {kind!r}, which cannot be taken: Qwen3 reads text only")
+    return block.wrong("type", f"is {kind!r}, which is not taken here")
+
+
+def _messages(fields: Fields) -> Iterator[Message]:
+    listed = list(fields.objects("messages"))
+    if not listed:
+        raise fields.wrong("messages", "must hold at least one message")
+    for message in listed:
+        role = message.one_of("role", ("user", "assistant", "system"))
+        match role:
+            case "user":
+                yield from _user(message)
+            case "assistant":
+                yield _assistant(message)
+            case "system":
+                yield Message("system", _text(message, "content"))
+            case _:
+                raise message.wrong("role", "is missing")
+    if role == "assistant":
+        raise fields.wrong("messages", "must not end with the assistant's: an answer is not begun for the model")
+
+
+def _blocks(message: Fields) -> Iterator[Fields]:
+    """The blocks of a message; a string is one of text."""
+    if not message.has("content"):
+        raise message.wrong("content", "is missing")
+    if isinstance(message.data["content"], str):
+        yield Fields({"type": "text", "text": message.data["content"]}, message.at("content"))
+    else:
+        yield from message.objects("content")
+
+
+def _user(message: Fields) -> Iterator[Message]:
+    """Results of tools become messages of their own; the text between them keeps its place."""
+    texts: list[str] = []
+    seen = False
+    for block in _blocks(message):
+        seen = True
+        match block.needed_text("type"):
+            case "text":
+                texts.append(block.needed_text("text"))
+            case "document":
+                texts.append(_document(block))
+            case "tool_result":
+                if texts:
+                    yield Message("user", _BLOCKS.join(texts))
+                    texts = []
+                yield _result(block)
+            case _:
+                raise _not_taken(block)
+    if texts or not seen:
+        yield Message("user", _BLOCKS.join(texts))
+
+
+def _result(block: Fields) -> Message:
+    """`is_error` has no place in the template: the text says it."""
+    text = _text(block, "content")
+    if block.flag("is_error"):
+        text = f"Error: {text}"
+    return Message("tool", text, tool_call_id=block.needed_text("tool_use_id"))
+
+
+def _assistant(message: Fields) -> Message:
+    texts, thoughts, calls = [], [], []
+    for block in _blocks(message):
+        match block.needed_text("type"):
+            case "text":
+                texts.append(block.needed_text("text"))
+            case "thinking":
+                thoughts.append(block.needed_text("thinking"))
+            case "redacted_thinking":
+                continue  # of another maker's model: nobody here can read it
+            case "tool_use":
+                arguments = block.object("input")
+                calls.append(
+                    ToolCall(block.needed_text("name"), arguments.data if arguments else {}, block.needed_text("id"))
+                )
+            case _:
+                raise _not_taken(block)
+    return Message("assistant", _BLOCKS.join(texts), _BLOCKS.join(thoughts) or None, tuple(calls))
+
+
+def _thinking(fields: Fields, limit: int | None) -> tuple[bool | None, int | None]:
+    """The switch and the budget. Without `thinking`, and with "adaptive", the switch is left to the model and the soft
+    switch, and `output_config.effort` is a budget (see EFFORTS)."""
+    config = fields.object("output_config") or Fields({})
+    effort = config.one_of("effort", tuple(EFFORTS))
+    thinking = fields.object("thinking")
+    if thinking is None:
+        return None, EFFORTS[effort] if effort else None
+    match thinking.one_of("type", ("enabled", "disabled", "adaptive")):
+        case "disabled":
+            return False, None
+        case "adaptive":
+            return None, EFFORTS[effort] if effort else None
+        case None:
+            raise thinking.wrong("type", "is missing")
+    budget = thinking.whole("budget_tokens", 1)
+    if budget is None:
+        raise thinking.wrong("budget_tokens", "is missing")
+    if limit is not None and budget >= limit:
+        raise thinking.wrong("budget_tokens", f"is {budget:,}, it must be less than max_tokens, which is {limit:,}")
+    return True, budget
+
+
+def _tools(fields: Fields) -> tuple[tuple[Tool, ...], tuple[str, ...], bool]:
+    """The tools, those of which one must be called, and whether there may be several calls."""
+    tools = tuple(_tool(each) for each in fields.objects("tools"))
+    choice = fields.object("tool_choice")
+    if choice is None:
+        return tools, (), True
+    kind = choice.one_of("type", ("auto", "any", "tool", "none"))
+    parallel = not choice.flag("disable_parallel_tool_use")
+    names = tuple(tool.name for tool in tools)
+    match kind:
+        case "none":
+            return (), (), True
+        case "any":
+            if not names:
+                raise choice.wrong("type", "is 'any', but there are no tools")
+            return tools, names, parallel
+        case "tool":
+            name = choice.needed_text("name")
+            if name not in names:
+                raise choice.wrong("name", f"is {name!r}, which is none of the tools: {', '.join(names) or 'none'}")
+            return tools, (name,), parallel
+        case None:
+            raise choice.wrong("type", "is missing")
+    return tools, (), parallel
+
+
+def _tool(fields: Fields) -> Tool:
+    if fields.text("type") not in (None, "custom"):
+        raise fields.wrong("type", f"is {fields.text('type')!r}: only tools that the client runs are taken")
+    schema = fields.object("input_schema")
+    if schema is None:
+        raise fields.wrong("input_schema", "is missing")
+    return Tool(fields.needed_text("name"), fields.text("description") or "", schema.data)
+
+
+def _format(fields: Fields) -> JsonFormat | None:
+    config = fields.object("output_config") or Fields({})
+    form = config.object("format") or fields.object("output_format")  # the latter is the older place of it
+    if form is None:
+        return None
+    schema = form.object("schema")
+    if form.one_of("type", ("json_schema",)) is None or schema is None:
+        raise form.wrong("schema", "is missing")
+    return JsonFormat(schema.data)

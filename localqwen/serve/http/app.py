@@ -1,0 +1,233 @@
+"""The ASGI application: routes, and the backend that lives as long as the server."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import wait
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from localqwen._version import __version__
+from localqwen.chat.messages import Finished
+from localqwen.errors import EngineError, LocalqwenError, ModelNotFound
+from localqwen.serve.anthropic import messages as anthropic_messages
+from localqwen.serve.http import metrics as prometheus
+from localqwen.serve.http import ollama_routes, openapi
+from localqwen.serve.http.endpoint import Answering, Backend
+from localqwen.serve.http.guard import Access, Guard
+from localqwen.serve.http.mappers import ANSWERING, error_body
+from localqwen.serve.http.metrics import Metrics
+from localqwen.serve.http.request_body import ClientLeft, read_json
+from localqwen.serve.job import Delivery, Job
+from localqwen.serve.mail import Mail
+from localqwen.serve.model_names import Catalogue, Known
+from localqwen.serve.ollama.chat import timestamp
+from localqwen.serve.runs import Opened
+from localqwen.serve.worker import Limits, Worker
+
+#: Names under which thinking can go out: llama-server and SGLang say the first, vLLM and Ollama the second.
+REASONING_FIELDS = ("reasoning_content", "reasoning")
+_COUNT_TOKENS = "/v1/messages/count_tokens"
+_OWN_ROUTES = ("/", "/health", "/metrics", "/openapi.json", "/v1/models", _COUNT_TOKENS, *ollama_routes.PATHS)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a server behaves; see `localqwen serve --help`."""
+
+    limits: Limits = field(default_factory=Limits)
+    access: Access = field(default_factory=Access)
+    reasoning_fields: tuple[str, ...] = REASONING_FIELDS
+
+
+class Service:
+    """One server's parts. `open_model` opens a resolved name, in the worker's thread. The worker begins with `start`
+    and ends with the application."""
+
+    def __init__(
+        self, catalogue: Catalogue, open_model: Callable[[str], Opened], settings: Settings | None = None
+    ) -> None:
+        self.catalogue = catalogue
+        self.settings = settings or Settings()
+        self.metrics = Metrics()
+        self.worker = Worker(open_model, self._post, self.settings.limits)
+        self._backend: Backend | None = None
+
+    def start(self, load: Sequence[str] = ()) -> None:
+        """Open these models now. Raises whatever stands against opening one."""
+        self.worker.start()
+        for name in load:
+            opening = self.worker.load(name)
+            while not wait([opening], timeout=0.5).done:
+                if not self.worker.alive:
+                    raise EngineError(f"the engine's thread died while it opened {name}", "the trace above says where")
+            opening.result()
+
+    def stop(self) -> None:
+        """Now, with whatever is running."""
+        self.worker.stop(0)
+        self.worker.join()
+
+    @property
+    def backend(self) -> Backend:
+        assert self._backend is not None, "the application has not been started"
+        return self._backend
+
+    def _post(self, batch: Sequence[tuple[Job, Delivery]]) -> None:
+        self.backend.mail.post(batch)
+
+    @asynccontextmanager
+    async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
+        self._backend = Backend(self.worker, Mail(), self.catalogue, self.settings.reasoning_fields)
+        try:
+            yield
+        finally:
+            await asyncio.to_thread(self.stop)
+
+    def counted(self, path: str, status: int, finished: list[Finished]) -> None:
+        self.metrics.requests[_route(path), status] += 1
+        for each in finished:
+            self.metrics.answered(each)
+
+
+def application(service: Service) -> ASGIApp:
+    """Everything that answers HTTP, behind the guard."""
+    answering = [
+        Route(path, Answering(api, lambda: service.backend), methods=["POST"]) for path, api in ANSWERING.items()
+    ]
+    own = _Routes(service)
+    routes = [
+        *answering,
+        *ollama_routes.routes(lambda: service.backend),
+        Route(_COUNT_TOKENS, own.count_tokens, methods=["POST"]),
+        Route("/v1/chat/completions/{id}/end_thinking", own.end_thinking, methods=["POST"]),
+        Route("/v1/models", own.models),
+        Route("/v1/models/{model:path}", own.model),
+        Route("/health", own.health),
+        Route("/metrics", own.metrics),
+        Route("/openapi.json", own.openapi),
+        Route("/", own.root),
+    ]
+    origins = service.settings.access.origins
+    cors = [Middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])]
+    app = Starlette(
+        routes=routes,
+        middleware=cors if origins else [],
+        lifespan=service.lifespan,
+        exception_handlers={LocalqwenError: _localqwen_error, HTTPException: _http_error, ClientLeft: _nobody},
+    )
+    return Guard(app, service.settings.access, service.counted)
+
+
+class _Routes:
+    """The routes that ask no model."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    async def root(self, request: Request) -> Response:
+        return JSONResponse({"name": "localqwen", "version": __version__, "openapi": "/openapi.json"})
+
+    async def health(self, request: Request) -> Response:
+        alive = self._service.worker.alive
+        return JSONResponse({"status": "ok" if alive else "dead"}, 200 if alive else 503)
+
+    async def metrics(self, request: Request) -> Response:
+        text = self._service.metrics.text(self._service.worker.loaded())
+        return PlainTextResponse(text, media_type=prometheus.MEDIA_TYPE)
+
+    async def openapi(self, request: Request) -> Response:
+        return JSONResponse(openapi.description())
+
+    async def models(self, request: Request) -> Response:
+        known = await run_in_threadpool(self._service.catalogue.known)
+        data = [_model(each) for each in known]
+        ends = {"first_id": data[0]["id"], "last_id": data[-1]["id"]} if data else {}
+        return JSONResponse({"object": "list", "data": data, "has_more": False, **ends})
+
+    async def model(self, request: Request) -> Response:
+        found = await run_in_threadpool(self._service.catalogue.find, request.path_params["model"])
+        return JSONResponse(_model(found))
+
+    async def count_tokens(self, request: Request) -> Response:
+        """Anthropic's: of the prompt that the same body would make."""
+        asked = anthropic_messages.read_count(await read_json(request))
+        model = await run_in_threadpool(self._service.catalogue.resolve, asked.model)
+        tokens = await asyncio.wrap_future(self._service.worker.count(model, asked.request))
+        return JSONResponse(anthropic_messages.counted(tokens))
+
+    async def end_thinking(self, request: Request) -> Response:
+        """The id is that of the answer's chunks."""
+        job_id = request.path_params["id"].rpartition("-")[2]
+        found = await asyncio.wrap_future(self._service.worker.end_thinking(job_id))
+        if not found:
+            raise ModelNotFound(f"no answer {request.path_params['id'][:100]!r} is being computed")
+        return JSONResponse({"id": request.path_params["id"], "thinking": "ending"})
+
+
+def _model(known: Known) -> dict[str, Any]:
+    """As OpenAI's clients read it, and as Anthropic's do: no field has two meanings."""
+    theirs = {
+        "type": "model",
+        "display_name": known.name,
+        "created_at": timestamp(known.modified),
+        "lifecycle": "active",
+    }
+    return {"id": known.name, "object": "model", "created": int(known.modified), "owned_by": "localqwen", **theirs}
+
+
+def _route(path: str) -> str:
+    """A path as a metric's label: what a client made up must not become one."""
+    if path in ANSWERING or path in _OWN_ROUTES:
+        return path
+    if path.startswith("/v1/models/"):
+        return "/v1/models/{model}"
+    return "/v1/chat/completions/{id}/end_thinking" if path.endswith("/end_thinking") else "other"
+
+
+async def _localqwen_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, LocalqwenError)
+    return JSONResponse(error_body(request.url.path, error), error.http_status)
+
+
+async def _nobody(request: Request, error: Exception) -> Response:
+    """Nobody reads it."""
+    return Response(status_code=400)
+
+
+#: Routes of the APIs that are spoken here and that nothing here answers.
+_ELSEWHERE = {
+    **dict.fromkeys(("/v1/embeddings", "/api/embed", "/api/embeddings"), "these models write text, they embed none"),
+    **dict.fromkeys(
+        ("/api/create", "/api/copy", "/api/push"), "models are made on the command line: localqwen convert"
+    ),
+    "/api/delete": "models are removed on the command line: localqwen rm",
+}
+
+
+class _NoRoute(LocalqwenError):
+    """What starlette says about a path or a method."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message, "the routes are listed in /openapi.json")
+        self.http_status = status
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    path = request.url.path
+    said = {404: _ELSEWHERE.get(path, f"there is no {path[:200]}"), 405: f"{path[:200]} does not take {request.method}"}
+    problem = _NoRoute(error.status_code, said.get(error.status_code, error.detail))
+    return JSONResponse(error_body(path, problem), error.status_code, error.headers)

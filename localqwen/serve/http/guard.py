@@ -1,0 +1,154 @@
+"""Before every request: is it meant for us, may it ask, and what came of it (one line in the log, one count).
+
+A browser page can reach a server on this machine: by a name that it points here (DNS rebinding), or by a plain form
+that needs no permission. So the Host header must be ours, and an Origin must be ours or allowed.
+"""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+import logging
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from localqwen.chat.messages import Finished
+from localqwen.errors import Busy, LocalqwenError, TooSlow, WrongHost, WrongKey
+from localqwen.serve import encoding
+from localqwen.serve.http.mappers import error_body
+
+log = logging.getLogger("localqwen.serve")
+#: Where an endpoint leaves the Finished events of its answers, for the log.
+FINISHED = "localqwen.finished"
+#: Needs no key: it says nothing but that the server lives.
+_OPEN = ("/health",)
+
+
+@dataclass(frozen=True)
+class Access:
+    """Who may ask. `hosts` are names under which the server is reached beside this machine's own; `origins` are pages
+    that may call it from a browser ("*": any)."""
+
+    key: str = ""
+    hosts: tuple[str, ...] = ()
+    origins: tuple[str, ...] = ()
+
+    def check(self, headers: Headers, method: str, path: str) -> None:
+        """Raises WrongHost or WrongKey. A browser's question whether a page may call (OPTIONS) carries no key."""
+        host = headers.get("host", "")
+        if not self._ours(_name(host)):
+            raise WrongHost(f"the server is not known as {host[:100]!r}", "allow that name with --allow-host")
+        origin = headers.get("origin")
+        if origin is not None and not self._may_call(origin, host):
+            raise WrongHost(f"pages of {origin[:100]!r} may not call this server", "allow them with --cors ORIGIN")
+        if self.key and path not in _OPEN and method != "OPTIONS" and not self._has_key(headers):
+            raise WrongKey("the API key is missing or wrong", "send it as Authorization: Bearer KEY")
+
+    def _ours(self, name: str) -> bool:
+        return name in ("localhost", *self.hosts) or name.endswith(".localhost") or _is_address(name)
+
+    def _may_call(self, origin: str, host: str) -> bool:
+        return "*" in self.origins or origin in self.origins or urlsplit(origin).netloc == host
+
+    def _has_key(self, headers: Headers) -> bool:
+        scheme, _, token = headers.get("authorization", "").partition(" ")
+        given = token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
+        return hmac.compare_digest(given.encode("latin-1"), self.key.encode())  # headers are bytes, read as latin-1
+
+
+def own_names(host: str) -> tuple[str, ...]:
+    """The names of this machine, and what `--host` says."""
+    machine = socket.gethostname().lower()
+    return (host.lower(), machine, f"{machine}.local")
+
+
+def _name(host: str) -> str:
+    """Without the port, in lower case; what is no name and port is a name that nobody has."""
+    if host.startswith("["):
+        return host[1:].partition("]")[0].lower()
+    name, colon, port = host.partition(":")
+    return name.lower() if not colon or port.isdigit() else host.lower()
+
+
+def _is_address(name: str) -> bool:
+    """A number cannot be pointed elsewhere."""
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+class Guard:
+    """The outermost layer of the application."""
+
+    def __init__(self, app: ASGIApp, access: Access, counted: Callable[[str, int, list[Finished]], None]) -> None:
+        self._app = app
+        self._access = access
+        self._counted = counted
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        status, began = 0, time.perf_counter()
+
+        async def noting(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        finished: list[Finished] = scope.setdefault(FINISHED, [])
+        try:
+            await self._answer(scope, receive, noting)
+        finally:
+            self._counted(scope["path"], status, finished)
+            log.info("%s", _line(scope, status, finished, time.perf_counter() - began))
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            self._access.check(Headers(scope=scope), scope["method"], scope["path"])
+        except LocalqwenError as error:
+            await send_error(error, scope["path"], send)
+            return
+        await self._app(scope, receive, send)
+
+
+async def send_error(error: LocalqwenError, path: str, send: Send) -> None:
+    body = encoding.dumps(error_body(path, error))
+    headers = [(b"content-type", encoding.JSON.encode()), (b"content-length", str(len(body)).encode())]
+    if isinstance(error, WrongKey):
+        headers.append((b"www-authenticate", b"Bearer"))
+    if isinstance(error, TooSlow):  # what is left of its body would be taken for the next request
+        headers.append((b"connection", b"close"))
+    if isinstance(error, Busy):
+        headers.append((b"retry-after", str(error.retry_after).encode()))
+    await send({"type": "http.response.start", "status": error.http_status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+def _line(scope: Scope, status: int, finished: list[Finished], seconds: float) -> str:
+    """`POST /v1/chat/completions 200 · 812 cached + 31 new tokens at 290/s · 120 generated at 31.0/s`; a status of 0 is
+    a client that left before it got one."""
+    path = "".join(character if character.isprintable() else "?" for character in scope["path"][:200])
+    line = f"{scope['method']} {path} {status}"
+    if not finished:
+        return f"{line} · {seconds * 1000:,.0f} ms"
+    first = finished[0]
+    new = first.usage.prompt_tokens - first.usage.cached_tokens
+    generated = sum(each.usage.completion_tokens for each in finished)
+    return (
+        f"{line} · {first.usage.cached_tokens:,} cached + {new:,} new tokens{_speed(first.timing.prompt_per_second)}"
+        f" · {generated:,} generated{_speed(first.timing.predicted_per_second)}"
+    )
+
+
+def _speed(value: float | None) -> str:
+    return "" if value is None else f" at {value:,.1f}/s"

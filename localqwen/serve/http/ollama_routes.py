@@ -1,0 +1,184 @@
+"""Ollama's routes. Answers come as everywhere else; loading, listing and pulling models is done here."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from localqwen.errors import Busy, LocalqwenError
+from localqwen.serve import encoding
+from localqwen.serve.api import Head
+from localqwen.serve.fields import Fields
+from localqwen.serve.http.endpoint import Answering, Backend
+from localqwen.serve.http.guard import send_error
+from localqwen.serve.http.request_body import read_json
+from localqwen.serve.job import Job
+from localqwen.serve.model_names import Known
+from localqwen.serve.ollama import chat as ollama_chat
+from localqwen.serve.ollama import generate as ollama_generate
+from localqwen.serve.ollama import models as ollama_models
+from localqwen.serve.ollama.request import model_name
+
+PATHS = ("/api/chat", "/api/generate", "/api/tags", "/api/ps", "/api/show", "/api/pull", "/api/version")
+#: More at once would only share the same line.
+MOST_PULLS = 4
+
+
+def routes(backend: Callable[[], Backend]) -> list[Route]:
+    models = _Models(backend)
+    return [
+        Route("/api/chat", LoadingFirst(ollama_chat, backend), methods=["POST"]),
+        Route("/api/generate", LoadingFirst(ollama_generate, backend), methods=["POST"]),
+        Route("/api/tags", models.tags),
+        Route("/api/ps", models.ps),
+        Route("/api/show", models.show, methods=["POST"]),
+        Route("/api/pull", models.pull, methods=["POST"]),
+        Route("/api/version", models.version),
+    ]
+
+
+class LoadingFirst(Answering):
+    """Loads the model before the answer: its context is checked, the time is told, and a request may ask for this
+    alone."""
+
+    async def _answer(self, job: Job, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            job = await self._loaded(job)
+        except LocalqwenError as error:
+            await send_error(error, scope["path"], send)
+            return
+        if ollama_chat.is_load(job.asked):
+            said = ollama_chat.loaded(job.asked, Head(job.id, job.model, time.time()))
+            await JSONResponse(said)(scope, receive, send)
+        else:
+            await super()._answer(job, scope, receive, send)
+
+    async def _loaded(self, job: Job) -> Job:
+        asked, worker = job.asked, self._backend().worker
+        only = ollama_chat.is_load(asked)
+        if only and asked.keep_alive == 0:
+            worker.unload(job.model)
+            return job
+        began = time.perf_counter()
+        here = next((model.context_length for model in worker.loaded() if model.name == job.model), None)
+        if here is None or only:
+            opened = await asyncio.wrap_future(worker.load(job.model, keep_alive=asked.keep_alive))
+            here = opened.engine.context_length
+        ollama_chat.check_context(asked, here)
+        load_ms = (time.perf_counter() - began) * 1000
+        return Job(replace(asked, extra={**asked.extra, "load_ms": load_ms}), job.model, job.id)
+
+
+class _Models:
+    def __init__(self, backend: Callable[[], Backend]) -> None:
+        self._backend = backend
+        self._pulls = 0
+
+    async def version(self, request: Request) -> Response:
+        return JSONResponse(ollama_models.version())
+
+    async def tags(self, request: Request) -> Response:
+        catalogue = self._backend().catalogue
+        return JSONResponse(await run_in_threadpool(lambda: ollama_models.tags(catalogue.known())))
+
+    async def ps(self, request: Request) -> Response:
+        backend = self._backend()
+        known = await run_in_threadpool(backend.catalogue.known)
+        return JSONResponse(ollama_models.ps(backend.worker.loaded(), known, time.time()))
+
+    async def show(self, request: Request) -> Response:
+        fields = Fields(await read_json(request))
+        name = fields.text("model") or fields.text("name") or fields.needed_text("model")
+        return JSONResponse(await run_in_threadpool(lambda: ollama_models.show(self._find(name))))
+
+    def _find(self, name: str) -> Known:
+        return self._backend().catalogue.find(model_name(name))
+
+    async def pull(self, request: Request) -> Response:
+        asked = ollama_models.read_pull(await read_json(request))
+        if self._pulls >= MOST_PULLS:
+            raise Busy(f"{MOST_PULLS} models are being pulled already", "try again when one is here", retry_after=60)
+        pulling = _Pulling(asked)
+        self._pulls += 1
+        pulling.ended = self._ended
+        lines = pulling.lines()
+        first = await anext(lines)  # an unknown name is known now, and has a status
+        if asked.stream:
+            return StreamingResponse(_ndjson(first, lines), media_type=encoding.NDJSON)
+        last = first
+        async for line in lines:
+            last = line
+        return JSONResponse(last)
+
+    def _ended(self) -> None:
+        self._pulls -= 1
+
+
+async def _ndjson(first: Mapping[str, Any], rest: AsyncIterator[Mapping[str, Any]]) -> AsyncIterator[bytes]:
+    """An error behind the first line has no status any more: it is a line of its own."""
+    yield encoding.ndjson(first)
+    try:
+        async for line in rest:
+            yield encoding.ndjson(line)
+    except LocalqwenError as error:
+        yield encoding.ndjson(ollama_chat.error(error))
+
+
+class _Stopped(Exception):
+    """Nobody reads the progress any more: the pull ends, and goes on there next time."""
+
+
+class _Pulling:
+    """A pull in a thread of its own, its lines in the event loop."""
+
+    def __init__(self, asked: ollama_models.Pull) -> None:
+        self._asked = asked
+        self._loop = asyncio.get_running_loop()
+        self._queue: asyncio.Queue[Mapping[str, Any] | LocalqwenError | None] = asyncio.Queue()
+        self._left = threading.Event()
+        self.ended: Callable[[], None] = lambda: None
+
+    async def lines(self) -> AsyncIterator[Mapping[str, Any]]:
+        """Raises the error that ends the pull. Closing it stops the pull at its next step."""
+        threading.Thread(target=self._run, name="localqwen-pull", daemon=True).start()
+        try:
+            while (item := await self._queue.get()) is not None:
+                if isinstance(item, LocalqwenError):
+                    raise item
+                yield item
+        finally:
+            self._left.set()
+
+    def _run(self) -> None:
+        try:
+            ollama_models.run_pull(self._asked, self._tell)
+        except LocalqwenError as error:
+            self._put(error)
+        except _Stopped:
+            pass
+        finally:
+            self._put(None)
+            self._later(self.ended)
+
+    def _tell(self, line: Mapping[str, Any]) -> None:
+        if self._left.is_set():
+            raise _Stopped
+        self._put(line)
+
+    def _put(self, item: Mapping[str, Any] | LocalqwenError | None) -> None:
+        self._later(self._queue.put_nowait, item)
+
+    def _later(self, call: Callable[..., None], *arguments: Any) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has ended: nobody is there to read
+            self._loop.call_soon_threadsafe(call, *arguments)

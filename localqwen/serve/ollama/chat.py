@@ -1,0 +1,154 @@
+"""Ollama's `/api/chat`, and what `/api/generate` answers like it. Pure functions, no I/O; see `localqwen.serve.api`.
+
+`asked.extra` holds "api" (chat or generate), "name" (the model's name as the client wrote it), "num_ctx", and
+"load_ms": milliseconds that the request waited for its model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from localqwen.chat.messages import Event, Finished, Text, Thinking, TokenLogprob, ToolCall
+from localqwen.errors import LocalqwenError, Unsupported
+from localqwen.serve.api import Answer, Asked, Head
+from localqwen.serve.encoding import NDJSON, ndjson
+from localqwen.serve.fields import Fields
+from localqwen.serve.ollama.request import asked_of, message
+from localqwen.serve.openai import request as openai_request
+from localqwen.serve.openai import response as openai_response
+
+
+def read(body: Mapping[str, Any]) -> Asked:
+    """Without messages it asks to load the model, or to unload it: see `is_load`."""
+    fields = Fields(body)
+    messages = tuple(message(each) for each in fields.objects("messages"))
+    if messages and messages[-1].role == "assistant":
+        raise fields.wrong("messages", "must not end with the assistant's: an answer is not begun for the model")
+    tools = openai_request.tools(fields)
+    return asked_of(fields, messages, tools=tools, api="chat")
+
+
+def is_load(asked: Asked) -> bool:
+    """Whether nothing is to be answered: the model is to be loaded, or with `keep_alive` 0 unloaded."""
+    return not asked.request.messages and asked.request.prompt is None
+
+
+def check_context(asked: Asked, context_length: int) -> None:
+    """The context is the server's; what would need a longer one is refused. Raises Unsupported."""
+    wanted = asked.extra["num_ctx"]
+    if wanted is not None and wanted > context_length:
+        raise Unsupported(
+            f"options.num_ctx asks for a context of {wanted:,} tokens, this server's holds {context_length:,}",
+            "leave num_ctx out, or start the server with a larger --ctx",
+        )
+
+
+class Stream:
+    """NDJSON: a line for every piece, the last with `done` and the numbers."""
+
+    media_type = NDJSON
+
+    def __init__(self, asked: Asked, head: Head) -> None:
+        self._asked = asked
+        self._head = head
+        self._calls = 0
+        self._last = b""
+
+    def feed(self, event: Event, index: int = 0) -> bytes:
+        match event:
+            case Thinking(text):
+                return self._line(_part(self._asked, "", thinking=text))
+            case Text(text, logprobs):
+                return self._line(_part(self._asked, text) | _logprobs_out(self._asked, logprobs))
+            case ToolCall():
+                call = _call_out(event, self._head, self._calls)
+                self._calls += 1
+                return self._line(_part(self._asked, "", calls=[call]))
+            case Finished():
+                self._last = ndjson(
+                    _base(self._asked, self._head) | _part(self._asked, "") | _numbers(self._asked, event)
+                )
+        return b""
+
+    def _line(self, part: Mapping[str, Any]) -> bytes:
+        return ndjson({**_base(self._asked, self._head), **part, "done": False})
+
+    def end(self) -> bytes:
+        return self._last
+
+    def error(self, error: LocalqwenError) -> bytes:
+        return ndjson(_error_body(error))
+
+
+def whole(asked: Asked, head: Head, answers: Sequence[Answer]) -> dict[str, Any]:
+    answer = answers[0]
+    calls = [_call_out(call, head, number) for number, call in enumerate(answer.calls)]
+    part = _part(asked, answer.text, thinking=answer.thinking, calls=calls)
+    logprobs = _logprobs_out(asked, answer.logprobs)
+    return _base(asked, head) | part | logprobs | _numbers(asked, answer.finished)
+
+
+def loaded(asked: Asked, head: Head) -> dict[str, Any]:
+    """The answer to a request that asks for none (`is_load`)."""
+    reason = "unload" if asked.keep_alive == 0 else "load"
+    return {**_base(asked, head), **_part(asked, ""), "done": True, "done_reason": reason}
+
+
+def error(error: LocalqwenError) -> dict[str, Any]:
+    return _error_body(error)
+
+
+def _error_body(error: LocalqwenError) -> dict[str, Any]:
+    return {"error": f"{error.message} ({error.hint})" if error.hint else error.message}
+
+
+def timestamp(seconds: float) -> str:
+    """Seconds since 1970 in RFC 3339, UTC."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")
+
+
+def _base(asked: Asked, head: Head) -> dict[str, Any]:
+    """Clients compare the name with the one they sent."""
+    return {"model": asked.extra["name"], "created_at": timestamp(head.created)}
+
+
+def _part(asked: Asked, text: str, *, thinking: str = "", calls: Sequence[Any] = ()) -> dict[str, Any]:
+    extra: dict[str, Any] = {"thinking": thinking} if thinking else {}
+    if calls:
+        extra["tool_calls"] = list(calls)
+    if asked.extra["api"] == "generate":
+        return {"response": text, **extra}
+    return {"message": {"role": "assistant", "content": text, **extra}}
+
+
+def _call_out(call: ToolCall, head: Head, number: int) -> dict[str, Any]:
+    function = {"index": number, "name": call.name, "arguments": dict(call.arguments)}
+    return {"id": call.id or head.call_id(0, number), "function": function}
+
+
+def _logprobs_out(asked: Asked, logprobs: Sequence[TokenLogprob]) -> dict[str, Any]:
+    if asked.request.logprobs is None or not logprobs:
+        return {}
+    return {"logprobs": [openai_response.logprob(each) for each in logprobs]}
+
+
+def _numbers(asked: Asked, finished: Finished) -> dict[str, Any]:
+    """Durations are nanoseconds, the total with what the request waited for its model to be loaded. A tool call ends
+    an answer like any other: `done_reason` is "stop"."""
+    timing, usage, load_ms = finished.timing, finished.usage, asked.extra.get("load_ms", 0.0)
+    return {
+        "done": True,
+        "done_reason": "length" if finished.finish_reason == "length" else "stop",
+        "total_duration": _nanoseconds(load_ms + (timing.total_ms or 0)),
+        "load_duration": _nanoseconds(load_ms),
+        "prompt_eval_count": usage.prompt_tokens,
+        "prompt_eval_duration": _nanoseconds(timing.prompt_ms),
+        "eval_count": usage.completion_tokens,
+        "eval_duration": _nanoseconds(timing.predicted_ms),
+    }
+
+
+def _nanoseconds(milliseconds: float | None) -> int:
+    return round((milliseconds or 0) * 1e6)

@@ -1,0 +1,232 @@
+"""Ollama's API, what it says of models: `/api/tags`, `/api/ps`, `/api/show`, `/api/pull`, `/api/version`.
+
+Mappers; `show` and `pull` also read the disk and the network, and are called outside the event loop.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from localqwen.chat.local import thinking_mode_of
+from localqwen.chat.messages import ThinkingMode
+from localqwen.chat.sampling import Presets
+from localqwen.chat.template import ChatTemplate
+from localqwen.errors import LocalqwenError
+from localqwen.models import card, digests, names, provide, pull
+from localqwen.models.card import Card
+from localqwen.models.names import LocalPath, Named
+from localqwen.models.pull import Plan, Step
+from localqwen.models.registry import Model
+from localqwen.serve.fields import Fields
+from localqwen.serve.model_names import BUILT_IN, Known
+from localqwen.serve.model_pool import LoadedModel
+from localqwen.serve.ollama.chat import timestamp
+from localqwen.serve.ollama.request import model_name
+
+#: The version of Ollama whose API this is: clients ask for it to know whether there is `think` and its levels.
+API_VERSION = "0.12.0"
+#: A line of progress at the most every so many bytes, and at the most so many for a file.
+_LINE_BYTES, _LINES = 1 << 20, 200
+#: What Go writes for a moment that never comes.
+_NEVER = "9999-12-31T23:59:59Z"
+
+
+def version() -> dict[str, Any]:
+    from localqwen._version import __version__
+
+    return {"version": API_VERSION, "localqwen": __version__}
+
+
+def tags(known: Sequence[Known]) -> dict[str, Any]:
+    return {"models": [_listed(each) for each in known]}
+
+
+def _listed(known: Known) -> dict[str, Any]:
+    name, found = _tagged(known.name), _card(known)
+    return {
+        "name": name,
+        "model": name,
+        "modified_at": timestamp(known.modified or (found.modified if found else 0.0)),
+        "size": known.bytes or (found.bytes if found else 0),
+        "digest": digests.declared(known.path) if known.path else "",
+        "details": _details(known, found),
+    }
+
+
+def ps(loaded: Sequence[LoadedModel], known: Sequence[Known], now: float) -> dict[str, Any]:
+    """`now` is seconds since 1970. A model that is answering stays at least until it has."""
+    by_name = {each.name: each for each in known}
+    models = [(model, by_name.get(model.name) or Known(model.name, model.name)) for model in loaded]
+    return {"models": [{**_listed(entry), **_running(model, now)} for model, entry in models]}
+
+
+def _running(model: LoadedModel, now: float) -> dict[str, Any]:
+    left = model.idle_seconds_left or 0.0
+    return {
+        "expires_at": _NEVER if left == math.inf else timestamp(now + left),
+        "context_length": model.context_length,
+        "size_vram": 0,
+    }
+
+
+def _tagged(name: str) -> str:
+    """Clients look for a model under the name with its tag."""
+    return name if ":" in name else f"{name}:latest"
+
+
+def _place(known: Known) -> Path | None:
+    """Its files as they lie here: a model that is converted when it is opened is told by what it is made from."""
+    if known.path is not None:
+        return known.path
+    folder = provide.demo_checkpoint() if known.source == BUILT_IN else Path(known.source).expanduser()
+    return folder if folder.exists() else None
+
+
+def _card(known: Known) -> Card | None:
+    """None where its files cannot be read (any more): a list of models names it all the same."""
+    place = _place(known)
+    try:
+        return card.of(place) if place is not None else None
+    except LocalqwenError:
+        return None
+
+
+def _details(known: Known, found: Card | None) -> dict[str, Any]:
+    model = names.model_of(known.source)
+    family = "qwen3moe" if model is not None and model.mixture else "qwen3"
+    if found is not None:
+        family = str(found.info.get("general.architecture", family))
+    count = model.parameters if model is not None else 0
+    return {
+        "parent_model": "",
+        "format": found.form if found is not None else "",
+        "family": family,
+        "families": [family],
+        "parameter_size": _parameters(count or (found.parameters if found is not None else 0)),
+        "quantization_level": known.quant or (found.quant if found is not None else ""),
+    }
+
+
+def _parameters(count: int) -> str:
+    """As Ollama writes it: 4.0B, 752.39M."""
+    if count >= 10**9:
+        return f"{count / 1e9:.1f}B"
+    return f"{count / 1e6:.2f}M" if count else ""
+
+
+def show(known: Known) -> dict[str, Any]:
+    """Reads the model's header. Raises what `provide` does."""
+    found = card.of(_place(known) or provide.provide(known.source))
+    model = names.model_of(known.source)
+    mode = model.thinking if model is not None else _mode(found.template)
+    return {
+        "modified_at": timestamp(known.modified or found.modified),
+        "license": model.licence if model is not None else "",
+        "modelfile": f"FROM {known.name}\n",
+        "parameters": _preset(model, mode),
+        "template": found.template,
+        "details": _details(known, found),
+        "model_info": dict(found.info),
+        "capabilities": _capabilities(found.template, mode),
+    }
+
+
+def _mode(template: str) -> ThinkingMode:
+    return thinking_mode_of(ChatTemplate(template, {})) if template else "never"
+
+
+def _capabilities(template: str, mode: ThinkingMode) -> list[str]:
+    tools = ["tools"] if "tools" in template else []
+    return ["completion", *tools, *([] if mode == "never" else ["thinking"])]
+
+
+def _preset(model: Model | None, mode: ThinkingMode) -> str:
+    """The sampling of an answer where a request says nothing, one name and value per line."""
+    values = Presets.of(model.sampling if model else {}).of_mode(mode != "never").set_values()
+    return "\n".join(f"{name:<30} {value}" for name, value in values.items())
+
+
+@dataclass(frozen=True)
+class Pull:
+    """What `/api/pull` asks for; `name` as Ollama's client wrote it."""
+
+    name: str
+    stream: bool
+
+
+def read_pull(body: Mapping[str, Any]) -> Pull:
+    fields = Fields(body)
+    name = fields.text("model") or fields.text("name")  # the older name of the field
+    if not name:
+        raise fields.wrong("model", "is missing")
+    stream = fields.flag("stream")
+    return Pull(name, stream is None or stream)
+
+
+#: Takes one line of progress; what it raises ends the pull, and what came is kept.
+Tell = Callable[[Mapping[str, Any]], None]
+
+
+def run_pull(asked: Pull, tell: Tell) -> None:
+    """Blocks until the model is here and whole. Raises what `localqwen pull` does.
+
+    A path is no name: clients do not learn what lies on this disk.
+    """
+    name = model_name(asked.name).removesuffix(":latest")
+    reference = pull.resolve(name)
+    if isinstance(reference, LocalPath):
+        raise names.unknown(name)
+    tell({"status": "pulling manifest"})
+    if not _is_built_in(reference):
+        planned = pull.plan_or_present(reference)
+        if isinstance(planned, Plan):
+            pull.run(planned, Lines(planned, tell))
+    tell({"status": "success"})
+
+
+def _is_built_in(reference: names.Reference) -> bool:
+    return isinstance(reference, Named) and reference.model.weights is None and not reference.model.gguf
+
+
+class Lines:
+    """Steps of a pull in, Ollama's lines out: bytes of each file under its digest."""
+
+    def __init__(self, planned: Plan, tell: Tell) -> None:
+        self._plan = planned
+        self._tell = tell
+        self._stage: tuple[str, str] | None = None
+        self._told = 0
+
+    def __call__(self, step: Step) -> None:
+        line = self._converting(step) if step.stage == "convert" else self._file(step)
+        done, total = line["completed"], line["total"]
+        new, self._stage = self._stage != (step.stage, step.name), (step.stage, step.name)
+        if new or done == total or not 0 <= done - self._told < max(_LINE_BYTES, total // _LINES):
+            self._told = done
+            self._tell(line)
+
+    def _file(self, step: Step) -> dict[str, Any]:
+        """Of one file: steps count over all of them."""
+        before = 0
+        for file in self._plan.files:
+            if file.path == step.name:
+                break
+            before += file.bytes
+        what = {"load": "pulling", "wait": "waiting for another pull of", "check": "verifying"}[step.stage]
+        return {
+            "status": f"{what} {file.digest[:12]}",
+            "digest": f"{_algorithm(file.digest)}:{file.digest}",
+            "total": file.bytes,
+            "completed": step.done_bytes - before,
+        }
+
+    def _converting(self, step: Step) -> dict[str, Any]:
+        return {"status": f"converting to {self._plan.quant}", "total": step.total_bytes, "completed": step.done_bytes}
+
+
+def _algorithm(digest: str) -> str:
+    return "sha256" if len(digest) == 64 else "sha1"

@@ -1,0 +1,79 @@
+"""What a response of OpenAI's `/v1/responses` is made of: items of its output, and the response around them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from localqwen.chat.messages import Finished, TokenLogprob, ToolCall
+from localqwen.serve.api import Asked, Head
+from localqwen.serve.openai import response as openai_response
+
+Item = dict[str, Any]
+_PREFIXES = {"reasoning": "rs", "message": "msg", "call": "fc"}
+
+
+def item_id(kind: str, head: Head, position: int) -> str:
+    return f"{_PREFIXES[kind]}_{head.id}{position:02x}"
+
+
+def status(finished: Finished) -> str:
+    """Of a response, and of the item that was being written when it ended."""
+    return "incomplete" if finished.finish_reason == "length" else "completed"
+
+
+def written(kind: str, name: str, text: str, state: str = "completed", logprobs: Sequence[TokenLogprob] = ()) -> Item:
+    """Thinking ("reasoning") or text ("message") under the item's id `name`."""
+    if kind == "reasoning":
+        part = {"type": "reasoning_text", "text": text}
+        return {"id": name, "type": "reasoning", "summary": [], "content": [part], "status": state}
+    told = [openai_response.logprob(each) for each in logprobs]
+    shown = {"type": "output_text", "text": text, "annotations": [], "logprobs": told}
+    return {"id": name, "type": "message", "role": "assistant", "status": state, "content": [shown]}
+
+
+def called(found: ToolCall, head: Head, position: int) -> Item:
+    return {
+        "id": item_id("call", head, position),
+        "type": "function_call",
+        "call_id": head.call_id(0, position),
+        "name": found.name,
+        "arguments": json.dumps(dict(found.arguments), ensure_ascii=False),
+        "status": "completed",
+    }
+
+
+def response(asked: Asked, head: Head, items: Sequence[Item], finished: Finished | None) -> dict[str, Any]:
+    """`finished` None is one that still goes on."""
+    state = "in_progress" if finished is None else status(finished)
+    return {
+        "id": f"resp_{head.id}",
+        "object": "response",
+        "created_at": int(head.created),
+        "status": state,
+        "error": None,
+        "incomplete_details": {"reason": "max_output_tokens"} if state == "incomplete" else None,
+        "model": head.model,
+        "output": list(items),
+        "parallel_tool_calls": asked.request.parallel_calls,
+        "previous_response_id": None,
+        "store": False,
+        "tool_choice": "auto",
+        "tools": [],
+        "metadata": {},
+        "truncation": "disabled",
+        **asked.extra,
+        "usage": _usage(finished) if finished else None,
+    }
+
+
+def _usage(finished: Finished) -> dict[str, Any]:
+    used = finished.usage
+    return {
+        "input_tokens": used.prompt_tokens,
+        "input_tokens_details": {"cached_tokens": used.cached_tokens, "cache_write_tokens": 0},
+        "output_tokens": used.completion_tokens,
+        "output_tokens_details": {"reasoning_tokens": used.thinking_tokens},
+        "total_tokens": used.prompt_tokens + used.completion_tokens,
+    }

@@ -1,0 +1,265 @@
+"""What the OpenAI APIs share on the way in: messages, tools, sampling, thinking, the form of an answer.
+
+Beside OpenAI's own fields it takes those that users of vLLM, SGLang, llama-server and DashScope send.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from localqwen.chat.messages import JsonFormat, Message, Overrides, Role, Tool, ToolCall
+from localqwen.serve.api import EFFORTS, ShowThinking
+from localqwen.serve.fields import Fields, too_deep
+
+ROLES: Mapping[str, Role] = {
+    "system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool",
+    "function": "tool",
+}  # fmt: skip
+_TEXT_PARTS = ("text", "input_text", "output_text")
+#: The same limit under the names of DashScope, vLLM and llama-server.
+_BUDGETS = ("thinking_budget", "thinking_token_budget", "reasoning_budget_tokens")
+_SWITCHES = ("enabled", "disabled", "auto", "adaptive")
+#: `n` runs share one prompt; more than this is a mistake on one machine.
+MOST_ANSWERS = 16
+#: Likeliest tokens that are told of each place; OpenAI's own limit.
+MOST_LOGPROBS = 20
+
+
+#: What the servers that these fields come from can do and this one cannot.
+_CANNOT: Mapping[str, str] = {
+    "logit_bias": "cannot be obeyed: tokens are not weighted here",
+    "min_tokens": "cannot be obeyed: the model decides when it has said enough",
+    "ignore_eos": "cannot be obeyed: the model decides when it has said enough",
+    **dict.fromkeys(
+        ("guided_json", "guided_regex", "guided_choice", "guided_grammar", "structured_outputs", "grammar", "regex",
+         "ebnf", "json_schema"),
+        "is not taken: give the form as response_format, of type json_schema",
+    ),
+}  # fmt: skip
+#: The same of a chat.
+_CANNOT_CHAT: Mapping[str, str] = {
+    "functions": "is not taken: give the functions as tools",
+    "audio": "cannot be given: these models write text only",
+    "web_search_options": "cannot be obeyed: nothing is searched here",
+    "continue_final_message": "cannot be obeyed: an answer is not begun for the model",
+}
+
+
+def refuse(fields: Fields) -> None:
+    """Raises BadField on what would change the answer and cannot be obeyed."""
+    fields.refuse(_CANNOT)
+
+
+def refuse_chat(fields: Fields) -> None:
+    """The same of a chat."""
+    fields.refuse({**_CANNOT, **_CANNOT_CHAT})
+    if fields.flag("add_generation_prompt") is False:
+        raise fields.wrong("add_generation_prompt", "cannot be false: an answer is not begun for the model")
+    if set(fields.texts("modalities")) - {"text"}:
+        raise fields.wrong("modalities", "must be text: these models write nothing else")
+
+
+def messages(fields: Fields) -> tuple[Message, ...]:
+    if fields.list("messages") is None:
+        raise fields.wrong("messages", "is missing")
+    found = tuple(_message(each) for each in fields.objects("messages"))
+    if not found:
+        raise fields.wrong("messages", "is empty")
+    return found
+
+
+def _message(fields: Fields) -> Message:
+    role = ROLES[fields.one_of("role", tuple(ROLES)) or _missing(fields, "role")]
+    calls = tuple(_call(each) for each in fields.objects("tool_calls")) if role == "assistant" else ()
+    if not fields.has("content") and role != "assistant":
+        _missing(fields, "content")
+    thinking = None
+    if role == "assistant":
+        thinking = fields.text("reasoning_content") if fields.has("reasoning_content") else fields.text("reasoning")
+    return Message(role, content(fields, "content"), thinking, calls, fields.text("tool_call_id") or "")
+
+
+def _missing(fields: Fields, name: str) -> str:
+    raise fields.wrong(name, "is missing")
+
+
+def content(fields: Fields, name: str) -> str:
+    """A string, or parts that hold text. "" where it is missing."""
+    if not isinstance(fields.data.get(name), list):
+        return fields.text(name) or ""
+    return "".join(_part(part) for part in fields.objects(name))
+
+
+def _part(part: Fields) -> str:
+    kind = part.needed_text("type")
+    if kind == "refusal":
+        return part.needed_text("refusal")
+    if kind not in _TEXT_PARTS:
+        raise part.wrong("type", f"is {kind!r}: these models read text only", "leave images, audio and files out")
+    return part.needed_text("text")
+
+
+def _call(fields: Fields) -> ToolCall:
+    function = fields.object("function")
+    if function is None:
+        raise fields.wrong("function", "is missing")
+    return ToolCall(function.needed_text("name"), arguments(function, "arguments"), fields.text("id") or "")
+
+
+def arguments(fields: Fields, name: str) -> Mapping[str, Any]:
+    """A JSON object, or a string that holds one. An empty string stands for no arguments."""
+    value = fields.data.get(name)
+    if isinstance(value, str):
+        try:
+            value = json.loads(value or "{}", strict=False)
+        except (ValueError, RecursionError):
+            raise fields.wrong(name, "is not valid JSON") from None
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise fields.wrong(name, "must be a JSON object, or a string that holds one")
+    if too_deep(value):
+        raise fields.wrong(name, "is nested too deeply")
+    return value
+
+
+def tools(fields: Fields) -> tuple[Tool, ...]:
+    """OpenAI's shape with `function`, or flat, as the Responses API has it."""
+    return tuple(_tool(each) for each in fields.objects("tools"))
+
+
+def _tool(fields: Fields) -> Tool:
+    kind = fields.text("type") or "function"
+    if kind != "function":
+        raise fields.wrong("type", f"is {kind!r}: only functions can be called")
+    function = (fields.object("function") if fields.has("function") else None) or fields
+    parameters = function.object("parameters")
+    name = function.needed_text("name")
+    if not name:
+        raise function.wrong("name", "is empty")
+    return Tool(name, function.text("description") or "", parameters.data if parameters else {})
+
+
+def tool_choice(fields: Fields, offered: Sequence[Tool]) -> tuple[Sequence[Tool], tuple[str, ...]]:
+    """The tools to show, and those of which one must be called."""
+    choice = fields.data.get("tool_choice")
+    if choice is None or choice == "auto":
+        return offered, ()
+    if choice == "none":
+        return (), ()
+    names = tuple(tool.name for tool in offered)
+    if choice == "required":
+        if not names:
+            raise fields.wrong("tool_choice", 'is "required", but there are no tools')
+        return offered, names
+    if isinstance(choice, str):
+        raise fields.wrong("tool_choice", f"is {choice!r}, it must be none, auto, required or a function")
+    chosen = Fields(choice, fields.at("tool_choice"))
+    if chosen.text("type") == "allowed_tools":
+        return _allowed_tools(chosen.object("allowed_tools") or chosen, offered, names)
+    return offered, (_named_tool(chosen, names),)
+
+
+def _allowed_tools(
+    choice: Fields, offered: Sequence[Tool], names: Sequence[str]
+) -> tuple[Sequence[Tool], tuple[str, ...]]:
+    """All stay in the prompt, so that its beginning stays in the cache; so that the others are not called, one of the
+    allowed has to be."""
+    allowed = tuple(_named_tool(each, names) for each in choice.objects("tools"))
+    if choice.one_of("mode", ("auto", "required")) == "required":
+        return offered, allowed
+    return tuple(tool for tool in offered if tool.name in allowed), ()
+
+
+def _named_tool(choice: Fields, names: Sequence[str]) -> str:
+    if choice.text("type") not in (None, "function"):
+        raise choice.wrong("type", f"is {choice.text('type')!r}: only functions can be called")
+    function = choice.object("function") or choice
+    name = function.needed_text("name")
+    if name not in names:
+        raise function.wrong(
+            "name", f"is {name!r}, which is not among the tools: {', '.join(names) or 'there are none'}"
+        )
+    return name
+
+
+def sampling(fields: Fields) -> Overrides:
+    top_k = fields.whole("top_k", -1, 2**31 - 1)
+    repetition = "repetition_penalty" if fields.has("repetition_penalty") else "repeat_penalty"
+    return Overrides(
+        temperature=fields.number("temperature", 0, 100),
+        top_p=fields.number("top_p", 0, 1),
+        top_k=0 if top_k == -1 else top_k,  # vLLM's word for "all"
+        min_p=fields.number("min_p", 0, 1),
+        presence_penalty=fields.number("presence_penalty", -100, 100),
+        frequency_penalty=fields.number("frequency_penalty", -100, 100),
+        repetition_penalty=fields.number(repetition, 0.01, 100),
+        seed=fields.whole("seed"),
+    )
+
+
+def limit(fields: Fields, *names: str) -> int | None:
+    """The first of the fields that is given, in tokens; -1 is llama-server's word for no limit."""
+    for name in names:
+        value = fields.whole(name, -1, 2**31 - 1)
+        if value == 0:
+            raise fields.wrong(name, "is 0, ask for at least one token")
+        if value is not None:
+            return None if value == -1 else value
+    return None
+
+
+def thinking(fields: Fields) -> tuple[bool | None, int | None]:
+    """The switch and the budget in tokens. What is said outright wins over an effort."""
+    template = fields.object("chat_template_kwargs")
+    switches = [own.flag("enable_thinking") for own in (fields, template) if own is not None]
+    own = fields.object("thinking")  # Anthropic's form, which other makers' OpenAI-compatible APIs take too
+    if own is not None:
+        switches.append({"enabled": True, "disabled": False}.get(own.one_of("type", _SWITCHES) or ""))
+    think = next((value for value in switches if value is not None), None)
+    budget = _budget(fields, template, own)
+    effort = _effort(fields)
+    if effort is None or think is not None or budget is not None:
+        return think, budget
+    allowed = EFFORTS[effort]
+    return allowed != 0, allowed or None
+
+
+def _budget(fields: Fields, template: Fields | None, thinking: Fields | None) -> int | None:
+    custom = fields.object("custom_params")  # SGLang
+    places = [(own, name) for own in (fields, template, custom) for name in _BUDGETS]
+    for own, name in [*places, (thinking, "budget_tokens")]:
+        value = own.whole(name, -1, 2**31 - 1) if own is not None else None
+        if value is not None:
+            return None if value == -1 else value
+    return None
+
+
+def _effort(fields: Fields) -> str | None:
+    effort = fields.one_of("reasoning_effort", tuple(EFFORTS))
+    nested = fields.object("reasoning")  # the Responses API
+    return nested.one_of("effort", tuple(EFFORTS)) if effort is None and nested is not None else effort
+
+
+def show_thinking(fields: Fields) -> ShowThinking:
+    if fields.flag("include_reasoning") is False:
+        return "hidden"
+    return "inline" if fields.flag("separate_reasoning") is False else "apart"
+
+
+def response_format(fields: Fields) -> JsonFormat | None:
+    given = fields.object("response_format")
+    if given is None:
+        return None
+    kind = given.one_of("type", ("text", "json_object", "json_schema")) or _missing(given, "type")
+    if kind == "text":
+        return None
+    holder = given.object("json_schema") if kind == "json_schema" else given
+    if holder is None:
+        raise given.wrong("json_schema", "is missing")
+    schema = holder.object("schema")
+    if schema is None and kind == "json_schema":
+        raise holder.wrong("schema", "is missing")
+    return JsonFormat(schema.data if schema else None)

@@ -1,0 +1,115 @@
+"""What the OpenAI APIs share on the way out: usage, timings, calls, logprobs, errors."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from localqwen.chat.messages import Finished, TokenLogprob, ToolCall
+from localqwen.errors import BadField, ContextTooLong, LocalqwenError, ModelNotFound, WrongKey
+from localqwen.serve import encoding
+from localqwen.serve.api import Asked
+
+_CODES = {ContextTooLong: "context_length_exceeded", ModelNotFound: "model_not_found", WrongKey: "invalid_api_key"}
+
+
+def chunk(asked: Asked, base: Mapping[str, Any], choice: Mapping[str, Any], finished: Finished | None) -> bytes:
+    """One event of a stream of completions. Where usage was asked for, every chunk but the last says null."""
+    data = {**base, "choices": [choice]}
+    if asked.include_usage:
+        data["usage"] = None
+    if finished:
+        data["timings"] = timings(finished)
+    return encoding.sse(data)
+
+
+def end(asked: Asked, base: Mapping[str, Any], finished: Sequence[Finished]) -> bytes:
+    """The end of a stream of completions, with the usage of all answers where it was asked for."""
+    if not asked.include_usage:
+        return encoding.DONE
+    return encoding.sse({**base, "choices": [], "usage": usage(finished)}) + encoding.DONE
+
+
+def failed(problem: LocalqwenError) -> bytes:
+    """The end of a stream of completions whose answer failed after it had begun."""
+    return encoding.sse(error(problem)) + encoding.DONE
+
+
+def usage(finished: Sequence[Finished]) -> dict[str, Any]:
+    """Of all answers together; they share one prompt."""
+    first = finished[0].usage
+    completion = sum(each.usage.completion_tokens for each in finished)
+    return {
+        "prompt_tokens": first.prompt_tokens,
+        "completion_tokens": completion,
+        "total_tokens": first.prompt_tokens + completion,
+        "prompt_tokens_details": {"cached_tokens": first.cached_tokens},
+        "completion_tokens_details": {"reasoning_tokens": sum(each.usage.thinking_tokens for each in finished)},
+    }
+
+
+def timings(finished: Finished) -> dict[str, Any]:
+    """As llama-server names them: `prompt_n` is what was computed, `cache_n` what was found."""
+    used, timing = finished.usage, finished.timing
+    computed = used.prompt_tokens - used.cached_tokens
+    return {
+        "cache_n": used.cached_tokens,
+        "prompt_n": computed,
+        "prompt_ms": timing.prompt_ms,
+        "prompt_per_token_ms": _each(timing.prompt_ms, computed),
+        "prompt_per_second": timing.prompt_per_second,
+        "predicted_n": used.completion_tokens,
+        "predicted_ms": timing.predicted_ms,
+        "predicted_per_token_ms": _each(timing.predicted_ms, used.completion_tokens),
+        "predicted_per_second": timing.predicted_per_second,
+    }
+
+
+def _each(milliseconds: float | None, tokens: int) -> float | None:
+    return milliseconds / tokens if milliseconds is not None and tokens else None
+
+
+def call(found: ToolCall, call_id: str) -> dict[str, Any]:
+    function = {"name": found.name, "arguments": json.dumps(dict(found.arguments), ensure_ascii=False)}
+    return {"id": call_id, "type": "function", "function": function}
+
+
+def logprob(entry: TokenLogprob) -> dict[str, Any]:
+    return {**_token(entry), "top_logprobs": [_token(other) for other in entry.top]}
+
+
+def logprobs(entries: Iterable[TokenLogprob]) -> dict[str, Any]:
+    return {"content": [logprob(entry) for entry in entries], "refusal": None}
+
+
+def _token(entry: TokenLogprob) -> dict[str, Any]:
+    return {"token": entry.text, "logprob": finite(entry.logprob), "bytes": list(entry.token)}
+
+
+def finite(value: float) -> float:
+    """JSON has no infinity; OpenAI writes -9999 for what cannot come."""
+    return max(value, -9999.0)
+
+
+def error(problem: LocalqwenError) -> Mapping[str, Any]:
+    status = problem.http_status
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    code = next((code for known, code in _CODES.items() if isinstance(problem, known)), None)
+    body: dict[str, Any] = {
+        "message": f"{problem.message} ({problem.hint})" if problem.hint else problem.message,
+        "type": kind,
+        "param": _parameter(problem),
+        "code": code,
+    }
+    if isinstance(problem, ContextTooLong):  # the names are llama-server's
+        body |= {"n_prompt_tokens": problem.prompt_tokens, "n_ctx": problem.context_length}
+    return {"error": body}
+
+
+def _parameter(problem: LocalqwenError) -> str | None:
+    if isinstance(problem, BadField):
+        return problem.field or None
+    if isinstance(problem, ContextTooLong):
+        return "messages"
+    return "model" if isinstance(problem, ModelNotFound) else None

@@ -1,0 +1,79 @@
+"""A real server on a free port of this machine, in a thread, for the real clients of the tests."""
+
+import contextlib
+import itertools
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from localqwen.chat.local import facts_of
+from localqwen.engines import Engine, Piece, Run
+from localqwen.engines.scripted import ScriptedEngine
+from localqwen.serve.http import server as http_server
+from localqwen.serve.http.app import Service, Settings
+from localqwen.serve.model_names import Catalogue, Opening
+from localqwen.serve.runs import Opened
+
+
+@dataclass
+class Running:
+    url: str
+    port: int
+    service: Service
+
+
+class SlowEngine(ScriptedEngine):
+    """Takes a moment for each step, as a model does."""
+
+    seconds = 0.005
+
+    def step(self) -> list[tuple[Run, Piece]]:
+        time.sleep(self.seconds)
+        return super().step()
+
+
+def talkative(words: int = 2000, *, max_runs: int = 8, seconds: float = 0.005) -> SlowEngine:
+    """Answers everything at length, without thinking."""
+    engine = SlowEngine(itertools.repeat("word " * words), max_runs=max_runs)
+    engine.seconds = seconds
+    return engine
+
+
+@contextlib.contextmanager
+def serving(engine: Engine | None, settings: Settings | None = None, *, name: str = "scripted") -> Iterator[Running]:
+    """With an engine, or with the named model on its real one."""
+    catalogue = Catalogue([name], Opening(context_length=2048, threads=1))
+    with listening(Service(catalogue, opener(engine) if engine else catalogue.open, settings)) as server:
+        yield server
+
+
+def opener(engine: Engine) -> Callable[[str], Opened]:
+    return lambda name: Opened(engine, facts_of(engine, name))
+
+
+@contextlib.contextmanager
+def listening(service: Service, grace: float = 0.2) -> Iterator[Running]:
+    listener = http_server.bind("127.0.0.1", 0)
+    ready = threading.Event()
+    server = http_server.Listening(service, started=ready.set, grace=grace)
+    service.start(service.catalogue.served)
+    thread = threading.Thread(target=http_server.run, args=(server, listener))
+    thread.start()
+    try:
+        assert ready.wait(10)
+        yield Running(http_server.url(listener), listener.getsockname()[1], service)
+    finally:
+        server.should_exit = True
+        thread.join()
+        listener.close()
+
+
+def eventually(condition: Callable[[], bool], seconds: float = 5.0) -> bool:
+    """Whether it becomes true; looks again and again."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.005)
+    return True
