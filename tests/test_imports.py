@@ -11,8 +11,8 @@ ROOT = Path(__file__).parents[1]
 FILES = sorted([*(ROOT / "localqwen").rglob("*.py"), *(ROOT / "convert").rglob("*.py")])
 
 #: A layer may import itself and what stands before it. Names are the second part of `localqwen.NAME`.
-LAYERS = ["errors", "machine", "models", "engines", "chat", "serve", "bench", "cli"]
-OPEN_TO_CONVERT = ("errors", "machine", "__version__")
+LAYERS = ["_version", "errors", "machine", "models", "engines", "chat", "serve", "bench", "cli"]
+OPEN_TO_CONVERT = ("errors", "machine", "_version")
 #: Package -> the only places that may import it.
 HOMES = {
     "click": ["localqwen/cli/"],
