@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from convert import adapters, gguf_file, mlx_layout, qwen3, shard_writer, target
 from convert.adapters import LowRank
-from convert.config import ARCHITECTURES, MAX_EXPERTS, MAX_LAYERS, Config, read_config
 from convert.gguf_file import StoredTensor, padding
 from convert.mlx_layout import Stored
-from convert.tensor_types import F32
 from localqwen.errors import CheckpointError
+from localqwen.formats.dtypes import F32
+from localqwen.formats.qwen3_config import ARCHITECTURES, MAX_EXPERTS, MAX_LAYERS, Config, read_config
 
 if TYPE_CHECKING:
     import numpy as np

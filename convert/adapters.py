@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from convert.checkpoint import Checkpoint, read_json
-from convert.safetensors import NUMPY_TYPES, SafetensorsFile, SourceTensor, TensorFile
 from convert.storage import Matrix
 from localqwen.errors import CheckpointError
+from localqwen.formats.safetensors import NUMPY_TYPES, SafetensorsFile, SourceTensor, TensorFile
 
 if TYPE_CHECKING:
     import numpy as np

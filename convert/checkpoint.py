@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from convert import storage
-from convert.safetensors import SafetensorsFile, SourceTensor, TensorFile
 from localqwen.errors import CheckpointError
+from localqwen.formats.safetensors import SafetensorsFile, SourceTensor, TensorFile
 
 #: Larger than any tokenizer.json (Qwen3's has 11 MB); what is longer is not read into memory.
 MAX_JSON = 64_000_000

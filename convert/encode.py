@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from convert import ggml
-from convert.safetensors import SourceTensor, TensorFile
-from convert.tensor_types import BF16, F16, F32, MXFP4, TYPES, TensorType
 from localqwen.errors import CheckpointError
+from localqwen.formats.dtypes import BF16, F16, F32, MXFP4, TYPES, TensorType
+from localqwen.formats.safetensors import SourceTensor, TensorFile
 
 if TYPE_CHECKING:
     import numpy as np

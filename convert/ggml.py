@@ -15,8 +15,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from convert.tensor_types import TensorType
 from localqwen.errors import ConversionError, EngineUnavailable
+from localqwen.formats.dtypes import TensorType
 from localqwen.machine import set_openmp_defaults
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from convert.tensor_types import TensorType
 from localqwen.errors import CheckpointError
+from localqwen.formats.dtypes import TensorType
 
 #: The format's default: every tensor's data start at a multiple of it.
 ALIGNMENT = 32

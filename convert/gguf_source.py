@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from convert.gguf_file import ALIGNMENT, ARRAY, MAGIC, STRING
-from convert.safetensors import NUMPY_TYPES, SourceTensor
-from convert.tensor_types import TYPES, TensorType
 from localqwen.errors import CheckpointError
+from localqwen.formats.dtypes import TYPES, TensorType
+from localqwen.formats.safetensors import NUMPY_TYPES, SourceTensor
 
 if TYPE_CHECKING:
     import numpy as np

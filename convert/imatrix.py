@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from convert.gguf_file import MAGIC, Metadata, StoredTensor
 from convert.gguf_source import GgufPart
-from convert.safetensors import SourceTensor
 from localqwen.errors import CheckpointError, ConversionError
+from localqwen.formats.safetensors import SourceTensor
 
 if TYPE_CHECKING:
     import numpy as np

@@ -23,10 +23,10 @@ from convert.encode import check_values
 from convert.hashing import Digest, InputHashes
 from convert.mlx_planning import Plan, PlannedWeight
 from convert.mlx_schemes import Packing, Scheme
-from convert.safetensors import SourceTensor
 from convert.shard_writer import ShardWriter
-from convert.tensor_types import BF16, F16, F32
 from localqwen.errors import ConversionError, EngineUnavailable
+from localqwen.formats.dtypes import BF16, F16, F32
+from localqwen.formats.safetensors import SourceTensor
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

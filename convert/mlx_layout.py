@@ -11,9 +11,9 @@ from dataclasses import asdict, dataclass
 from math import prod
 from typing import Any
 
-from convert.config import Config
 from convert.mlx_schemes import ROUTER, Packing, Scheme
-from convert.safetensors import DTYPES
+from localqwen.formats.qwen3_config import Config
+from localqwen.formats.safetensors import DTYPES
 
 #: mlx-lm's MAX_FILE_SIZE_GB, which it shifts by 30 bits.
 MAX_SHARD = 5 << 30

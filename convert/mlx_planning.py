@@ -11,10 +11,10 @@ from typing import Any
 
 from convert import Options, forecast, mlx_layout, qwen3
 from convert.checkpoint import Checkpoint
-from convert.config import read_config
 from convert.mlx_layout import Stored, Weight
 from convert.mlx_schemes import Packing, Scheme, packing
 from localqwen.errors import CheckpointError, ConversionError, UsageError
+from localqwen.formats.qwen3_config import read_config
 
 _TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from convert.mlx_schemes import Packing
-from convert.safetensors import DTYPES, SourceTensor
 from convert.storage import Matrix, Piece, Pieces
 from localqwen.errors import CheckpointError, ConversionError
+from localqwen.formats.safetensors import DTYPES, SourceTensor
 
 if TYPE_CHECKING:
     import numpy as np

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 
 from convert import Progress, manifest, mlx_layout, qwen3, target, target_folder
 from convert.checkpoint import COMPANIONS, Checkpoint
-from convert.config import read_config
 from convert.encode import check_values, from_float32, to_float32
 from convert.hashing import Digest, InputHashes
 from convert.mlx_layout import Stored
-from convert.safetensors import SourceTensor
 from convert.shard_writer import ShardWriter
-from convert.tensor_types import TYPES
 from localqwen.errors import OutputError
+from localqwen.formats.dtypes import TYPES
+from localqwen.formats.qwen3_config import read_config
+from localqwen.formats.safetensors import SourceTensor
 
 if TYPE_CHECKING:
     import numpy as np

@@ -9,11 +9,11 @@ from typing import Any
 
 from convert import qwen3, tokenizer
 from convert.checkpoint import Checkpoint
-from convert.config import Config, read_config
 from convert.forecast import counted
 from convert.gguf_file import Int32, Metadata, StoredTensor, UInt16, entries, head, padding
 from convert.quants import Recipe, Sizes, tensor_types
-from convert.tensor_types import F32
+from localqwen.formats.dtypes import F32
+from localqwen.formats.qwen3_config import Config, read_config
 
 _QUANTIZATION_VERSION = 2  # GGML_QNT_VERSION of ggml.h: the layout of the quantised blocks
 

@@ -10,7 +10,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from convert.tensor_types import (
+from localqwen.errors import ConversionError, UsageError
+from localqwen.formats.dtypes import (
     BF16,
     F16,
     F32,
@@ -30,7 +31,6 @@ from convert.tensor_types import (
     TYPES,
     TensorType,
 )
-from localqwen.errors import ConversionError, UsageError
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from convert.config import CONFIG_HINT, Config, positive
 from convert.gguf_file import Metadata
-from convert.safetensors import NUMPY_TYPES, SourceTensor
 from localqwen.errors import CheckpointError
+from localqwen.formats.qwen3_config import CONFIG_HINT, Config, positive
+from localqwen.formats.safetensors import NUMPY_TYPES, SourceTensor
 
 #: Name in a layer of the checkpoint, name in a layer of GGUF, shape.
 Row = tuple[str, str, tuple[int, ...]]

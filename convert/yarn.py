@@ -7,8 +7,8 @@ positions of short texts too, which hurts them a little.
 from __future__ import annotations
 
 from convert.checkpoint import Checkpoint
-from convert.config import read_config
 from localqwen.errors import ConversionError, UsageError
+from localqwen.formats.qwen3_config import read_config
 
 FACTORS = (2, 4)
 #: What the hybrids were trained on; their max_position_embeddings of 40,960 add room for the prompt.

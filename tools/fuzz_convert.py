@@ -26,11 +26,12 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "support")]
 import atheris  # noqa: E402
 
 with atheris.instrument_imports(include=["convert", "localqwen.models.gguf_header"]):
-    from convert import adapters, config, imatrix, planning, quants, requantising, tokenizer
+    from convert import adapters, imatrix, planning, quants, requantising, tokenizer
     from convert.checkpoint import Checkpoint
     from convert.gguf_source import GgufSource
-    from convert.safetensors import SafetensorsFile
     from localqwen.errors import LocalqwenError
+    from localqwen.formats import qwen3_config
+    from localqwen.formats.safetensors import SafetensorsFile
     from localqwen.models import gguf_header
 
 Read = Callable[[Path, bytes], object]
@@ -53,7 +54,7 @@ def settings(folder: Path, content: bytes) -> None:
     """The bytes are config.json: sizes, rope, quantisation; what it makes of the weights is read and planned."""
     (folder / "config.json").write_bytes(content)
     with Checkpoint(folder) as checkpoint:
-        config.read_config(checkpoint.config)
+        qwen3_config.read_config(checkpoint.config)
         planning.make_plan(checkpoint, Q4, "fuzz", {}, None)
 
 

@@ -17,9 +17,10 @@ from localqwen.bench.samples import Sample, Subject, Test
 from localqwen.bench.speed import context_needed
 from localqwen.bench.worker import Opening, Worker, interleaved
 from localqwen.errors import NotEnoughMemory, Unsupported, UsageError
+from localqwen.formats import yarn
 from localqwen.machine import Machine, this_machine
 from localqwen.machine.limits import NO_LIMITS, Limits
-from localqwen.models import checkpoint_header, fit, gguf_header, provide, yarn
+from localqwen.models import checkpoint_header, fit, gguf_header, provide
 from localqwen.models.gguf_header import GgufHeader
 
 #: Told what is going on, and how many samples of how many are there.

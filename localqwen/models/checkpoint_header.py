@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from localqwen.errors import ModelNotFound, Unsupported
+from localqwen.formats.yarn import Scaling
 from localqwen.models.gguf_header import GgufHeader
-from localqwen.models.yarn import Scaling
 
 _ARCHITECTURES = {"qwen3": "qwen3", "qwen3_moe": "qwen3moe"}
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from localqwen.models import checkpoint_header, digests, fit, forms, gguf_header, inventory, names, provide, yarn
+from localqwen.formats import yarn
+from localqwen.models import checkpoint_header, digests, fit, forms, gguf_header, inventory, names, provide
 from localqwen.models.gguf_header import GgufHeader
 from localqwen.models.names import Named
 from localqwen.models.registry import Model

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from localqwen.errors import LocalqwenError, NotEnoughMemory, Unsupported, UsageError
+from localqwen.formats import yarn
 from localqwen.machine import Machine
-from localqwen.models import checkpoint_header, gguf_header, registry, yarn
+from localqwen.models import checkpoint_header, gguf_header, registry
 from localqwen.models.gguf_header import GgufHeader
 from localqwen.models.registry import Model
 from localqwen.models.store import LocalFile

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from localqwen.errors import ModelNotFound, Unsupported
+from localqwen.formats.yarn import Scaling
 from localqwen.models import cached
-from localqwen.models.yarn import Scaling
 
 #: GGUF value types with a fixed size: id -> struct format.
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}

@@ -31,8 +31,8 @@ from checkpoints import (
 
 import convert
 from convert import manifest
-from convert.safetensors import SafetensorsFile
 from localqwen.errors import CheckpointError, ConversionError, OutputError
+from localqwen.formats.safetensors import SafetensorsFile
 
 ROOT = Path(__file__).parents[2]
 INDEX = "model.safetensors.index.json"

@@ -23,8 +23,8 @@ from convert import adapters, imatrix, requantising, storage
 from convert.checkpoint import Checkpoint
 from convert.gguf_source import GgufSource
 from convert.quants import QUANTIZATIONS, Recipe
-from convert.safetensors import SafetensorsFile
 from localqwen.errors import LocalqwenError
+from localqwen.formats.safetensors import SafetensorsFile
 from localqwen.models import gguf_header
 
 quick = settings(

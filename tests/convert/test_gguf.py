@@ -29,8 +29,8 @@ from checkpoints import (
 
 import convert
 from convert import Progress, gguf_file, planning, quants, qwen3
-from convert.config import read_config
-from convert.tensor_types import F32
+from localqwen.formats.dtypes import F32
+from localqwen.formats.qwen3_config import read_config
 
 ROOT = Path(__file__).parents[2]
 

@@ -18,9 +18,9 @@ from checkpoints import Shape, config, make_checkpoint, weights, write_json, wri
 
 import convert
 from convert import mlx_layout, mlx_schemes, qwen3
-from convert.config import read_config
 from convert.mlx_planning import PlannedWeight
 from localqwen.errors import CheckpointError, ConversionError, EngineUnavailable, OutputError, UsageError
+from localqwen.formats.qwen3_config import read_config
 from localqwen.models import provide, registry
 
 mx = pytest.importorskip("mlx.core")

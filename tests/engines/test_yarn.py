@@ -22,9 +22,10 @@ from localqwen.chat.messages import Message, Request, Started
 from localqwen.cli import main
 from localqwen.engines.scripted import ScriptedEngine
 from localqwen.errors import LocalqwenError, NotEnoughMemory, Unsupported, UsageError
+from localqwen.formats import yarn
+from localqwen.formats.yarn import Scaling
 from localqwen.machine import this_machine
-from localqwen.models import checkpoint_header, fit, gguf_header, yarn
-from localqwen.models.yarn import Scaling
+from localqwen.models import checkpoint_header, fit, gguf_header
 
 HYBRID, BASE, JULY = 40_960, 32_768, 262_144
 

@@ -24,9 +24,9 @@ from localqwen.engines.mlx.sampling import Sampler, logprobs
 from localqwen.engines.mlx.tokenizer import FolderTokenizer
 from localqwen.engines.turns import Turns
 from localqwen.errors import NotEnoughMemory
+from localqwen.formats.yarn import Scaling
 from localqwen.machine import this_machine
 from localqwen.models import checkpoint_header, fit
-from localqwen.models.yarn import Scaling
 
 #: Ids of prompts per pass, at the most.
 LARGEST_SLICE = 512

@@ -16,8 +16,8 @@ from localqwen.chat.messages import ThinkingMode
 from localqwen.chat.sampling import Presets
 from localqwen.chat.template import ChatTemplate
 from localqwen.errors import LocalqwenError
-from localqwen.models import card, digests, names, provide, pull
-from localqwen.models.card import Card
+from localqwen.models import digests, metadata, names, provide, pull
+from localqwen.models.metadata import Card
 from localqwen.models.names import LocalPath, Named
 from localqwen.models.pull import Plan, Step
 from localqwen.models.registry import Model
@@ -90,7 +90,7 @@ def _card(known: Known) -> Card | None:
     """None where its files cannot be read (any more): a list of models names it all the same."""
     place = _place(known)
     try:
-        return card.of(place) if place is not None else None
+        return metadata.of(place) if place is not None else None
     except LocalqwenError:
         return None
 
@@ -120,7 +120,7 @@ def _parameters(count: int) -> str:
 
 def show(known: Known) -> dict[str, Any]:
     """Reads the model's header. Raises what `provide` does."""
-    found = card.of(_place(known) or provide.provide(known.source))
+    found = metadata.of(_place(known) or provide.provide(known.source))
     model = names.model_of(known.source)
     mode = model.thinking if model is not None else _mode(found.template)
     return {
