@@ -19,6 +19,7 @@ from convert.gguf_file import StoredTensor, padding
 from convert.mlx_layout import Stored
 from localqwen.errors import CheckpointError
 from localqwen.formats.dtypes import F32
+from localqwen.formats.gguf_reader import MAGIC
 from localqwen.formats.qwen3_config import ARCHITECTURES, MAX_EXPERTS, MAX_LAYERS, Config, read_config
 
 if TYPE_CHECKING:
@@ -141,7 +142,7 @@ def _write(out: Path, head: bytes, matrices: Sequence[NDArray[np.float32]]) -> N
     """Both formats: the head, then the numbers. GGUF pads each matrix; in safetensors four bytes each need none."""
     import numpy as np
 
-    padded = head.startswith(gguf_file.MAGIC)
+    padded = head.startswith(MAGIC)
     size = len(head) + sum(values.nbytes + padding(values.nbytes) for values in matrices)
     with target.writing(out, size=size, force=True) as file:
         file.write(head)

@@ -13,7 +13,8 @@ from typing import Any
 
 from convert import storage
 from localqwen.errors import CheckpointError
-from localqwen.formats.safetensors import SafetensorsFile, SourceTensor, TensorFile
+from localqwen.formats.safetensors import SafetensorsFile
+from localqwen.formats.tensors import SourceTensor, TensorFile
 
 #: Larger than any tokenizer.json (Qwen3's has 11 MB); what is longer is not read into memory.
 MAX_JSON = 64_000_000

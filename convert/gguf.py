@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from convert import Options, Progress, encode, forecast, manifest, quants, target
 from convert.checkpoint import Checkpoint
-from convert.gguf_file import MAGIC, padding
-from convert.gguf_source import GgufSource, part_name
+from convert.gguf_file import padding
+from convert.gguf_source import GgufSource
 from convert.hashing import Digest, HashedWriter, InputHashes
 from convert.imatrix import Importance
 from convert.planning import Plan, PlannedFile, PlannedTensor, make_plan
 from localqwen.errors import CheckpointError, OutputError, UsageError
+from localqwen.formats.gguf_parts import part_name
+from localqwen.formats.gguf_reader import MAGIC
 from localqwen.machine import usable_cores
 
 if TYPE_CHECKING:
@@ -107,7 +109,7 @@ def outputs(out: Path, plan: Plan) -> list[Path]:
     """The file, or its parts by llama.cpp's names."""
     count = len(plan.files)
     stem = out.name.removesuffix(".gguf")
-    return [out] if not _is_split(plan) else [out.with_name(part_name(stem, i, count)) for i in range(count)]
+    return [out] if not _is_split(plan) else [out.with_name(part_name(stem, i + 1, count)) for i in range(count)]
 
 
 def _is_split(plan: Plan) -> bool:

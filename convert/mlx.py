@@ -26,7 +26,7 @@ from convert.mlx_schemes import Packing, Scheme
 from convert.shard_writer import ShardWriter
 from localqwen.errors import ConversionError, EngineUnavailable
 from localqwen.formats.dtypes import BF16, F16, F32
-from localqwen.formats.safetensors import SourceTensor
+from localqwen.formats.tensors import SourceTensor
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

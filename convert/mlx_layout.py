@@ -12,8 +12,8 @@ from math import prod
 from typing import Any
 
 from convert.mlx_schemes import ROUTER, Packing, Scheme
+from localqwen.formats import dtypes
 from localqwen.formats.qwen3_config import Config
-from localqwen.formats.safetensors import DTYPES
 
 #: mlx-lm's MAX_FILE_SIZE_GB, which it shifts by 30 bits.
 MAX_SHARD = 5 << 30
@@ -41,7 +41,7 @@ class Stored:
 
     @property
     def bytes(self) -> int:
-        return prod(self.shape) * DTYPES[self.dtype]
+        return prod(self.shape) * dtypes.SAFETENSORS[self.dtype].block_bytes
 
 
 def weights(config: Config) -> list[Weight]:

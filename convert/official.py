@@ -15,11 +15,11 @@ from convert.checkpoint import COMPANIONS, Checkpoint
 from convert.encode import check_values, from_float32, to_float32
 from convert.hashing import Digest, InputHashes
 from convert.mlx_layout import Stored
+from convert.quants import TYPES
 from convert.shard_writer import ShardWriter
 from localqwen.errors import OutputError
-from localqwen.formats.dtypes import TYPES
 from localqwen.formats.qwen3_config import read_config
-from localqwen.formats.safetensors import SourceTensor
+from localqwen.formats.tensors import SourceTensor
 
 if TYPE_CHECKING:
     import numpy as np

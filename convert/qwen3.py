@@ -11,8 +11,9 @@ from typing import Any
 
 from convert.gguf_file import Metadata
 from localqwen.errors import CheckpointError
+from localqwen.formats.dtypes import FLOATS
 from localqwen.formats.qwen3_config import CONFIG_HINT, Config, positive
-from localqwen.formats.safetensors import NUMPY_TYPES, SourceTensor
+from localqwen.formats.tensors import SourceTensor
 
 #: Name in a layer of the checkpoint, name in a layer of GGUF, shape.
 Row = tuple[str, str, tuple[int, ...]]
@@ -110,9 +111,9 @@ def check_tensors(config: Config, found: Mapping[str, SourceTensor]) -> None:
             raise CheckpointError(
                 f"{name} has shape {list(source.shape)}, config.json makes it {list(tensor.shape)}", CONFIG_HINT
             )
-        if source.dtype not in NUMPY_TYPES:
+        if source.dtype not in FLOATS:
             raise CheckpointError(
-                f"{name} is stored as {source.dtype}; supported are {', '.join(NUMPY_TYPES)}",
+                f"{name} is stored as {source.dtype}; supported are {', '.join(FLOATS)}",
                 "convert the original bf16 checkpoint",
             )
 

@@ -13,7 +13,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from localqwen.errors import CheckpointError
-from localqwen.formats.safetensors import SourceTensor, TensorFile
+from localqwen.formats.tensors import SourceTensor, TensorFile
 
 if TYPE_CHECKING:
     import numpy as np

@@ -131,7 +131,7 @@ def assert_same_files(source: Path, unquantised: str, chosen: Sequence[str]) -> 
 def test_every_tensor_of_many_layers_has_the_recorded_type(case: str, tmp_path: Path) -> None:
     """tools/tensor_types.py ran llama.cpp's quantiser and recorded what it chose, layer by layer."""
     recorded = json.loads((ROOT / "tests" / "vectors" / "tensor_types.json").read_text())[case]
-    assert recorded.keys() == {each.name for each in quants.QUANTIZATIONS.values() if each.base.quantised}
+    assert recorded.keys() == {each.name for each in quants.QUANTIZATIONS.values() if each.base.quantized}
     source = make_checkpoint(tmp_path / "source", LAYERED[case])
     for quant, expected in recorded.items():
         (planned,) = convert.plan(source, quant).files

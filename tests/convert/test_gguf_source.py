@@ -191,9 +191,9 @@ LIES: dict[str, tuple[bytes, str]] = {
     "another format": (b"GGML" + bytes(60), "begins with"),
     "an old version": (head([], [], version=1), "version 1"),
     "more entries than bytes": (head([], [], more=1 << 60), "cannot be right"),
-    "an entry too many": (head([ARCHITECTURE], [], more=3), "no whole GGUF file"),
+    "an entry too many": (head([ARCHITECTURE], [], more=3), "is no whole GGUF file"),
     "a key twice": (head([ARCHITECTURE, ARCHITECTURE], []), "comes twice"),
-    "a text without end": (head([struct.pack("<Q", 1 << 62) + b"x"], []), "ends too early"),
+    "a text without end": (head([struct.pack("<Q", 1 << 62) + b"x"], []), "ends inside a text"),
     "a list without end": (head([text("a") + struct.pack("<IIQ", 9, 4, 1 << 61)], []), "cannot be right"),
     "a list of lists": (head([text("a") + struct.pack("<IIQ", 9, 9, 1)], []), "no type of a value"),
     "a type that is none": (head([text("a") + struct.pack("<I", 77)], []), "no type of a value"),
@@ -203,10 +203,10 @@ LIES: dict[str, tuple[bytes, str]] = {
     "a tensor of an unknown type": (head([], [info("a", [1], 99, 0)]), "the type 99"),
     "a row that is no whole block": (head([], [info("a", [31], 8, 0)]), "Q8_0 cannot be [31]"),
     "five dimensions": (head([], [info("a", [1] * 5, 0, 0)]), "5 dimensions"),
-    "an offset between blocks": (head([], [info("a", [1], 0, 4)]), "does not lie in the file"),
+    "an offset between blocks": (head([], [info("a", [1], 0, 4)]), "no multiple of 32"),
     "another alignment": (
-        head([text("general.alignment") + struct.pack("<II", 4, 64)], [info("a", [1], 0, 0)]),
-        "an alignment of 64",
+        head([text("general.alignment") + struct.pack("<II", 4, 48)], [info("a", [1], 0, 0)]),
+        "an alignment of 48",
     ),
 }
 
