@@ -18,9 +18,10 @@ from convert.adapters import LowRank
 from convert.gguf_file import StoredTensor, padding
 from convert.mlx_layout import Stored
 from localqwen.errors import CheckpointError
+from localqwen.formats import qwen3_config
 from localqwen.formats.dtypes import F32
 from localqwen.formats.gguf_reader import MAGIC
-from localqwen.formats.qwen3_config import ARCHITECTURES, MAX_EXPERTS, MAX_LAYERS, Config, read_config
+from localqwen.formats.qwen3_config import ARCHITECTURES, MAX_EXPERTS, MAX_LAYERS, Qwen3Config
 
 if TYPE_CHECKING:
     import numpy as np
@@ -76,7 +77,7 @@ def write_mlx(folder: Path, out: Path, config: Mapping[str, Any]) -> None:
     """The adapter in `folder` for the model of that config.json. Raises CheckpointError where it does not fit."""
     targets = [
         _Target(weight.path, weight.sources, weight.shape[-2:], len(weight.shape) == 3)
-        for weight in mlx_layout.weights(read_config(config))
+        for weight in mlx_layout.weights(qwen3_config.parse(config))
         if weight.path != "model.embed_tokens"
     ]
     matrices = {}
@@ -88,7 +89,7 @@ def write_mlx(folder: Path, out: Path, config: Mapping[str, Any]) -> None:
     _write(out, shard_writer.header(stored), [*matrices.values()])
 
 
-def _config(architecture: str, sizes: Mapping[str, int], vocabulary: int) -> Config:
+def _config(architecture: str, sizes: Mapping[str, int], vocabulary: int) -> Qwen3Config:
     """Only what shapes the tensors; the rest of a config changes none."""
     official = {ours: theirs for theirs, ours in ARCHITECTURES.items()}
     if architecture not in official:
@@ -98,9 +99,9 @@ def _config(architecture: str, sizes: Mapping[str, int], vocabulary: int) -> Con
     )
     if layers > MAX_LAYERS or experts > MAX_EXPERTS:
         raise CheckpointError(f"the model says that it has {layers:,} layers, {experts:,} experts", "download it again")
-    return Config(
+    return Qwen3Config(
         official[architecture], layers, hidden, feed_forward, heads, kv_heads, head_size, vocabulary,
-        context=0, norm_epsilon=0.0, rope_theta=0.0, tied=False, yarn=None,
+        context=0, norm_epsilon=0.0, rope_theta=0.0, tied=False,
         experts=experts, expert_feed_forward=expert_feed_forward,
     )  # fmt: skip
 

@@ -64,7 +64,7 @@ def is_gguf(path: Path) -> bool:
 @contextmanager
 def opened(source: Path, quant: str, *, name: str | None, options: Options, force: bool) -> Iterator[Job]:
     """Raises UsageError, CheckpointError, ConversionError."""
-    from convert import adapters, imatrix, requantising, yarn
+    from convert import adapters, imatrix, requantising
 
     importance = imatrix.read(options.imatrix) if options.imatrix else None
     overrides = tuple(quants.override(text) for text in options.tensor_types)
@@ -83,7 +83,7 @@ def opened(source: Path, quant: str, *, name: str | None, options: Options, forc
             yield Job(file, plan, importance, notes + _notes(plan, recipe))
         return
     with Checkpoint(source) as checkpoint:
-        yarn.apply(checkpoint, options.yarn)
+        checkpoint.stretch(options.yarn)
         adapters.apply(checkpoint, options.adapter)
         plan = make_plan(checkpoint, recipe, name or source.resolve().name, extra, options.part_bytes)
         yield Job(checkpoint, plan, importance, checkpoint.notes + _notes(plan, recipe))

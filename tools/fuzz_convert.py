@@ -54,7 +54,7 @@ def settings(folder: Path, content: bytes) -> None:
     """The bytes are config.json: sizes, rope, quantisation; what it makes of the weights is read and planned."""
     (folder / "config.json").write_bytes(content)
     with Checkpoint(folder) as checkpoint:
-        qwen3_config.read_config(checkpoint.config)
+        qwen3_config.parse(checkpoint.config)
         planning.make_plan(checkpoint, Q4, "fuzz", {}, None)
 
 

@@ -34,7 +34,7 @@ class DType:
         return self.block > 1
 
 
-F64 = DType("F64", 28, 1, 8, "<f8", "float64")
+F64 = DType("F64", 28, 1, 8, "<f8")
 F32 = DType("F32", 0, 1, 4, "<f4", "float32")
 F16 = DType("F16", 1, 1, 2, "<f2", "float16")
 BF16 = DType("BF16", 30, 1, 2, "<u2", "bfloat16")

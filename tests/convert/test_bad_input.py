@@ -110,7 +110,7 @@ def test_missing_tokenizer(source: Path, out: Path) -> None:
     [
         ({"architectures": ["LlamaForCausalLM"]}, ["LlamaForCausalLM", "Qwen3ForCausalLM"]),
         ({"architectures": [["Qwen3ForCausalLM"]]}, ["the architecture is ['Qwen3ForCausalLM']"]),
-        ({"architectures": None}, ["the architecture is none"]),
+        ({"architectures": None, "model_type": None}, ["the architecture is none"]),
         ({"intermediate_size": 500}, ["mlp.down_proj", "[256, 512]", "[256, 500]"]),
         ({"num_hidden_layers": 3}, ["11 tensors are missing", "model.layers.2.self_attn.k_proj.weight"]),
         ({"num_hidden_layers": 1}, ["11 tensors do not belong", "model.layers.1."]),
