@@ -25,14 +25,13 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "support")]
 
 import atheris  # noqa: E402
 
-with atheris.instrument_imports(include=["convert", "localqwen.models.gguf_header"]):
+with atheris.instrument_imports(include=["convert", "localqwen.formats"]):
     from convert import adapters, imatrix, planning, quants, requantising, tokenizer
     from convert.checkpoint import Checkpoint
     from convert.gguf_source import GgufSource
     from localqwen.errors import LocalqwenError
-    from localqwen.formats import qwen3_config
+    from localqwen.formats import model_header, qwen3_config
     from localqwen.formats.safetensors import SafetensorsFile
-    from localqwen.models import gguf_header
 
 Read = Callable[[Path, bytes], object]
 Q4 = quants.Recipe(quants.QUANTIZATIONS["q4_0"])
@@ -74,7 +73,7 @@ def gguf(folder: Path, content: bytes) -> None:
     """Read by all three readers; each may refuse what the others take."""
     path = folder / "a.gguf"
     path.write_bytes(content or b"G")
-    for read in (gguf_header.read, imatrix.read, _requantise):
+    for read in (model_header.read, imatrix.read, _requantise):
         try:
             read(path)
         except LocalqwenError as error:

@@ -17,11 +17,11 @@ from localqwen.bench.samples import Sample, Subject, Test
 from localqwen.bench.speed import context_needed
 from localqwen.bench.worker import Opening, Worker, interleaved
 from localqwen.errors import NotEnoughMemory, Unsupported, UsageError
-from localqwen.formats import yarn
+from localqwen.formats import model_header, yarn
+from localqwen.formats.model_header import ModelHeader
 from localqwen.machine import Machine, this_machine
 from localqwen.machine.limits import NO_LIMITS, Limits
-from localqwen.models import checkpoint_header, fit, gguf_header, provide
-from localqwen.models.gguf_header import GgufHeader
+from localqwen.models import fit, provide
 
 #: Told what is going on, and how many samples of how many are there.
 Tell = Callable[[str, int, int], None]
@@ -143,7 +143,7 @@ class Runner(Recording):
 
     def _check(self, name: str, engine: str) -> None:
         path = provide.provide(name, engine=engine)
-        header = checkpoint_header.read(path) if path.is_dir() else gguf_header.read(path)
+        header = model_header.read(path)
         try:
             scaling = fit.stretched(header, self.plan.context)
         except UsageError as exc:
@@ -160,7 +160,7 @@ class Runner(Recording):
             fit.check(header, self.plan.context, this_machine(), max_runs=self.plan.max_runs)
             self._check_held(header)
 
-    def _check_held(self, header: GgufHeader) -> None:
+    def _check_held(self, header: ModelHeader) -> None:
         """What is held has less than the machine."""
         needed, allowed = fit.needed_bytes(header, self.plan.context * self.plan.max_runs), self.plan.limits.memory
         if allowed is not None and needed > allowed:

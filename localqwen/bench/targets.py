@@ -3,52 +3,38 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 from localqwen.bench.samples import Subject
-from localqwen.models import digests, fit, gguf_header, names, provide, store
-from localqwen.models.cached import quant_of
+from localqwen.formats import model_header
+from localqwen.models import digests, fit, metadata, names, provide, store
 
 _PIECE = 1 << 22
 Progress = Callable[[str, int], None]
 
 
 def describe(name: str, engine: str, *, label: str = "", progress: Progress | None = None) -> Subject:
-    """Raises ModelNotFound and NotPulled."""
+    """Raises ModelNotFound, NotPulled and FormatError."""
     path = provide.provide(name, engine=engine)
-    shown = label or names.display(name)
-    if path.is_dir():
-        return _folder(path, shown, engine, progress)
-    header = gguf_header.read(path)
-    model = names.model_of(name)
-    share = model.active / model.parameters if model and model.parameters else 1.0
+    header, found = model_header.read(path), metadata.of(path)
     return Subject(
-        label=shown,
+        label=label or names.display(name),
         engine=engine,
         file=path.name,
-        sha256=sha256(path, progress),
-        quant=quant_of(path),
+        sha256=_sha256_of_folder(path, progress) if path.is_dir() else sha256(path, progress),
+        quant=found.quant.lower() if path.is_dir() else found.quant,
         bytes=header.bytes,
-        active_bytes=int(header.bytes * share),
+        active_bytes=int(header.bytes * found.count.active_share),
         kv_bytes=header.kv_elements_per_token * fit.KV_BYTES["f16"],
-        parameters=model.parameters if model else 0,
+        parameters=found.count.parameters,
     )
 
 
-def _folder(path: Path, label: str, engine: str, progress: Progress | None) -> Subject:
-    """An MLX model: config.json and safetensors. The hash is that of its files' hashes, in the order of their names."""
-    files = sorted(path.glob("*.safetensors"))
-    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    total = sum(file.stat().st_size for file in files)
-    elements = 2 * config["num_hidden_layers"] * config["num_key_value_heads"] * config["head_dim"]
-    bits = config.get("quantization", {}).get("bits")
-    digest = hashlib.sha256("".join(sha256(file, progress) for file in files).encode()).hexdigest()
-    return Subject(
-        label=label, engine=engine, file=path.name, sha256=digest, quant=f"{bits}bit" if bits else "bf16",
-        bytes=total, active_bytes=total, kv_bytes=elements * fit.KV_BYTES["f16"],
-    )  # fmt: skip
+def _sha256_of_folder(folder: Path, progress: Progress | None) -> str:
+    """The hash of the hashes of its weight files, in the order of their names."""
+    hashes = (sha256(file, progress) for file in sorted(folder.glob("*.safetensors")))
+    return hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
 def sha256(path: Path, progress: Progress | None = None) -> str:

@@ -67,7 +67,7 @@ def first_values(path: Path, needed: Collection[str]) -> dict[str, Value]:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             checked(path, lambda: read(data))
     except (OSError, ValueError) as exc:  # an empty file cannot be mapped
-        raise FormatError(f"{path} is no whole GGUF file: {exc}", _REPAIR) from exc
+        raise FormatError(f"{path} is not a whole GGUF file: {exc}", _REPAIR) from exc
     return found
 
 
@@ -75,5 +75,7 @@ def checked(path: Path, read: Callable[[], _Result]) -> _Result:
     """Return what `read` gives. Raises FormatError for what is wrong with the header of the file `path`."""
     try:
         return read()
-    except (ValueError, struct.error) as exc:
-        raise FormatError(f"{path} is no whole GGUF file: {exc}", _REPAIR) from exc
+    except struct.error as exc:
+        raise FormatError(f"{path} is not a whole GGUF file: it ends inside its header", _REPAIR) from exc
+    except ValueError as exc:
+        raise FormatError(f"{path} is not a whole GGUF file: {exc}", _REPAIR) from exc

@@ -90,9 +90,13 @@ def stretched(config: Mapping[str, Any], factor: int) -> tuple[dict[str, Any], S
     return {**config, key: rope, "max_position_embeddings": factor * scaling.original}, scaling
 
 
-def is_packed_for_mlx(config: Mapping[str, Any]) -> bool:
-    """Return whether the weights are quantized in MLX's form, which no other engine and no converter reads."""
-    quantization = config.get("quantization")
+def is_for_mlx(folder: Path) -> bool:
+    """Return whether weights are quantized in MLX's form, which no other engine reads; False without config.json.
+
+    Raises FormatError for a config.json that is no JSON object.
+    """
+    file = folder / FILE
+    quantization = json_file.read_object(file).get("quantization") if file.is_file() else None
     return isinstance(quantization, Mapping) and "bits" in quantization
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from localqwen.models import checkpoint_header, inventory, names, registry
+from localqwen.formats import qwen3_config
+from localqwen.models import inventory, names, registry
 from localqwen.models.names import LocalPath, Named, Reference, Repository
 
 LLAMA_CPP, MLX = "llama.cpp", "mlx"
@@ -59,7 +60,7 @@ def for_engine(reference: Reference, engine: str, *, bare: bool = True) -> Refer
 def _of_path(path: Path) -> Form | None:
     if path.is_file() or path.suffix == ".gguf":
         return Form(LLAMA_CPP, f"{path.name} is a GGUF file")
-    if path.is_dir() and checkpoint_header.is_for_mlx(path):
+    if path.is_dir() and qwen3_config.is_for_mlx(path):
         return Form(MLX, f"{path.resolve().name} is quantised for MLX")
     return None
 
@@ -75,7 +76,7 @@ def _of_entry(named: Named) -> Form | None:
 
 def _of_repository(reference: Repository) -> Form | None:
     folder = inventory.whole_weights(reference.repo)
-    if folder is not None and checkpoint_header.is_for_mlx(folder):
+    if folder is not None and qwen3_config.is_for_mlx(folder):
         return Form(MLX, f"{reference.repo} is quantised for MLX")
     if reference.quant:
         return Form(LLAMA_CPP, f"{reference.quant} is a form of GGUF files")

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from localqwen.errors import LocalqwenError
-from localqwen.models import cached, gguf_header, names, registry, sources, store
+from localqwen.formats import gguf_parts, model_header
+from localqwen.models import cached, names, registry, sources, store
 from localqwen.models.cached import CachedRepository
 from localqwen.models.names import LocalPath, Named, Reference, Repository
 from localqwen.models.store import LocalFile
@@ -27,7 +28,7 @@ def find(reference: Reference) -> LocalFile | None:
         case Repository():
             return _find_repository(reference)
         case LocalPath(path):
-            return store.local_file(path.stem, (path,), cached.quant_of(path)) if path.is_file() else None
+            return store.local_file(path.stem, (path,), gguf_parts.quant_of(path)) if path.is_file() else None
 
 
 def _find_named(named: Named) -> LocalFile | None:
@@ -60,10 +61,10 @@ def _find_repository(wanted: Repository) -> LocalFile | None:
     for quant in quants:
         parts = repository.ggufs(lambda path, quant=quant: is_of_quant(path, quant))  # type: ignore[misc]
         if parts:
-            return store.local_file(Repository(wanted.source, wanted.repo).text, parts, cached.quant_of(parts[0]))
+            return store.local_file(Repository(wanted.source, wanted.repo).text, parts, gguf_parts.quant_of(parts[0]))
     made = store.made(wanted.repo, wanted.quant or "*")
     if made is not None:
-        return store.local_file(Repository(wanted.source, wanted.repo).text, (made,), cached.quant_of(made))
+        return store.local_file(Repository(wanted.source, wanted.repo).text, (made,), gguf_parts.quant_of(made))
     return None
 
 
@@ -72,7 +73,7 @@ def is_of_quant(path: str, quant: str) -> bool:
     file = PurePosixPath(path)
     if file.suffix != ".gguf" or file.name.startswith("mmproj"):
         return False
-    return not quant or cached.quant_of(file) == quant
+    return not quant or gguf_parts.quant_of(file) == quant
 
 
 def whole_weights(repo: str) -> Path | None:
@@ -98,13 +99,13 @@ def pulled() -> Iterator[LocalFile]:
 
 def _others(source: str, repository: CachedRepository, seen: set[Path]) -> Iterator[LocalFile]:
     for snapshot in repository.snapshots():
-        for parts in cached.groups([path for path in snapshot.rglob("*.gguf") if path.is_file()]):
+        for parts in gguf_parts.groups([path for path in snapshot.rglob("*.gguf") if path.is_file()]):
             targets = {part.resolve() for part in parts}
-            if targets & seen or not cached.is_whole(parts) or not _is_ours(parts[0]):
+            if targets & seen or not gguf_parts.are_complete(parts) or not _is_ours(parts[0]):
                 continue
             seen |= targets
             name = Repository("modelscope" if source == "modelscope" else "hf", repository.repo).text
-            yield store.local_file(name, parts, cached.quant_of(parts[0]))
+            yield store.local_file(name, parts, gguf_parts.quant_of(parts[0]))
 
 
 def _made_from_others() -> Iterator[LocalFile]:
@@ -113,12 +114,12 @@ def _made_from_others() -> Iterator[LocalFile]:
     for folder in sorted(path for path in store.converted_dir().glob("*--*") if path.is_dir()):
         repo = folder.name.replace("--", "/", 1)
         for file in sorted(folder.glob("*.gguf")) if repo not in named else ():
-            yield store.local_file(Repository("hf", repo).text, (file,), cached.quant_of(file))
+            yield store.local_file(Repository("hf", repo).text, (file,), gguf_parts.quant_of(file))
 
 
 def _is_ours(path: Path) -> bool:
     try:
-        return gguf_header.read(path).architecture in _ARCHITECTURES
+        return model_header.read(path).architecture in _ARCHITECTURES
     except LocalqwenError:
         return False
 

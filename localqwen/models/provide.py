@@ -15,7 +15,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from localqwen.errors import EngineUnavailable, ModelNotFound, NotPulled, UsageError
-from localqwen.models import checkpoint_header, forms, gguf_header, inventory, names, store
+from localqwen.formats import json_file, model_header, qwen3_config
+from localqwen.models import forms, inventory, names, store
 from localqwen.models.names import LocalPath, Named, Reference, Repository
 
 if TYPE_CHECKING:
@@ -113,10 +114,10 @@ def adapted(adapter: str | Path | None, model: Path, *, engine: str) -> Iterator
     with tempfile.TemporaryDirectory(prefix="localqwen-") as made:
         if engine == forms.MLX:
             out = Path(made) / f"{folder.name}.safetensors"
-            converter().adapter_for_mlx(folder, out, config=checkpoint_header.config_of(model))
+            converter().adapter_for_mlx(folder, out, config=json_file.read_object(model / qwen3_config.FILE))
         else:
             out = Path(made) / f"{folder.name}.gguf"
-            header = gguf_header.read(model)
+            header = model_header.read(model)
             converter().adapter_for_llama_cpp(folder, out, architecture=header.architecture, sizes=header.sizes)
         yield out
 

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from localqwen.models.cached import quant_of
+from localqwen.formats.gguf_parts import quant_of
 
 _KEY = re.compile(r"-[0-9a-f]{12}(?=[-.])")
 

@@ -191,7 +191,7 @@ LIES: dict[str, tuple[bytes, str]] = {
     "another format": (b"GGML" + bytes(60), "begins with"),
     "an old version": (head([], [], version=1), "version 1"),
     "more entries than bytes": (head([], [], more=1 << 60), "cannot be right"),
-    "an entry too many": (head([ARCHITECTURE], [], more=3), "is no whole GGUF file"),
+    "an entry too many": (head([ARCHITECTURE], [], more=3), "is not a whole GGUF file"),
     "a key twice": (head([ARCHITECTURE, ARCHITECTURE], []), "comes twice"),
     "a text without end": (head([struct.pack("<Q", 1 << 62) + b"x"], []), "ends inside a text"),
     "a list without end": (head([text("a") + struct.pack("<IIQ", 9, 4, 1 << 61)], []), "cannot be right"),

@@ -22,10 +22,10 @@ from localqwen.chat.messages import Message, Request, Started
 from localqwen.cli import main
 from localqwen.engines.scripted import ScriptedEngine
 from localqwen.errors import LocalqwenError, NotEnoughMemory, Unsupported, UsageError
-from localqwen.formats import yarn
+from localqwen.formats import model_header, yarn
 from localqwen.formats.yarn import Scaling
 from localqwen.machine import this_machine
-from localqwen.models import checkpoint_header, fit, gguf_header
+from localqwen.models import fit
 
 HYBRID, BASE, JULY = 40_960, 32_768, 262_144
 
@@ -90,7 +90,7 @@ def test_opening_and_converting_stretch_alike(native: int, factor: int, tmp_path
     except LocalqwenError:
         assert yarn.reach(native, None) == native
         return
-    written = gguf_header.read(tmp_path / "a.gguf")
+    written = model_header.read(tmp_path / "a.gguf")
     assert written.scaling == yarn.needed(asked, native, None)
     assert written.context_length == asked
     assert yarn.reach(native, None) == yarn.FACTORS[-1] * min(native, BASE)
@@ -103,7 +103,7 @@ _TINY = Shape(layers=1, hidden=64, feed_forward=64, heads=1, kv_heads=1)
 def test_memory_is_predicted_for_the_stretched_context(tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path / "m")
     write_json(folder / "config.json", config(Shape()) | {"max_position_embeddings": HYBRID})
-    header = checkpoint_header.read(folder)
+    header = model_header.read(folder)
     machine = replace(this_machine(), memory=fit.needed_bytes(header, 65_536))
     granted = [
         fit.granted_context(header, asked, machine, max_runs=1, kv="f16", force=force)
@@ -117,7 +117,7 @@ def test_memory_is_predicted_for_the_stretched_context(tmp_path: Path) -> None:
 def test_the_hint_is_the_context_that_fits_for_each_run(tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path / "m")
     write_json(folder / "config.json", config(Shape()) | {"max_position_embeddings": HYBRID})
-    header = checkpoint_header.read(folder)
+    header = model_header.read(folder)
     machine = replace(this_machine(), memory=fit.needed_bytes(header, 0) + header.kv_bytes_per_token * 4 * 100_000)
     with pytest.raises(NotEnoughMemory, match="for each of 4 runs") as caught:
         fit.granted_context(header, 131_072, machine, max_runs=4, kv="f16", force=False)
@@ -144,7 +144,7 @@ def test_scalings_that_no_gguf_file_has(values: dict[str, Any], words: str, tmp_
     )
     (tmp_path / "a.gguf").write_bytes(gguf_file.head(entries, []))
     with pytest.raises(Unsupported, match=words):
-        gguf_header.read(tmp_path / "a.gguf")
+        model_header.read(tmp_path / "a.gguf")
 
 
 @pytest.mark.parametrize("key", ["rope_scaling", "rope_parameters"])
@@ -153,13 +153,13 @@ def test_a_folder_says_what_it_carries(key: str, name: str, tmp_path: Path) -> N
     folder = make_checkpoint(tmp_path / "m", _TINY)
     rope = {name: "yarn", "factor": 4, "original_max_position_embeddings": BASE}
     write_json(folder / "config.json", config(_TINY) | {key: rope})
-    assert checkpoint_header.read(folder).scaling == Scaling(4.0, BASE)
+    assert model_header.read(folder).scaling == Scaling(4.0, BASE)
     write_json(folder / "config.json", config(_TINY) | {key: {name: "default", "rope_theta": 1e6}})
-    assert checkpoint_header.read(folder).scaling is None
+    assert model_header.read(folder).scaling is None
     for nonsense in ("yarn", [4], {name: "yarn", "factor": "4"}, {name: "yarn", "factor": -1}):
         write_json(folder / "config.json", config(_TINY) | {key: nonsense})
         with pytest.raises(LocalqwenError, match="rope_scaling"):
-            checkpoint_header.read(folder)
+            model_header.read(folder)
 
 
 # The numbers. 64 tokens stand for the 32,768 that were trained, so that it costs nothing.

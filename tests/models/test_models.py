@@ -9,13 +9,14 @@ import pytest
 from checkpoints import make_checkpoint, write_json
 
 from localqwen.errors import ModelNotFound, NotEnoughMemory, Unsupported
+from localqwen.formats import model_header
+from localqwen.formats.model_header import ModelHeader
 from localqwen.machine import Machine
-from localqwen.models import checkpoint_header, describe, fit, gguf_header, inventory, names, provide, store
-from localqwen.models.gguf_header import GgufHeader
+from localqwen.models import describe, fit, inventory, names, provide, store
 
 MACHINE = Machine("Linux", "x86_64", "a chip", 4, 16 << 30, 8 << 30)
 #: Qwen3-4B at Q4_K_M.
-HEADER = GgufHeader(Path("x.gguf"), 2_497_280_256, "Qwen3 4B", "qwen3", 40960, 36, 8, 128)
+HEADER = ModelHeader(Path("x.gguf"), 2_497_280_256, "Qwen3 4B", "qwen3", 40960, 36, 8, 128)
 
 
 def entry(key: str, kind: int, data: bytes) -> bytes:
@@ -47,7 +48,7 @@ ENTRIES = [
 def test_a_header_is_read_without_an_engine(tmp_path: Path) -> None:
     file = tmp_path / "m.gguf"
     file.write_bytes(header_bytes(*ENTRIES))
-    header = gguf_header.read(file)
+    header = model_header.read(file)
     assert (header.name, header.architecture, header.context_length) == ("Tiny", "qwen3", 40960)
     assert header.kv_bytes_per_token == 114_688  # the value of the 0.6B
 
@@ -70,7 +71,7 @@ def test_a_damaged_header_is_an_error_that_names_the_file(tmp_path: Path, data: 
     file = tmp_path / "bad.gguf"
     file.write_bytes(data)
     with pytest.raises(Unsupported, match=r"bad\.gguf"):
-        gguf_header.read(file)
+        model_header.read(file)
 
 
 def test_every_cut_of_a_header_is_an_error(tmp_path: Path) -> None:
@@ -78,7 +79,7 @@ def test_every_cut_of_a_header_is_an_error(tmp_path: Path) -> None:
     for length in range(len(data)):
         file.write_bytes(data[:length])
         with pytest.raises(Unsupported):
-            gguf_header.read(file)
+            model_header.read(file)
 
 
 @pytest.mark.parametrize(
@@ -114,7 +115,7 @@ def test_the_largest_that_fits_passes_over_files_that_do_not_or_are_damaged(tmp_
         path = tmp_path / f"{name}.gguf"
         path.write_bytes((b"x" if name == "broken" else header_bytes(*ENTRIES)).ljust(size, b"\0"))
         files.append(store.LocalFile(name, path, size, "", 0.0))
-    small = fit.needed_bytes(gguf_header.read(files[0].path), fit.SMALLEST_DEFAULT_CONTEXT)
+    small = fit.needed_bytes(model_header.read(files[0].path), fit.SMALLEST_DEFAULT_CONTEXT)
     for memory, expected in [(small + (8 << 20), "large"), (small, "small"), (small - 1, None)]:
         found = fit.largest_that_fits(files, replace(MACHINE, available_memory=memory))
         assert (found.name if found else None) == expected
@@ -123,7 +124,7 @@ def test_the_largest_that_fits_passes_over_files_that_do_not_or_are_damaged(tmp_
 def test_the_largest_that_fits_may_be_a_folder_for_mlx(tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path / "folder")
     file = store.LocalFile("folder", folder, 1 << 20, "4bit", 0.0, "mlx")
-    needed = fit.needed_bytes(checkpoint_header.read(folder), fit.SMALLEST_DEFAULT_CONTEXT)
+    needed = fit.needed_bytes(model_header.read(folder), fit.SMALLEST_DEFAULT_CONTEXT)
     assert fit.largest_that_fits([file], replace(MACHINE, available_memory=needed)) == file
     assert fit.largest_that_fits([file], replace(MACHINE, available_memory=needed - 1)) is None
 

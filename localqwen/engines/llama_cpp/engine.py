@@ -20,8 +20,9 @@ from localqwen.engines.llama_cpp.library import ModelFile, library, sampler_chai
 from localqwen.engines.llama_cpp.settings import Settings, tuned
 from localqwen.engines.turns import Turns
 from localqwen.errors import EngineError, Unsupported, UsageError
+from localqwen.formats import model_header
 from localqwen.machine import this_machine
-from localqwen.models import fit, gguf_header
+from localqwen.models import fit
 
 if TYPE_CHECKING:
     import numpy as np
@@ -296,7 +297,7 @@ def open(  # noqa: A001  (the name every engine module offers)
     """
     from localqwen.engines.llama_cpp.probe import probe
 
-    header = gguf_header.read(path)
+    header = model_header.read(path)
     if header.architecture not in ("qwen3", "qwen3moe"):
         raise Unsupported(
             f"{path.name} is a {header.architecture} model", "localqwen runs Qwen3: qwen3 and qwen3moe files"

@@ -17,7 +17,7 @@ from localqwen.chat.sampling import Presets
 from localqwen.chat.template import ChatTemplate
 from localqwen.errors import LocalqwenError
 from localqwen.models import digests, metadata, names, provide, pull
-from localqwen.models.metadata import Card
+from localqwen.models.metadata import ModelMetadata
 from localqwen.models.names import LocalPath, Named
 from localqwen.models.pull import Plan, Step
 from localqwen.models.registry import Model
@@ -46,7 +46,7 @@ def tags(known: Sequence[Known]) -> dict[str, Any]:
 
 
 def _listed(known: Known) -> dict[str, Any]:
-    name, found = _tagged(known.name), _card(known)
+    name, found = _tagged(known.name), _metadata(known)
     return {
         "name": name,
         "model": name,
@@ -86,7 +86,7 @@ def _place(known: Known) -> Path | None:
     return folder if folder.exists() else None
 
 
-def _card(known: Known) -> Card | None:
+def _metadata(known: Known) -> ModelMetadata | None:
     """None where its files cannot be read (any more): a list of models names it all the same."""
     place = _place(known)
     try:
@@ -95,7 +95,7 @@ def _card(known: Known) -> Card | None:
         return None
 
 
-def _details(known: Known, found: Card | None) -> dict[str, Any]:
+def _details(known: Known, found: ModelMetadata | None) -> dict[str, Any]:
     model = names.model_of(known.source)
     family = "qwen3moe" if model is not None and model.mixture else "qwen3"
     if found is not None:
