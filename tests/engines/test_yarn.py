@@ -15,13 +15,12 @@ from engine_runs import ENGINES, evaluated, torch_logprobs
 from numpy.typing import NDArray
 
 import convert
-from convert import gguf_file
 from localqwen import engines
 from localqwen.chat.local import LocalChatModel
 from localqwen.chat.messages import Message, Request, Started
 from localqwen.cli import main
 from localqwen.engines.scripted import ScriptedEngine
-from localqwen.errors import LocalqwenError, NotEnoughMemory, Unsupported, UsageError
+from localqwen.errors import LocalqwenError, NotEnoughMemory, UsageError
 from localqwen.formats import model_header, yarn
 from localqwen.formats.yarn import Scaling
 from localqwen.machine import this_machine
@@ -124,27 +123,6 @@ def test_the_hint_is_the_context_that_fits_for_each_run(tmp_path: Path) -> None:
     fits = int(caught.value.hint.partition("--ctx ")[2].partition(";")[0])
     assert 99_000 < fits <= 100_000, "so many that attention goes without scores"
     assert fit.granted_context(header, fits, machine, max_runs=4, kv="f16", force=False) == fits
-
-
-@pytest.mark.parametrize(
-    ("values", "words"),
-    [
-        ({"factor": -4.0}, "factor is -4"),
-        ({"factor": 4}, "factor is 4"),
-        ({"type": 2}, "is no text"),
-        ({"original_context_length": 0}, "original_context_length is 0"),
-    ],
-)
-def test_scalings_that_no_gguf_file_has(values: dict[str, Any], words: str, tmp_path: Path) -> None:
-    scaling = {"type": "yarn", "factor": 4.0, "original_context_length": BASE} | values
-    sizes = {"context_length": HYBRID, "block_count": 1, "embedding_length": 64, "attention.head_count": 1}
-    keys = sizes | {f"rope.scaling.{key}": value for key, value in scaling.items()}
-    entries = gguf_file.entries(
-        {"general.architecture": "qwen3", **{f"qwen3.{key}": value for key, value in keys.items()}}
-    )
-    (tmp_path / "a.gguf").write_bytes(gguf_file.head(entries, []))
-    with pytest.raises(Unsupported, match=words):
-        model_header.read(tmp_path / "a.gguf")
 
 
 @pytest.mark.parametrize("key", ["rope_scaling", "rope_parameters"])
