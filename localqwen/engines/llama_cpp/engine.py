@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from localqwen.engines import Constraint, FinishReason, Logprobs, Piece, Run, Sampling, logits, slots
+from localqwen.engines import Constraint, FinishReason, Logprobs, Piece, Run, Sampling, logits, scheduling
 from localqwen.engines.decoding import Decoding, check_evaluation
 from localqwen.engines.llama_cpp.context import Context
 from localqwen.engines.llama_cpp.library import ModelFile, library, sampler_chain
@@ -59,7 +59,7 @@ class LlamaCppEngine:
         self.stop_tokens = self._model.stop_tokens()
         self._slots = [_Slot(index) for index in range(max_runs)]
         self._clock = 0
-        self._slice = slots.SMALLEST_SLICE
+        self._slice = scheduling.SMALLEST_SLICE
         self._turns = Turns()
         self._reads = False  # the last pass read prompts
         self._closed = False
@@ -101,7 +101,7 @@ class LlamaCppEngine:
         constraint: Constraint | None = None,
         logprobs: int | None = None,
     ) -> Run:
-        slots.check_prompt(prompt, max_tokens, self.context_length)
+        scheduling.check_prompt(prompt, max_tokens, self.context_length)
         limit = min(max_tokens, self.context_length - len(prompt))
         run = Run(tuple(prompt), sampling, limit, constraint=constraint, logprobs=logprobs)
         slot = self._take_slot(run)
@@ -117,7 +117,7 @@ class LlamaCppEngine:
 
     def _take_slot(self, run: Run) -> _Slot:
         """A free slot that holds the longest known prefix of the prompt, and nothing else."""
-        index, donor, keep = slots.place(run, self._slots, self.context_length)
+        index, donor, keep = scheduling.place(run, self._slots, self.context_length)
         slot = self._slots[index]
         self._share(self._slots[donor], slot, keep)
         self._clock += 1
@@ -180,7 +180,7 @@ class LlamaCppEngine:
         self._context.compute(count)
         if prefilling:
             seconds = time.perf_counter() - began
-            self._slice = slots.next_slice(self._slice, count, seconds, self.settings.batch)
+            self._slice = scheduling.next_slice(self._slice, count, seconds, self.settings.batch)
 
     def _computed(self, run: Run, count: int) -> None:
         state = _state(run)
@@ -221,7 +221,7 @@ class LlamaCppEngine:
         return token, None if known is None else logits.logprobs(known, token, run.logprobs or 0)
 
     def held(self, prompt: Sequence[int]) -> int:
-        return slots.held(prompt, self._slots)
+        return scheduling.held(prompt, self._slots)
 
     def cancel(self, run: Run) -> None:
         if run.finished:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from localqwen.engines import Run, slots
+from localqwen.engines import Run, scheduling
 from localqwen.engines.mlx.model import Caches, copy, trim
 
 
@@ -39,14 +39,14 @@ class Slots:
         return sorted((slot for slot in self._all if slot.run is None), key=lambda slot: slot.used)
 
     def held(self, prompt: Sequence[int]) -> int:
-        return slots.held(prompt, self._all)
+        return scheduling.held(prompt, self._all)
 
     def check_free(self) -> None:
-        slots.check_free(self._all)
+        scheduling.check_free(self._all)
 
     def take(self, run: Run, context_length: int) -> Slot:
         """A free slot that holds the longest known prefix of the prompt, and nothing else."""
-        index, donor, keep = slots.place(run, self._all, context_length)
+        index, donor, keep = scheduling.place(run, self._all, context_length)
         slot = self._all[index]
         self._share(self._all[donor], slot, keep)
         self._clock += 1

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from localqwen.engines import Constraint, FinishReason, Piece, Run, Sampling, slots
+from localqwen.engines import Constraint, FinishReason, Piece, Run, Sampling, scheduling
 from localqwen.engines.decoding import Decoding, check_evaluation
 from localqwen.engines.mlx import model
 from localqwen.engines.mlx.cache import Slot, Slots
@@ -66,7 +66,7 @@ class MlxEngine:
         self._limit = memory_limit
         self._new_caches: Callable[[], model.Caches] = functools.partial(weights.new_caches, kv_quant)
         self._slots = Slots(max_runs, self._new_caches)
-        self._slice = slots.SMALLEST_SLICE
+        self._slice = scheduling.SMALLEST_SLICE
         self._turns = Turns()
         self._closed = False
 
@@ -90,7 +90,7 @@ class MlxEngine:
         constraint: Constraint | None = None,
         logprobs: int | None = None,
     ) -> Run:
-        slots.check_prompt(prompt, max_tokens, self.context_length)
+        scheduling.check_prompt(prompt, max_tokens, self.context_length)
         self._slots.check_free()
         room = self._admit(len(prompt))
         run = Run(tuple(prompt), sampling, min(max_tokens, self.context_length - len(prompt), room))
@@ -147,7 +147,7 @@ class MlxEngine:
         logits = self._weights.forward(rows, wanted)
         if any(count > 1 for _, count in shares):
             count, seconds = sum(count for _, count in shares), time.perf_counter() - began
-            self._slice = slots.next_slice(self._slice, count, seconds, LARGEST_SLICE)
+            self._slice = scheduling.next_slice(self._slice, count, seconds, LARGEST_SLICE)
         for run, count in shares:
             self._computed(run, count)
         return [(run, self._speak(run, logits[row])) for row, run in enumerate(outputs)]
