@@ -9,7 +9,7 @@ from localqwen import engines
 from localqwen.bench import quality
 from localqwen.bench.quality import Reference
 from localqwen.bench.samples import Sample, Subject, Test
-from localqwen.engines import Engine
+from localqwen.engines.engine import Engine
 from localqwen.errors import UsageError
 from localqwen.models import names
 

@@ -9,13 +9,13 @@ from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from typing import Any
 
-from localqwen import engines
 from localqwen._version import __version__
 from localqwen.bench import bandwidth, history, qualities, targets
 from localqwen.bench.history import Benchmark, Log, Recording
 from localqwen.bench.samples import Sample, Subject, Test
 from localqwen.bench.speed import context_needed
 from localqwen.bench.worker import Opening, Worker, interleaved
+from localqwen.engines import selection
 from localqwen.errors import NotEnoughMemory, Unsupported, UsageError
 from localqwen.machine import Machine, this_machine
 from localqwen.machine.limits import NO_LIMITS, Limits
@@ -130,7 +130,7 @@ class Runner(Recording):
         """Before anything is loaded: what does not exist or does not fit is told in the first second."""
         for opening in _openings(self.plan):
             self._tell(f"reading {opening.label}", 0, 0)
-            engine = engines.choose_for(opening.name, opening.engine).engine
+            engine = selection.choose_for(opening.name, opening.engine).engine
             subject = targets.describe(opening.name, engine, label=opening.label)
             self._check(opening.name, engine)
             self._openings.append(opening)

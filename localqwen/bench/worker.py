@@ -15,8 +15,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from localqwen import engines, errors
+from localqwen import errors
 from localqwen.bench.samples import Sample, Test
+from localqwen.engines import selection
 from localqwen.errors import EngineError, LocalqwenError, Unsupported
 from localqwen.machine import cgroup
 from localqwen.machine.cgroup import Group
@@ -69,7 +70,7 @@ class Worker:
         except OSError as exc:
             raise Unsupported(f"the process cannot be moved to its cgroup: {exc.strerror}", "leave out --hold") from exc
         if "memory.max" in self.opening.limits.group_settings:
-            engine = engines.choose_for(self.opening.name, self.opening.engine).engine
+            engine = selection.choose_for(self.opening.name, self.opening.engine).engine
             path = provide.provide(self.opening.name, engine=engine)
             cgroup.drop_cached([path] if path.is_file() else sorted(path.glob("*.safetensors")))
 

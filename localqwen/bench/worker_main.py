@@ -24,7 +24,7 @@ from localqwen.bench.speed import SpeedBench
 from localqwen.bench.sustain import Endurance
 from localqwen.bench.workloads import Workload
 from localqwen.chat.local import LocalChatModel
-from localqwen.engines import Engine
+from localqwen.engines.engine import Engine
 from localqwen.errors import LocalqwenError
 from localqwen.machine import memory
 from localqwen.machine.limits import hold

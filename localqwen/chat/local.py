@@ -18,7 +18,7 @@ from localqwen.chat.reply import Reply
 from localqwen.chat.sampling import MAKERS, Presets
 from localqwen.chat.template import ChatTemplate
 from localqwen.chat.thinking import resolve_thinking
-from localqwen.engines import Engine, Piece, Run
+from localqwen.engines.engine import Engine, Run, TokenOutput
 from localqwen.errors import EngineError, TemplateError
 
 _PROBE = ({"role": "user", "content": "x"},)
@@ -86,7 +86,7 @@ class LocalChatModel:
         self.context_length = engine.context_length
         self.load_ms = load_ms
         self.engine = engine
-        self._inbox: dict[Run, deque[Piece]] = {}
+        self._inbox: dict[Run, deque[TokenOutput]] = {}
         self._reply: Reply | None = None
         self._untold = engine.warnings
         self._reading = ReadingAhead(engine)

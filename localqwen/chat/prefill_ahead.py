@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 from localqwen.chat.messages import Message, Request, Role
 from localqwen.chat.prompts import ModelFacts, encode_request
-from localqwen.engines import Engine, Sampling, common_prefix
+from localqwen.engines.engine import Engine, Sampling
+from localqwen.engines.scheduling import common_prefix
 
 #: Seconds that reading ahead may keep a newcomer waiting, and the ids that it takes at least.
 _LONGEST_READING = 0.15

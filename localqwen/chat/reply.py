@@ -32,7 +32,7 @@ from localqwen.chat.prompts import ModelFacts, encode_request
 from localqwen.chat.stop import StopStrings
 from localqwen.chat.stopwatch import Stopwatch
 from localqwen.chat.thinking import OPEN, PlainParser, ThinkingParser, prompt_start, resolve_thinking
-from localqwen.engines import Constraint, Engine, Piece, Run, Sampling
+from localqwen.engines.engine import Constraint, Engine, Run, Sampling, TokenOutput
 from localqwen.errors import ContextTooLong, Unsupported, UsageError
 
 #: How thinking is ended early; the makers' text (Qwen3 documentation, "Thinking Budget").
@@ -156,7 +156,7 @@ class Reply:
         if not self._parser.answering:
             self._cut = "user"
 
-    def feed(self, piece: Piece) -> list[Event]:
+    def feed(self, piece: TokenOutput) -> list[Event]:
         """Raises EngineError where the answer's grammar failed."""
         if self.finished:
             return []
@@ -170,7 +170,7 @@ class Reply:
             events += self._turn()
         return events
 
-    def _take(self, piece: Piece) -> list[Event]:
+    def _take(self, piece: TokenOutput) -> list[Event]:
         was_thinking = self._parser.thinking
         self._answer += piece.tokens
         self._generated += len(piece.tokens)
@@ -184,7 +184,7 @@ class Reply:
             self._thinking_end = "model"
         return events
 
-    def _note_logprobs(self, piece: Piece) -> None:
+    def _note_logprobs(self, piece: TokenOutput) -> None:
         """Of the answer's tokens; the line breaks that only lead it are not shown and have none."""
         found = piece.logprobs
         if (

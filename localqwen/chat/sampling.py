@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from localqwen.chat.messages import Overrides, Request
-from localqwen.engines import Sampling
+from localqwen.engines.engine import Sampling
 from localqwen.errors import ConfigError
 
 #: Qwen3 model cards, "Best Practices": one set for thinking, one for not thinking.

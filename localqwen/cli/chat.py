@@ -95,11 +95,11 @@ def available(model: str) -> bool:
 
 def largest() -> str | None:
     """Of what an engine on this machine can open."""
-    from localqwen import engines
+    from localqwen.engines import selection
     from localqwen.machine import this_machine
     from localqwen.models import fit
 
-    installed = engines.installed()
+    installed = selection.installed()
     files = [file for file in inventory.on_disk() if installed.get(file.engine)]
     found = fit.largest_that_fits(files, this_machine())
     return inventory.command_name(found) if found else None

@@ -43,18 +43,18 @@ def command(as_json: bool) -> int:
 
 def examine(machine: Machine) -> dict[str, Any]:
     """Everything that the page says, as plain data."""
-    from localqwen import engines
+    from localqwen.engines import selection
 
     findings: dict[str, Any] = {
         "localqwen": __version__,
         "python": platform.python_version(),
         "machine": asdict(machine),
-        "engines": {name: _engine(name, here) for name, here in engines.installed().items()},
+        "engines": {name: _engine(name, here) for name, here in selection.installed().items()},
         "packages": {name: _version(name) for name in PACKAGES},
         "folders": {name: _folder(path) for name, path in _folders().items()},
     }
     try:
-        choice = engines.choose(machine, engines.installed())
+        choice = selection.choose(machine, selection.installed())
     except EngineUnavailable as error:
         return {**findings, "ok": False, "chosen": None, "reason": error.message, "hint": error.hint}
     probe = findings["engines"][choice.engine]["probe"]

@@ -25,11 +25,11 @@ _WORDS = {"load": "loading", "wait": "waiting for another pull of", "check": "ch
 
 def ensure(name: str, *, engine: str | None = None, yes: bool, force: bool = False) -> None:
     """Raises NotPulled where nobody is there to be asked, NotEnoughMemory before loading what cannot run here."""
-    from localqwen import engines
+    from localqwen.engines import selection
     from localqwen.models import names, provide
 
     reference = names.parse(name)
-    chosen = engines.choose_for(name, engine).engine
+    chosen = selection.choose_for(name, engine).engine
     if isinstance(reference, Named) and reference.why:
         sys.stderr.write(f"{name} is {reference.text}: {reference.why}\n")
     if provide.is_here(name, chosen):

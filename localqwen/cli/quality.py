@@ -21,7 +21,7 @@ from localqwen.cli.progress import conversion_bar, count_bar
 from localqwen.errors import UsageError
 
 if TYPE_CHECKING:
-    from localqwen.engines import Engine
+    from localqwen.engines.engine import Engine
 
 #: Windows are shorter; a larger context would only cost memory.
 CONTEXT_LENGTH = 512
@@ -92,8 +92,9 @@ def measure(
 @contextlib.contextmanager
 def opened(name: str, engine: str | None) -> Iterator[Engine]:
     from localqwen import engines
+    from localqwen.engines import selection
 
-    choice = engines.choose_for(name, engine)
+    choice = selection.choose_for(name, engine)
     with contextlib.ExitStack() as stack:
         path = stack.enter_context(in_bf16(name)) if choice.engine == "llama.cpp" else name
         model = engines.open(path, engine=choice.engine, context_length=CONTEXT_LENGTH)

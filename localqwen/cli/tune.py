@@ -62,10 +62,10 @@ def command(model: str, show: bool, forget: bool, approximate: bool, as_json: bo
 
 def _file_of(model: str) -> Path:
     """MLX has nothing to tune: a GPU has no threads to share."""
-    from localqwen import engines
+    from localqwen.engines import selection
     from localqwen.models import provide
 
-    if engines.choose_for(model, None).engine == "mlx":
+    if selection.choose_for(model, None).engine == "mlx":
         raise Unsupported(
             f"{model} runs on MLX here, which has none of these settings",
             "a GGUF file has: localqwen tune FILE.gguf, run it with --engine gguf",

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from localqwen.engines import Run, common_prefix
+from localqwen.engines.engine import Run
 from localqwen.errors import ContextTooLong, EngineError, UsageError
 
 #: Positions of keys and values that are copied while one token of a prompt is read, with a wide margin: on two cores
@@ -29,6 +29,12 @@ class Held(Protocol):
     tokens: list[int]
     run: Run | None
     used: int
+
+
+def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
+    """How many ids the two begin with alike."""
+    shorter = min(len(left), len(right))
+    return next((i for i in range(shorter) if left[i] != right[i]), shorter)
 
 
 def check_prompt(prompt: Sequence[int], max_tokens: int, context_length: int) -> None:

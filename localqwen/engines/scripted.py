@@ -12,7 +12,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from localqwen.engines import Constraint, FinishReason, Logprobs, Piece, Run, Sampling, common_prefix
+from localqwen.engines.engine import Constraint, FinishReason, Logprobs, Run, Sampling, TokenOutput
+from localqwen.engines.scheduling import common_prefix
 from localqwen.errors import ContextTooLong, EngineError
 
 if TYPE_CHECKING:
@@ -105,8 +106,8 @@ class ScriptedEngine:
         self.runs.append(run)
         return run
 
-    def step(self) -> list[tuple[Run, Piece]]:
-        pieces: list[tuple[Run, Piece]] = []
+    def step(self) -> list[tuple[Run, TokenOutput]]:
+        pieces: list[tuple[Run, TokenOutput]] = []
         for run in list(self._live):
             if run.prefilled < run.prompt_tokens:
                 run.prefilled = min(run.prompt_tokens, run.prefilled + self.prefill)
@@ -119,21 +120,21 @@ class ScriptedEngine:
     def evaluate(self, tokens: Sequence[int]) -> Iterator[NDArray[np.float32]]:
         raise EngineError("the scripted engine has no probabilities", "evaluate a real model")
 
-    def _speak(self, run: Run) -> Piece:
+    def _speak(self, run: Run) -> TokenOutput:
         script = run.state
         assert isinstance(script, _Script)
         run.generated += 1
         if not script.tokens:
             self.cancel(run)
             stop = self._id(_STOP.encode())
-            return Piece((stop,), "", finish_reason="stop", logprobs=_certain(run, stop))
+            return TokenOutput((stop,), "", finish_reason="stop", logprobs=_certain(run, stop))
         token = script.tokens.pop(0)
         script.said.append(self._id(token))
         text, script.pending = _whole_characters(script.pending + token)
         finish: FinishReason | None = "length" if run.generated >= run.max_tokens else None
         if finish:
             self.cancel(run)
-        return Piece((script.said[-1],), text, not script.pending, finish, _certain(run, script.said[-1]))
+        return TokenOutput((script.said[-1],), text, not script.pending, finish, _certain(run, script.said[-1]))
 
     def held(self, prompt: Sequence[int]) -> int:
         return max((common_prefix(prompt, known) for known in self._held), default=0)

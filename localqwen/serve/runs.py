@@ -13,7 +13,8 @@ from localqwen.chat.messages import Event, Finished, Message, Text, Thinking, To
 from localqwen.chat.prefill_ahead import Ahead, ReadingAhead, next_turn
 from localqwen.chat.prompts import ModelFacts
 from localqwen.chat.reply import Reply, RunSpec
-from localqwen.engines import Engine, Run, common_prefix
+from localqwen.engines.engine import Engine, Run
+from localqwen.engines.scheduling import common_prefix
 from localqwen.errors import LocalqwenError, TemplateError
 from localqwen.serve.job import Delivery, Job
 

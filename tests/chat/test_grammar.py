@@ -11,7 +11,7 @@ from localqwen import engines
 from localqwen.chat.grammar import Grammars, TokenConstraint
 from localqwen.chat.local import LocalChatModel
 from localqwen.chat.messages import Event, Finished, JsonFormat, Message, Request, Text, Thinking, Tool, ToolCall
-from localqwen.engines import Engine
+from localqwen.engines.engine import Engine
 from localqwen.errors import Unsupported, UsageError
 
 POINT = {

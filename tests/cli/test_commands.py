@@ -9,10 +9,10 @@ import pytest
 from checkpoints import Shape, make_checkpoint
 
 import localqwen
-from localqwen import engines
 from localqwen.cli import main
 from localqwen.cli.convert import command as convert
 from localqwen.cli.format import aligned, readable_bytes
+from localqwen.engines import selection
 from localqwen.engines.llama_cpp import probe
 from localqwen.errors import EngineUnavailable
 from localqwen.models import provide
@@ -209,7 +209,7 @@ def test_doctor_fails_with_a_hint_where_no_engine_runs(run: Run, monkeypatch: py
 
 
 def test_doctor_fails_with_a_hint_where_no_engine_is_installed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engines, "installed", lambda: {"llama.cpp": False})
+    monkeypatch.setattr(selection, "installed", lambda: {"llama.cpp": False})
     code, out, err = run("doctor")
     assert code == 1
     assert "not installed" in out

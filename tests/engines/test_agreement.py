@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from localqwen import engines
 from localqwen.chat.local import LocalChatModel
 from localqwen.chat.messages import Event, Finished, Message, Overrides, Request, Text, Timing, Tool, ToolCall, Working
-from localqwen.engines import Engine
+from localqwen.engines.engine import Engine
 from localqwen.models import provide
 
 TOKENIZER_CASES = json.loads((Path(__file__).parents[1] / "vectors" / "tokenizer.json").read_text(encoding="utf-8"))

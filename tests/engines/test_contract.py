@@ -1,6 +1,6 @@
-"""The contract of every real engine, on the demo model: what `localqwen.engines.Engine` promises, and nothing else.
+"""What `engines.engine.Engine` promises, on every real engine with the demo model, and nothing else.
 
-The engines are compared with each other in test_engines_agree.py.
+The engines are compared with each other in test_agreement.py.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from engine_runs import ENGINES, GREEDY, answer, chat, collect, evaluated, log_s
 from numpy.typing import NDArray
 
 from localqwen import engines
-from localqwen.engines import Engine, Run, Sampling
+from localqwen.engines import selection
+from localqwen.engines.engine import Engine, Run, Sampling
 from localqwen.errors import ContextTooLong, EngineError, LocalqwenError, UsageError
 
 WILD = Sampling(temperature=2.5, top_k=0, top_p=1)
@@ -42,8 +43,8 @@ def forget(engine: Engine) -> None:
 @pytest.mark.parametrize("name", ENGINES)
 def test_both_real_engines_can_be_imported(name: str) -> None:
     """A missing engine would make every other test here pass by not being run: it is a failure, never a skip."""
-    assert engines.installed()[name]
-    assert importlib.import_module(engines.ENGINES[name]).open
+    assert selection.installed()[name]
+    assert importlib.import_module(selection.ENGINES[name]).open
 
 
 def test_a_question_is_answered_and_ends_with_the_stop_token(engine: Engine) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from localqwen import engines
-from localqwen.engines import Sampling
+from localqwen.engines.engine import Sampling
 from localqwen.engines.llama_cpp.engine import LlamaCppEngine
 from localqwen.errors import EngineError, Unsupported, UsageError
 from localqwen.models import provide

@@ -11,12 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from checkpoints import Shape, make_checkpoint, write_json
-from engine_runs import GREEDY, answer, chat, collect, evaluated, open_demo, tokens_of
+from engine_runs import GREEDY, answer, chat, collect, evaluated, open_demo, tokens_of, torch_logprobs
 from numpy.typing import NDArray
-from test_engines_agree import torch_logprobs
 
 from localqwen import engines
-from localqwen.engines import Sampling
+from localqwen.engines.engine import Sampling
 from localqwen.engines.mlx.engine import MlxEngine
 from localqwen.errors import EngineError, LocalqwenError, ModelNotFound, NotEnoughMemory, Unsupported, UsageError
 from localqwen.models import checkpoint_header, provide

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 from checkpoints import make_checkpoint, write_json
 
-from localqwen import engines
 from localqwen.cli import pull as pull_command
-from localqwen.engines import Readable, Sampling, choose
+from localqwen.engines import selection
+from localqwen.engines.engine import Sampling
 from localqwen.engines.llama_cpp import probe
+from localqwen.engines.selection import Readable, choose
 from localqwen.errors import EngineUnavailable, LocalqwenError, UsageError
 from localqwen.machine import OPENMP_DEFAULTS, Machine, this_machine, usable_cores
 from localqwen.models import forms, provide
@@ -269,7 +270,7 @@ def test_a_pull_gets_the_files_of_the_engine_that_runs_here(
     monkeypatch: pytest.MonkeyPatch, typed: str, on_mlx: str, on_llama: str
 ) -> None:
     for engine, text in (("mlx", on_mlx), ("llama.cpp", on_llama)):
-        monkeypatch.setattr(engines, "best_installed", lambda engine=engine: engine)
+        monkeypatch.setattr(selection, "best_installed", lambda engine=engine: engine)
         assert pull_command._resolved(typed, None, None).text == text
     assert pull_command._resolved("qwen3:4b", "gguf", None).text == "qwen3:4b"
     assert pull_command._resolved("qwen3:4b", "mlx", None).text == "qwen3:4b-4bit"

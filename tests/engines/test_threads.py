@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from localqwen.engines import Sampling
+from localqwen.engines.engine import Sampling
 from localqwen.engines.llama_cpp.engine import OwnModelEngine
 from localqwen.engines.llama_cpp.settings import Settings
 from localqwen.engines.llama_cpp.threads import INTERVAL, STALE, Sample, Threads, suited, watched

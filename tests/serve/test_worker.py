@@ -12,7 +12,7 @@ from local_server import SlowEngine, eventually, opener, talkative
 from localqwen.chat.local import facts_of
 from localqwen.chat.messages import Event, Finished, JsonFormat, Message, Request, Started, Text
 from localqwen.chat.prefill_ahead import next_turn
-from localqwen.engines import Engine, Piece, Run
+from localqwen.engines.engine import Engine, Run, TokenOutput
 from localqwen.engines.scripted import ScriptedEngine
 from localqwen.errors import Busy, EngineError, LocalqwenError, NotEnoughMemory
 from localqwen.serve.api import Asked
@@ -158,7 +158,7 @@ def test_one_wake_up_per_step_however_many_clients(desk: Open) -> None:
 
 def test_an_engine_that_fails_takes_its_own_answers_with_it_and_is_opened_anew(desk: Open) -> None:
     class Broken(ScriptedEngine):
-        def step(self) -> list[tuple[Run, Piece]]:
+        def step(self) -> list[tuple[Run, TokenOutput]]:
             raise EngineError("the card fell out")
 
     engines: list[Engine] = [Broken(["a", "b"]), ScriptedEngine(["fine"])]
@@ -174,7 +174,7 @@ def test_an_answer_whose_grammar_fails_fails_alone(desk: Open) -> None:
     class Telling(SlowEngine):
         """Tells a run's constraint what was drawn, though the script stands."""
 
-        def step(self) -> list[tuple[Run, Piece]]:
+        def step(self) -> list[tuple[Run, TokenOutput]]:
             stepped = super().step()
             for run, piece in stepped:
                 for token in piece.tokens if run.constraint is not None else ():
@@ -268,7 +268,7 @@ def test_stopping_waits_only_so_long(desk: Open) -> None:
 
 def test_a_worker_that_dies_tells_everybody(desk: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     class Buggy(ScriptedEngine):
-        def step(self) -> list[tuple[Run, Piece]]:
+        def step(self) -> list[tuple[Run, TokenOutput]]:
             raise ZeroDivisionError
 
     seen: list[type[BaseException]] = []

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from localqwen import engines
-from localqwen.engines import Engine, Piece, Run, Sampling
+from localqwen.engines.engine import Engine, Run, Sampling, TokenOutput
 from localqwen.models import provide
 
 GREEDY = Sampling(temperature=0)
@@ -38,9 +38,9 @@ def chat(engine: Engine, question: str) -> list[int]:
     return engine.tokenize(text, special=True)
 
 
-def collect(engine: Engine, *runs: Run) -> list[list[Piece]]:
+def collect(engine: Engine, *runs: Run) -> list[list[TokenOutput]]:
     """The pieces of each; others that are live go on beside them."""
-    pieces: dict[Run, list[Piece]] = {run: [] for run in runs}
+    pieces: dict[Run, list[TokenOutput]] = {run: [] for run in runs}
     while not all(run.finished for run in runs):
         for run, piece in engine.step():
             if run in pieces:
@@ -48,11 +48,11 @@ def collect(engine: Engine, *runs: Run) -> list[list[Piece]]:
     return list(pieces.values())
 
 
-def tokens_of(pieces: Sequence[Piece]) -> list[int]:
+def tokens_of(pieces: Sequence[TokenOutput]) -> list[int]:
     return [token for piece in pieces for token in piece.tokens]
 
 
-def text_of(pieces: Sequence[Piece]) -> str:
+def text_of(pieces: Sequence[TokenOutput]) -> str:
     return "".join(piece.text for piece in pieces)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from localqwen.chat.local import facts_of
-from localqwen.engines import Engine, Piece, Run
+from localqwen.engines.engine import Engine, Run, TokenOutput
 from localqwen.engines.scripted import ScriptedEngine
 from localqwen.serve.http import server as http_server
 from localqwen.serve.http.app import Service, Settings
@@ -28,7 +28,7 @@ class SlowEngine(ScriptedEngine):
 
     seconds = 0.005
 
-    def step(self) -> list[tuple[Run, Piece]]:
+    def step(self) -> list[tuple[Run, TokenOutput]]:
         time.sleep(self.seconds)
         return super().step()
 

@@ -13,8 +13,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from localqwen.engines import Constraint, FinishReason, Logprobs, Piece, Run, Sampling, logits, scheduling
+from localqwen.engines import logits, scheduling
 from localqwen.engines.decoding import Decoding, check_evaluation
+from localqwen.engines.engine import Constraint, FinishReason, Logprobs, Run, Sampling, TokenOutput
 from localqwen.engines.llama_cpp.context import Context
 from localqwen.engines.llama_cpp.library import ModelFile, library, sampler_chain
 from localqwen.engines.llama_cpp.settings import Settings, tuned
@@ -44,7 +45,7 @@ class _Slot:
 
 
 class LlamaCppEngine:
-    """See `localqwen.engines.Engine`. Raises EngineError where llama.cpp cannot load the file or make the context."""
+    """See `engines.engine.Engine`. Raises EngineError where llama.cpp cannot load the file or make the context."""
 
     name = "llama.cpp"
 
@@ -132,7 +133,7 @@ class LlamaCppEngine:
             self._context.share(donor.index, slot.index, keep)
         slot.tokens = donor.tokens[:keep]
 
-    def step(self) -> list[tuple[Run, Piece]]:
+    def step(self) -> list[tuple[Run, TokenOutput]]:
         shares = self._shares()
         if not shares:
             return []
@@ -188,7 +189,7 @@ class LlamaCppEngine:
         del state.todo[:count]
         run.prefilled = min(run.prompt_tokens, len(state.slot.tokens))
 
-    def _speak(self, run: Run, row: int) -> Piece:
+    def _speak(self, run: Run, row: int) -> TokenOutput:
         """Draw the next token from the logits of a row."""
         state = _state(run)
         token, logprobs = self._draw(run, row)
@@ -200,7 +201,7 @@ class LlamaCppEngine:
         else:
             text = state.text.decode(self._model.piece(token))
             state.todo.append(token)
-        piece = Piece((token,), text, state.whole, finish, logprobs)
+        piece = TokenOutput((token,), text, state.whole, finish, logprobs)
         if finish:
             self.cancel(run)
         return piece

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from localqwen import machine
-from localqwen.engines import Sampling
+from localqwen.engines.engine import Sampling
 from localqwen.errors import EngineError, EngineUnavailable
 from localqwen.models.yarn import Scaling
 

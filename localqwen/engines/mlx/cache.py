@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from localqwen.engines import Run, scheduling
+from localqwen.engines import scheduling
+from localqwen.engines.engine import Run
 from localqwen.engines.mlx.model import Caches, copy, trim
 
 

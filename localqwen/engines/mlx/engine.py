@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from localqwen.engines import Constraint, FinishReason, Piece, Run, Sampling, scheduling
+from localqwen.engines import scheduling
 from localqwen.engines.decoding import Decoding, check_evaluation
+from localqwen.engines.engine import Constraint, FinishReason, Run, Sampling, TokenOutput
 from localqwen.engines.mlx import model
 from localqwen.engines.mlx.cache import Slot, Slots
 from localqwen.engines.mlx.model import Weights
@@ -35,7 +36,7 @@ EVALUATED = 128
 
 
 class MlxEngine:
-    """See `localqwen.engines.Engine`. `memory_limit` is what weights, keys and values may take, in bytes; None: all."""
+    """See `engines.engine.Engine`. `memory_limit` is what weights, keys and values may take, in bytes; None: all."""
 
     name = "mlx"
 
@@ -132,7 +133,7 @@ class MlxEngine:
     def _live(self) -> list[Run]:
         return [slot.run for slot in self._slots.live() if slot.run is not None]
 
-    def step(self) -> list[tuple[Run, Piece]]:
+    def step(self) -> list[tuple[Run, TokenOutput]]:
         shares = self._shares()
         if not shares:
             return []
@@ -178,7 +179,7 @@ class MlxEngine:
         if not run.max_tokens and not state.todo:
             self.cancel(run)
 
-    def _speak(self, run: Run, logits: model.Logits) -> Piece:
+    def _speak(self, run: Run, logits: model.Logits) -> TokenOutput:
         """Draw the next token from raw logits of shape (vocabulary,)."""
         state = _state(run)
         token = state.sampler.draw(logits)
@@ -193,7 +194,7 @@ class MlxEngine:
         probabilities = None if run.logprobs is None else logprobs(logits, token, run.logprobs)
         if finish:
             self.cancel(run)
-        return Piece((token,), text, state.whole, finish, probabilities)
+        return TokenOutput((token,), text, state.whole, finish, probabilities)
 
     def held(self, prompt: Sequence[int]) -> int:
         return self._slots.held(prompt)

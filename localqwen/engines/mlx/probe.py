@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from localqwen.engines import Sampling
+from localqwen.engines.engine import Sampling
 from localqwen.engines.mlx import engine as mlx_engine
 
 

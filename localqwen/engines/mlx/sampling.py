@@ -13,7 +13,7 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
-from localqwen.engines import Constraint, Logprobs, Sampling
+from localqwen.engines.engine import Constraint, Logprobs, Sampling
 from localqwen.errors import EngineError
 
 
