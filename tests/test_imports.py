@@ -61,7 +61,7 @@ def test_no_module_imports_one_of_a_later_layer(file: Path) -> None:
         elif package == "localqwen" and target in LAYERS and parts[1] in LAYERS:
             assert LAYERS.index(target) <= LAYERS.index(parts[1]), f"{relative(file)} imports {name}"
         elif package == "convert":
-            assert relative(file).startswith(("localqwen/cli/", "localqwen/models/provide.py")), relative(file)
+            assert relative(file).startswith(("localqwen/cli/", "localqwen/models/converted.py")), relative(file)
 
 
 @pytest.mark.parametrize("file", FILES, ids=relative)

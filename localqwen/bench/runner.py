@@ -19,7 +19,7 @@ from localqwen.engines import selection
 from localqwen.errors import NotEnoughMemory, Unsupported, UsageError
 from localqwen.machine import Machine, this_machine
 from localqwen.machine.limits import NO_LIMITS, Limits
-from localqwen.models import checkpoint_header, fit, gguf_header, provide, yarn
+from localqwen.models import checkpoint_header, converted, fit, gguf_header, yarn
 from localqwen.models.gguf_header import GgufHeader
 
 #: Told what is going on, and how many samples of how many are there.
@@ -141,7 +141,7 @@ class Runner(Recording):
         self.run = replace(self.run, subjects=tuple(replace(each, bandwidth=measured) for each in self.run.subjects))
 
     def _check(self, name: str, engine: str) -> None:
-        path = provide.provide(name, engine=engine)
+        path = converted.provide(name, engine=engine)
         header = checkpoint_header.read(path) if path.is_dir() else gguf_header.read(path)
         try:
             scaling = fit.stretched(header, self.plan.context)
@@ -153,7 +153,7 @@ class Runner(Recording):
             ) from exc
         if scaling is not None:
             self._note(f"{path.name}: {scaling.warning}")
-        with provide.adapted(self.plan.adapter, path, engine=engine):
+        with converted.adapted(self.plan.adapter, path, engine=engine):
             pass  # it fits, or says why not
         if not self.plan.force:
             fit.check(header, self.plan.context, this_machine(), max_runs=self.plan.max_runs)

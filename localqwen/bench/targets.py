@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from localqwen.bench.samples import Subject
-from localqwen.models import digests, fit, gguf_header, names, provide, store
+from localqwen.models import converted, digests, fit, gguf_header, names, store
 from localqwen.models.cached import quant_of
 
 _PIECE = 1 << 22
@@ -17,7 +17,7 @@ Progress = Callable[[str, int], None]
 
 def describe(name: str, engine: str, *, label: str = "", progress: Progress | None = None) -> Subject:
     """Raises ModelNotFound and NotPulled."""
-    path = provide.provide(name, engine=engine)
+    path = converted.provide(name, engine=engine)
     shown = label or names.display(name)
     if path.is_dir():
         return _folder(path, shown, engine, progress)

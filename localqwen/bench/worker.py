@@ -22,7 +22,7 @@ from localqwen.errors import EngineError, LocalqwenError, Unsupported
 from localqwen.machine import cgroup
 from localqwen.machine.cgroup import Group
 from localqwen.machine.limits import NO_LIMITS, Limits
-from localqwen.models import provide
+from localqwen.models import converted
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Worker:
             raise Unsupported(f"the process cannot be moved to its cgroup: {exc.strerror}", "leave out --hold") from exc
         if "memory.max" in self.opening.limits.group_settings:
             engine = selection.choose_for(self.opening.name, self.opening.engine).engine
-            path = provide.provide(self.opening.name, engine=engine)
+            path = converted.provide(self.opening.name, engine=engine)
             cgroup.drop_cached([path] if path.is_file() else sorted(path.glob("*.safetensors")))
 
     @property

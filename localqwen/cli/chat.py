@@ -21,7 +21,7 @@ from localqwen.cli.repl.keys import Keys, NoKeys, TerminalKeys, terminal_kept
 from localqwen.cli.repl.loop import Repl
 from localqwen.cli.repl.reader import LineReader, Reader
 from localqwen.errors import SessionError
-from localqwen.models import inventory, names, provide, store
+from localqwen.models import converted, inventory, names, store
 from localqwen.models.names import Named, Repository
 
 GET_A_MODEL = "a real one: localqwen chat path/to/model.gguf"
@@ -90,7 +90,7 @@ def _said(model: str, why: str) -> Choice:
 
 
 def available(model: str) -> bool:
-    return names.understood(model) is not None and provide.is_here(model)
+    return names.understood(model) is not None and converted.is_here(model)
 
 
 def largest() -> str | None:

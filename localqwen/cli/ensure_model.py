@@ -26,33 +26,33 @@ _WORDS = {"load": "loading", "wait": "waiting for another pull of", "check": "ch
 def ensure(name: str, *, engine: str | None = None, yes: bool, force: bool = False) -> None:
     """Raises NotPulled where nobody is there to be asked, NotEnoughMemory before loading what cannot run here."""
     from localqwen.engines import selection
-    from localqwen.models import names, provide
+    from localqwen.models import converted, names
 
     reference = names.parse(name)
     chosen = selection.choose_for(name, engine).engine
     if isinstance(reference, Named) and reference.why:
         sys.stderr.write(f"{name} is {reference.text}: {reference.why}\n")
-    if provide.is_here(name, chosen):
+    if converted.is_here(name, chosen):
         with conversion_bar(f"converting {name}") as progress:
-            provide.provide(name, engine=chosen, progress=progress)
+            converted.provide(name, engine=chosen, progress=progress)
     elif not isinstance(reference, LocalPath):
         _pull_asking(name, chosen, yes=yes, force=force)
 
 
 def _pull_asking(name: str, engine: str, *, yes: bool, force: bool) -> None:
     from localqwen.machine import this_machine
-    from localqwen.models import fit, provide, pull
+    from localqwen.models import converted, fit, pull
 
     reference = pull.resolve(name, engine=engine)
     asks = not yes and sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()
     if not yes and not asks:
-        raise provide.not_pulled(reference)
+        raise converted.not_pulled(reference)
     if isinstance(reference, Named) and not reference.mlx and not force:
         fit.check_named(reference.model, reference.quant, this_machine())
     planned = pull.plan(reference)
     sys.stderr.write(f"{reference.text} is not here: {announcement(planned)}\n")
     if asks and not click.confirm("Pull it now?", default=True, err=True):
-        raise provide.not_pulled(reference)
+        raise converted.not_pulled(reference)
     show_pull(planned)
 
 

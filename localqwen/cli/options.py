@@ -69,10 +69,10 @@ class Loading:
 
     def check_adapter(self) -> None:
         """Before anything is pulled. Raises UsageError."""
-        from localqwen.models import provide
+        from localqwen.models import converted
 
         if self.adapter is not None:
-            provide.adapter_folder(self.adapter)
+            converted.adapter_folder(self.adapter)
 
     def open(self, name: str) -> ChatModel:
         """What is not here is pulled after asking; what must be converted shows a bar, because it takes a while."""

@@ -48,10 +48,10 @@ def command(
 def _resolved(name: str, engine: str | None, quant: str | None) -> Reference:
     """A name that says nothing of a quantisation means the files of the engine that this machine would run."""
     from localqwen.engines import selection
-    from localqwen.models import forms, names, pull
+    from localqwen.models import names, pull, resolve
 
     if engine is None and quant is None and selection.best_installed() == "mlx":
-        return forms.for_engine(names.parse(name), "mlx", bare=forms.is_bare(name))
+        return resolve.for_engine(names.parse(name), "mlx", bare=resolve.is_bare(name))
     return pull.resolve(name, engine=engine, quant=quant)
 
 

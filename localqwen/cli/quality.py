@@ -105,7 +105,7 @@ def opened(name: str, engine: str | None) -> Iterator[Engine]:
 def in_bf16(name: str) -> Iterator[str]:
     """A checkpoint folder as a GGUF file of its own precision, for the time being; to talk with, it would become 8-bit.
     Anything else is its own name."""
-    from localqwen.models import provide
+    from localqwen.models import converted
 
     folder = checkpoint_folder(name)
     if folder is None:
@@ -113,19 +113,19 @@ def in_bf16(name: str) -> Iterator[str]:
         return
     with scratch() as place, conversion_bar(f"{folder.name} to bf16") as progress:
         target = place / f"{folder.name}.gguf"
-        provide.converter().convert(folder, target, quant="bf16", progress=progress)
+        converted.converter().convert(folder, target, quant="bf16", progress=progress)
         yield str(target)
 
 
 def checkpoint_folder(name: str) -> Path | None:
-    from localqwen.models import names, provide
+    from localqwen.models import converted, names
     from localqwen.models.names import LocalPath, Named
 
     match names.parse(name):
         case LocalPath(path) if path.is_dir():
             return path.resolve()
         case Named(model) if model.weights is None and not model.gguf:
-            return provide.demo_checkpoint()
+            return converted.demo_checkpoint()
     return None
 
 

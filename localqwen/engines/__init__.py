@@ -31,12 +31,12 @@ def open(  # noqa: A001  (the public name: localqwen.engines.open)
     was made for it (models/yarn.py). `adapter` is a folder with a LoRA adapter of PEFT's layout, applied to the model
     as it stands. Raises ModelNotFound, UsageError, EngineUnavailable, EngineError, ConversionError.
     """
-    from localqwen.models import provide
+    from localqwen.models import converted
 
     choice = choose_for(str(name_or_path), engine)
-    path = provide.provide(str(name_or_path), engine=choice.engine)
+    path = converted.provide(str(name_or_path), engine=choice.engine)
     module = importlib.import_module(ENGINES[choice.engine])
-    with provide.adapted(adapter, path, engine=choice.engine) as lora:
+    with converted.adapted(adapter, path, engine=choice.engine) as lora:
         opened: Engine = module.open(
             path,
             context_length=context_length,

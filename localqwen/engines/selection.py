@@ -127,8 +127,8 @@ def best_installed() -> str | None:
 def choose_for(name_or_path: str, engine: str | None = None) -> Choice:
     """`choose` on this machine, for the files of that model. Raises ModelNotFound for an unknown name too."""
     from localqwen.machine import this_machine
-    from localqwen.models import forms
+    from localqwen.models import resolve
 
-    found = forms.readable(name_or_path)
+    found = resolve.readable(name_or_path)
     files = Readable(found.engine, found.why, found.alone) if found else None
     return choose(this_machine(), installed(), engine, files)

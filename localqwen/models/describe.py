@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from localqwen.models import checkpoint_header, digests, fit, forms, gguf_header, inventory, names, provide, yarn
+from localqwen.models import checkpoint_header, converted, digests, fit, gguf_header, inventory, names, resolve, yarn
 from localqwen.models.gguf_header import GgufHeader
 from localqwen.models.names import Named
 from localqwen.models.registry import Model
@@ -19,8 +19,8 @@ def describe(name: str) -> dict[str, Any]:
     reference = names.parse(name)
     if isinstance(reference, Named) and (reference.model.weights or reference.model.gguf):
         return _of_entry(reference)
-    form = forms.readable(name)
-    path = provide.provide(name, engine=form.engine if form and form.alone else forms.LLAMA_CPP)
+    form = resolve.readable(name)
+    path = converted.provide(name, engine=form.engine if form and form.alone else resolve.LLAMA_CPP)
     model = reference.model if isinstance(reference, Named) else None
     return _of_file(names.display(name), path, model)
 

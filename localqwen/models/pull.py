@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from localqwen.errors import HubError, HubRefused, ModelNotFound, StorageError, UsageError
-from localqwen.models import cached, inventory, names, provide, sources, store
+from localqwen.models import cached, converted, inventory, names, sources, store
 from localqwen.models.listing import Listing, RemoteFile
 from localqwen.models.names import LocalPath, Named, Reference, Repository, Source
 
@@ -81,7 +81,7 @@ def _plan_named(named: Named, source: Source, revision: str | None) -> Plan:
     if quant in model.gguf:
         pattern = model.gguf[quant].file
         return _planned(named, source, model.gguf_repo, revision, quant, lambda path: fnmatch.fnmatch(path, pattern))
-    provide.refuse_built_in(named, "pull")
+    converted.refuse_built_in(named, "pull")
     assert model.weights is not None
     planned = _planned(named, source, model.weights.repo, revision, quant, _is_checkpoint_file)
     return replace(planned, convert=True, made_bytes=model.made[quant])
@@ -183,7 +183,7 @@ def run(planned: Plan, progress: Progress | None = None) -> Path:
 def _convert(planned: Plan, folder: Path, tell: Progress) -> Path:
     name = planned.listing.repo.rpartition("/")[2]
     if not planned.target.exists():
-        provide.make(
+        converted.make(
             folder,
             planned.target,
             quant=planned.quant,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from localqwen.errors import NotPulled, StorageError, UsageError
-from localqwen.models import digests, inventory, provide, sources, store
+from localqwen.models import converted, digests, inventory, sources, store
 from localqwen.models.cached import CachedRepository
 from localqwen.models.names import LocalPath, Named, Reference, Repository
 
@@ -26,11 +26,11 @@ def remove(reference: Reference) -> Removed:
     """Raises NotPulled where nothing of it is here, UsageError for a file that is not in our store."""
     if isinstance(reference, LocalPath):
         return _own(reference.path)
-    provide.refuse_built_in(reference, "remove")
+    converted.refuse_built_in(reference, "remove")
     found, weights = inventory.find(reference), _weights_of(reference)
     partials = list(_partials(reference))
     if found is None and weights is None and not partials:
-        raise provide.not_pulled(reference)
+        raise converted.not_pulled(reference)
     doomed = list(found.parts) if found else []
     kept: list[Path] = []
     if weights is not None:

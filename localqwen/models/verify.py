@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from localqwen.errors import LocalqwenError, ModelNotFound
-from localqwen.models import digests, gguf_header, inventory, provide
+from localqwen.models import converted, digests, gguf_header, inventory
 from localqwen.models.names import LocalPath, Reference
 from localqwen.models.store import LocalFile
 
@@ -24,12 +24,12 @@ class Verdict:
 
 def files_of(reference: Reference) -> LocalFile:
     """Raises NotPulled, ModelNotFound, UsageError."""
-    provide.refuse_built_in(reference, "verify")
+    converted.refuse_built_in(reference, "verify")
     found = inventory.find(reference)
     if found is None and isinstance(reference, LocalPath):
         raise ModelNotFound(f"there is no model file {reference.path}", "give a .gguf file, or a name: localqwen list")
     if found is None:
-        raise provide.not_pulled(reference)
+        raise converted.not_pulled(reference)
     return found
 
 

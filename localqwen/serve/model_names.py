@@ -151,12 +151,12 @@ def _reference(name: str) -> Named | Repository | None:
 
 
 def _not_found(name: str, here: Sequence[str]) -> LocalqwenError:
-    from localqwen.models import provide
+    from localqwen.models import converted
 
     hint = f"models here: {', '.join(here)}"
     reference = _reference(name)
     if reference is None:
         shown = name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}…"
         return ModelNotFound(f"there is no model {shown!r}", hint)
-    missing = provide.not_pulled(reference)
+    missing = converted.not_pulled(reference)
     return NotPulled(missing.message, f"{missing.hint}; {hint}")

@@ -18,7 +18,7 @@ import convert
 from localqwen import engines
 from localqwen.cli import main
 from localqwen.errors import CheckpointError, EngineError
-from localqwen.models import provide
+from localqwen.models import converted
 from localqwen.serve.model_names import Catalogue, Opening
 
 LAYER = "model.layers.0"
@@ -158,7 +158,7 @@ def test_the_files_for_the_engines_are_gone_when_the_model_is_open(
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
     numbers(case.base, "llama.cpp", ids, case.adapter)
-    with pytest.raises(CheckpointError), provide.adapted(tmp_path / "temporary", case.base, engine="llama.cpp"):
+    with pytest.raises(CheckpointError), converted.adapted(tmp_path / "temporary", case.base, engine="llama.cpp"):
         pass
     assert list((tmp_path / "temporary").iterdir()) == []
 

@@ -18,7 +18,7 @@ from localqwen import engines
 from localqwen.engines.engine import Sampling
 from localqwen.engines.mlx.engine import MlxEngine
 from localqwen.errors import EngineError, LocalqwenError, ModelNotFound, NotEnoughMemory, Unsupported, UsageError
-from localqwen.models import checkpoint_header, provide
+from localqwen.models import checkpoint_header, converted
 
 MIXTURE = {"experts": 8, "experts_used": 2, "expert_feed_forward": 128, "tied": False}
 
@@ -90,7 +90,7 @@ def quantised(source: Path, folder: Path, *, bits: int, group_size: int = 64) ->
 def test_a_folder_quantised_for_mlx_is_opened_by_name_of_its_path_alone(
     engine: MlxEngine, tmp_path: Path, bits: int
 ) -> None:
-    folder = quantised(provide.demo_checkpoint(), tmp_path / f"demo-{bits}bit", bits=bits)
+    folder = quantised(converted.demo_checkpoint(), tmp_path / f"demo-{bits}bit", bits=bits)
     opened = engines.open(folder, context_length=256)
     assert isinstance(opened, MlxEngine)
     assert opened._weights.bytes < engine._weights.bytes * (bits + 1) / 16

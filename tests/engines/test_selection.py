@@ -17,7 +17,7 @@ from localqwen.engines.llama_cpp import probe
 from localqwen.engines.selection import Readable, choose
 from localqwen.errors import EngineUnavailable, LocalqwenError, UsageError
 from localqwen.machine import OPENMP_DEFAULTS, Machine, this_machine, usable_cores
-from localqwen.models import forms, provide
+from localqwen.models import converted, resolve
 
 GB = 10**9
 LINUX = Machine("Linux", "x86_64", "a chip", 4, 16 * GB, 8 * GB)
@@ -101,13 +101,13 @@ def test_the_form_of_the_files_is_found_on_the_disk(tmp_path: Path) -> None:
     plain, packed = make_checkpoint(tmp_path / "plain"), make_checkpoint(tmp_path / "packed")
     content = json.loads((packed / "config.json").read_text())
     write_json(packed / "config.json", content | {"quantization": {"group_size": 64, "bits": 4}})
-    assert forms.readable(str(plain)) is None
-    assert forms.readable("demo") is None
+    assert resolve.readable(str(plain)) is None
+    assert resolve.readable("demo") is None
     for name, engine in ((str(packed), "mlx"), ("nowhere/model.gguf", "llama.cpp"), ("qwen3:4b-q8_0", "llama.cpp")):
-        form = forms.readable(name)
+        form = resolve.readable(name)
         assert form is not None
         assert (form.engine, form.alone) == (engine, True)
-    assert forms.readable("qwen3:4b") is None  # neither form is here: the machine decides
+    assert resolve.readable("qwen3:4b") is None  # neither form is here: the machine decides
 
 
 def test_of_a_bare_name_the_form_that_is_here_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,15 +116,15 @@ def test_of_a_bare_name_the_form_that_is_here_is_run(tmp_path: Path, monkeypatch
     gguf = tmp_path / "models--Qwen--Qwen3-4B-GGUF" / "snapshots" / "0" / "Qwen3-4B-Q4_K_M.gguf"
     gguf.parent.mkdir(parents=True)
     gguf.write_bytes(b"GGUF")
-    only = forms.readable("qwen3:4b")
-    assert only == forms.Form("llama.cpp", "of qwen3:4b only the GGUF file is on this disk", alone=False)
+    only = resolve.readable("qwen3:4b")
+    assert only == resolve.Form("llama.cpp", "of qwen3:4b only the GGUF file is on this disk", alone=False)
     folder = tmp_path / "models--Qwen--Qwen3-4B-MLX-4bit" / "snapshots" / "0"
     make_checkpoint(folder)
-    assert forms.readable("qwen3:4b") is None
-    assert provide.provide("qwen3:4b", engine="mlx") == folder
-    assert provide.provide("qwen3:4b") == gguf
+    assert resolve.readable("qwen3:4b") is None
+    assert converted.provide("qwen3:4b", engine="mlx") == folder
+    assert converted.provide("qwen3:4b") == gguf
     gguf.unlink()
-    only = forms.readable("qwen3:4b")
+    only = resolve.readable("qwen3:4b")
     assert only is not None
     assert only.engine == "mlx"
 
@@ -201,7 +201,7 @@ def test_a_damaged_memory_is_asked_anew(own_home: Path, content: str) -> None:
 
 def test_the_child_process_computes_with_mlx_and_its_death_is_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     probe.check_mlx()
-    monkeypatch.setattr(probe.provide, "demo_checkpoint", lambda: Path("nowhere"))
+    monkeypatch.setattr(probe.converted, "demo_checkpoint", lambda: Path("nowhere"))
     with pytest.raises(EngineUnavailable, match="MLX does not run on this machine") as error:
         probe.check_mlx()
     assert "pip install" in error.value.hint

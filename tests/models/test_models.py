@@ -10,7 +10,7 @@ from checkpoints import make_checkpoint, write_json
 
 from localqwen.errors import ModelNotFound, NotEnoughMemory, Unsupported
 from localqwen.machine import Machine
-from localqwen.models import checkpoint_header, describe, fit, gguf_header, inventory, names, provide, store
+from localqwen.models import checkpoint_header, converted, describe, fit, gguf_header, inventory, names, store
 from localqwen.models.gguf_header import GgufHeader
 
 MACHINE = Machine("Linux", "x86_64", "a chip", 4, 16 << 30, 8 << 30)
@@ -139,14 +139,14 @@ def test_a_folder_quantised_for_mlx_is_described_without_a_conversion(tmp_path: 
 
 def test_an_unknown_name_gets_did_you_mean() -> None:
     with pytest.raises(ModelNotFound) as error:
-        provide.provide("dmeo")
+        converted.provide("dmeo")
     assert "did you mean demo" in error.value.hint
 
 
 @pytest.mark.parametrize("path", ["nowhere.gguf", "./nowhere", "/nowhere/at/all", "~/nowhere/x"])
 def test_a_path_that_is_not_there_is_named(path: str) -> None:
     with pytest.raises(ModelNotFound) as error:
-        provide.provide(path)
+        converted.provide(path)
     assert path in error.value.message
 
 

@@ -25,7 +25,7 @@ from localqwen.errors import (
     UsageError,
 )
 from localqwen.machine import Machine
-from localqwen.models import catalogue, fit, names, provide, pull, recommend, registry
+from localqwen.models import catalogue, converted, fit, names, pull, recommend, registry
 from localqwen.models.listing import Listing, RemoteFile
 from localqwen.models.names import LocalPath, Named, Repository
 
@@ -76,7 +76,7 @@ def test_list_all_tells_the_sizes_of_the_facts() -> None:
 
 
 def test_what_can_be_converted_is_what_the_converter_writes() -> None:
-    writes = {name.upper() for name in provide.converter().QUANTIZATIONS}
+    writes = {name.upper() for name in converted.converter().QUANTIZATIONS}
     made = {quant for model in registry.models().values() for quant in model.made}
     assert made <= writes
 

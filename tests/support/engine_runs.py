@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from localqwen import engines
 from localqwen.engines.engine import Engine, Run, Sampling, TokenOutput
-from localqwen.models import provide
+from localqwen.models import converted
 
 GREEDY = Sampling(temperature=0)
 ENGINES = ("llama.cpp", "mlx")
@@ -18,8 +18,8 @@ ENGINES = ("llama.cpp", "mlx")
 
 def demo_for(engine: str, quant: str = "bf16") -> Path:
     """The demo model in the form that the engine reads: its checkpoint, or that as a GGUF file of the same values."""
-    checkpoint = provide.demo_checkpoint()
-    return checkpoint if engine == "mlx" else provide.converted(checkpoint, name="demo", quant=quant)
+    checkpoint = converted.demo_checkpoint()
+    return checkpoint if engine == "mlx" else converted.converted(checkpoint, name="demo", quant=quant)
 
 
 def open_demo(engine: str, *, max_runs: int = 4, context_length: int = 512, kv_quant: int | None = None) -> Engine:

@@ -118,14 +118,14 @@ def _tests(asked: Asked, workloads: dict[str, Workload]) -> list[Test]:
 def _measure_models(asked: Asked, workloads: dict[str, Workload], profile: Profile | None) -> int:
     from localqwen.bench import history, qualities, runner
     from localqwen.cli import ensure_model
-    from localqwen.models import provide
+    from localqwen.models import converted
 
     plan = _plan(asked, workloads, profile)
     plan = replace(plan, limits=plan.limits.here())
     if asked.quality:
         qualities.check(len(set(plan.models)) * len(plan.engines), asked.reference)
     if plan.adapter:
-        provide.adapter_folder(plan.adapter)  # before anything is pulled
+        converted.adapter_folder(plan.adapter)  # before anything is pulled
     for engine in plan.engines:
         for name in dict.fromkeys(plan.models):
             ensure_model.ensure(name, engine=engine, yes=asked.yes, force=asked.force)

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from localqwen.errors import EngineUnavailable
 from localqwen.machine import cpu_flags, this_machine
-from localqwen.models import provide, store
+from localqwen.models import converted, store
 
 TIMEOUT = 120  # seconds; a probe takes about one
 REBUILD = 'CMAKE_ARGS="-DGGML_NATIVE=OFF" pip install --force-reinstall --no-binary llama-cpp-python llama-cpp-python'
@@ -47,7 +47,7 @@ def probe() -> ProbeResult:
     key = fingerprint()
     result = _remembered(file, key)
     if result is None:
-        result = ask(provide.provide("demo"), _run_child)
+        result = ask(converted.provide("demo"), _run_child)
         if result.ok:
             _remember(file, key, result)
     if not result.ok:
@@ -75,7 +75,7 @@ def _why(code: int, words: str) -> str:
 
 def check_mlx() -> None:
     """Raises EngineUnavailable where MLX cannot load the built-in model and compute a few tokens."""
-    code, words = _child("localqwen.engines.mlx.probe", str(provide.demo_checkpoint()))
+    code, words = _child("localqwen.engines.mlx.probe", str(converted.demo_checkpoint()))
     if code:
         raise EngineUnavailable(
             f"MLX does not run on this machine: the probe ended by {_why(code, words)}",

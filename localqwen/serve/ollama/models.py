@@ -16,7 +16,7 @@ from localqwen.chat.messages import ThinkingMode
 from localqwen.chat.sampling import Presets
 from localqwen.chat.template import ChatTemplate
 from localqwen.errors import LocalqwenError
-from localqwen.models import card, digests, names, provide, pull
+from localqwen.models import card, converted, digests, names, pull
 from localqwen.models.card import Card
 from localqwen.models.names import LocalPath, Named
 from localqwen.models.pull import Plan, Step
@@ -82,7 +82,7 @@ def _place(known: Known) -> Path | None:
     """Its files as they lie here: a model that is converted when it is opened is told by what it is made from."""
     if known.path is not None:
         return known.path
-    folder = provide.demo_checkpoint() if known.source == BUILT_IN else Path(known.source).expanduser()
+    folder = converted.demo_checkpoint() if known.source == BUILT_IN else Path(known.source).expanduser()
     return folder if folder.exists() else None
 
 
@@ -120,7 +120,7 @@ def _parameters(count: int) -> str:
 
 def show(known: Known) -> dict[str, Any]:
     """Reads the model's header. Raises what `provide` does."""
-    found = card.of(_place(known) or provide.provide(known.source))
+    found = card.of(_place(known) or converted.provide(known.source))
     model = names.model_of(known.source)
     mode = model.thinking if model is not None else _mode(found.template)
     return {

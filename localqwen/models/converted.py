@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from localqwen.errors import EngineUnavailable, ModelNotFound, NotPulled, UsageError
-from localqwen.models import checkpoint_header, forms, gguf_header, inventory, names, store
+from localqwen.models import checkpoint_header, gguf_header, inventory, names, resolve, store
 from localqwen.models.names import LocalPath, Named, Reference, Repository
 
 if TYPE_CHECKING:
@@ -26,14 +26,14 @@ DEFAULT_QUANT = "q8_0"
 
 
 def provide(
-    name_or_path: str, *, engine: str = forms.LLAMA_CPP, progress: Callable[[Progress], None] | None = None
+    name_or_path: str, *, engine: str = resolve.LLAMA_CPP, progress: Callable[[Progress], None] | None = None
 ) -> Path:
     """What that engine opens: a GGUF file for llama.cpp, a checkpoint folder for MLX.
 
     Raises ModelNotFound for an unknown name or an empty path, NotPulled for a model whose files are not here,
     ConversionError where a folder cannot be converted.
     """
-    if engine == forms.MLX:
+    if engine == resolve.MLX:
         return _folder(name_or_path)
     reference = names.parse(name_or_path)
     match reference:
@@ -47,7 +47,7 @@ def provide(
 
 def _folder(said: str) -> Path:
     """A checkpoint folder as it is: quantised for MLX where there is one, else the official weights."""
-    reference = forms.for_engine(names.parse(said), forms.MLX)
+    reference = resolve.for_engine(names.parse(said), resolve.MLX)
     match reference:
         case LocalPath(path):
             if path.is_dir():
@@ -111,7 +111,7 @@ def adapted(adapter: str | Path | None, model: Path, *, engine: str) -> Iterator
         return
     folder = adapter_folder(str(adapter))
     with tempfile.TemporaryDirectory(prefix="localqwen-") as made:
-        if engine == forms.MLX:
+        if engine == resolve.MLX:
             out = Path(made) / f"{folder.name}.safetensors"
             converter().adapter_for_mlx(folder, out, config=checkpoint_header.config_of(model))
         else:
@@ -154,8 +154,8 @@ def is_here(name: str, engine: str | None = None) -> bool:
     Raises ModelNotFound for an unknown name.
     """
     if engine is None:
-        return is_here(name, forms.LLAMA_CPP) or is_here(name, forms.MLX)
-    if engine == forms.MLX:
+        return is_here(name, resolve.LLAMA_CPP) or is_here(name, resolve.MLX)
+    if engine == resolve.MLX:
         try:
             return bool(_folder(name))
         except ModelNotFound:
