@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from localqwen._version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from localqwen.chat.local import load as load
+    from localqwen.chat.load import load as load
     from localqwen.chat.messages import Event as Event
     from localqwen.chat.messages import Finished as Finished
     from localqwen.chat.messages import JsonFormat as JsonFormat
@@ -42,7 +42,7 @@ _MESSAGES = (
 )  # fmt: skip
 _PUBLIC = {
     **dict.fromkeys(_MESSAGES, "localqwen.chat.messages"),
-    "load": "localqwen.chat.local",
+    "load": "localqwen.chat.load",
     "ParsedOutput": "localqwen.chat.thinking",
     "parse_output": "localqwen.chat.thinking",
     "LocalqwenError": "localqwen.errors",

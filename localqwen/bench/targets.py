@@ -8,36 +8,35 @@ from collections.abc import Callable
 from pathlib import Path
 
 from localqwen.bench.samples import Subject
-from localqwen.models import converted, digests, fit, gguf_header, names, store
+from localqwen.models import digests, fit, gguf_header, store
 from localqwen.models.cached import quant_of
+from localqwen.models.resolve import ResolvedModel
 
 _PIECE = 1 << 22
 Progress = Callable[[str, int], None]
 
 
-def describe(name: str, engine: str, *, label: str = "", progress: Progress | None = None) -> Subject:
-    """Raises ModelNotFound and NotPulled."""
-    path = converted.provide(name, engine=engine)
-    shown = label or names.display(name)
+def describe(model: ResolvedModel, *, label: str, kv: str = "f16", progress: Progress | None = None) -> Subject:
+    """Return what a model is. `kv` is the type of its keys and values. Raise ModelNotFound, NotPulled."""
+    path, entry = model.path(), model.entry
     if path.is_dir():
-        return _folder(path, shown, engine, progress)
+        return _folder(path, label, model.engine, kv, progress)
     header = gguf_header.read(path)
-    model = names.model_of(name)
-    share = model.active / model.parameters if model and model.parameters else 1.0
+    share = entry.active / entry.parameters if entry and entry.parameters else 1.0
     return Subject(
-        label=shown,
-        engine=engine,
+        label=label,
+        engine=model.engine,
         file=path.name,
         sha256=sha256(path, progress),
         quant=quant_of(path),
         bytes=header.bytes,
         active_bytes=int(header.bytes * share),
-        kv_bytes=header.kv_elements_per_token * fit.KV_BYTES["f16"],
-        parameters=model.parameters if model else 0,
+        kv_bytes=header.kv_elements_per_token * fit.KV_BYTES[kv],
+        parameters=entry.parameters if entry else 0,
     )
 
 
-def _folder(path: Path, label: str, engine: str, progress: Progress | None) -> Subject:
+def _folder(path: Path, label: str, engine: str, kv: str, progress: Progress | None) -> Subject:
     """An MLX model: config.json and safetensors. The hash is that of its files' hashes, in the order of their names."""
     files = sorted(path.glob("*.safetensors"))
     config = json.loads((path / "config.json").read_text(encoding="utf-8"))
@@ -47,7 +46,7 @@ def _folder(path: Path, label: str, engine: str, progress: Progress | None) -> S
     digest = hashlib.sha256("".join(sha256(file, progress) for file in files).encode()).hexdigest()
     return Subject(
         label=label, engine=engine, file=path.name, sha256=digest, quant=f"{bits}bit" if bits else "bf16",
-        bytes=total, active_bytes=total, kv_bytes=elements * fit.KV_BYTES["f16"],
+        bytes=total, active_bytes=total, kv_bytes=elements * fit.KV_BYTES[kv],
     )  # fmt: skip
 
 

@@ -23,12 +23,14 @@ from localqwen.bench.sensors import Sensors
 from localqwen.bench.speed import SpeedBench
 from localqwen.bench.sustain import Endurance
 from localqwen.bench.workloads import Workload
+from localqwen.chat import load
+from localqwen.chat.load_options import LoadOptions
 from localqwen.chat.local import LocalChatModel
+from localqwen.engines import selection
 from localqwen.engines.engine import Engine
 from localqwen.errors import LocalqwenError
 from localqwen.machine import memory
 from localqwen.machine.limits import hold
-from localqwen.models import names
 
 Answer = Mapping[str, Any]
 _NO_MEMORY = "the process may not take more memory: the model does not fit the limit that it is held to"
@@ -83,29 +85,15 @@ class Bench:
         self,
         name: str,
         label: str,
-        engine: str | None,
-        threads: int | None,
-        context_length: int | None,
-        max_runs: int,
-        force: bool,
+        options: Mapping[str, Any],
         limits: Mapping[str, int | None],
-        adapter: str | None = None,
     ) -> None:
         hold(**limits)
-        from localqwen import engines
-
         began = time.perf_counter()
-        self.engine: Engine = engines.open(
-            name,
-            engine=engine,
-            threads=threads,
-            context_length=context_length,
-            max_runs=max_runs,
-            force=force,
-            adapter=adapter,
-        )
+        wanted = LoadOptions.from_json(options)
+        self._resolved, self._label = selection.resolve(name, wanted.engine), label
+        self.engine: Engine = load.open_engine(self._resolved, wanted)
         self._load_ms = (time.perf_counter() - began) * 1000
-        self._name, self._label = name, label
         self._speed = SpeedBench(self.engine, label)
         self._speed.warm_up()
         self._sensors: Sensors | None = None
@@ -141,8 +129,8 @@ class Bench:
 
     @cached_property
     def _model(self) -> LocalChatModel:
-        model = names.model_of(self._name)
-        return LocalChatModel(self.engine, self._label, thinking_mode=model.thinking if model else None)
+        """What `localqwen run` would answer with: its entry's thinking mode and sampling."""
+        return load.answering(self._resolved, self.engine, name=self._label, load_ms=self._load_ms)
 
     @cached_property
     def _endurance(self) -> Endurance:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import functools
-import time
 from collections import deque
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import replace
-from pathlib import Path
 
 from localqwen.chat import sampling
 from localqwen.chat.grammar import Grammars
@@ -154,37 +152,3 @@ class LocalChatModel:
                 if stepped in self._inbox:
                     self._inbox[stepped].append(piece)
         return reply.feed(self._inbox[run].popleft()) if self._inbox[run] else []
-
-
-def load(
-    name: str,
-    *,
-    engine: str | None = None,
-    context_length: int | None = None,
-    threads: int | None = None,
-    force: bool = False,
-    kv_quant: int | None = None,
-    adapter: str | Path | None = None,
-) -> LocalChatModel:
-    """Open a model by name or path and make it answer. See `localqwen.engines.open` for the parameters and errors."""
-    from localqwen import engines
-    from localqwen.models import names
-
-    begin = time.perf_counter()
-    opened = engines.open(
-        name,
-        engine=engine,
-        context_length=context_length,
-        threads=threads,
-        force=force,
-        kv_quant=kv_quant,
-        adapter=adapter,
-    )
-    model = names.model_of(name)
-    return LocalChatModel(
-        opened,
-        names.display(name),
-        thinking_mode=model.thinking if model else None,
-        load_ms=(time.perf_counter() - begin) * 1000,
-        presets=Presets.of(model.sampling if model else {}),
-    )

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 import click
 
 if TYPE_CHECKING:
-    from localqwen.chat import ChatModel
     from localqwen.chat.messages import Message, Request, Tool
 
 P = ParamSpec("P")
@@ -55,37 +54,6 @@ def _value(name: str, value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-@dataclass(frozen=True)
-class Loading:
-    """How a model is opened. None leaves it to the machine."""
-
-    ctx: int | None = None
-    threads: int | None = None
-    engine: str | None = None
-    kv_quant: int | None = None
-    adapter: str | None = None
-    yes: bool = False
-    force: bool = False
-
-    def check_adapter(self) -> None:
-        """Before anything is pulled. Raises UsageError."""
-        from localqwen.models import converted
-
-        if self.adapter is not None:
-            converted.adapter_folder(self.adapter)
-
-    def open(self, name: str) -> ChatModel:
-        """What is not here is pulled after asking; what must be converted shows a bar, because it takes a while."""
-        import localqwen
-        from localqwen.cli import ensure_model
-
-        self.check_adapter()
-        ensure_model.ensure(name, engine=self.engine, yes=self.yes, force=self.force)
-        given = {"force": self.force or None, "kv_quant": self.kv_quant, "adapter": self.adapter}
-        options: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
-        return localqwen.load(name, engine=self.engine, context_length=self.ctx, threads=self.threads, **options)
-
-
 _SETTINGS = (
     click.option("--think/--no-think", default=None, help="Think before answering, or do not."),
     click.option("--budget", type=click.IntRange(min=0), metavar="N", help="At most N tokens of thinking; 0: none."),
@@ -104,36 +72,20 @@ _SETTINGS = (
     click.option("--seed", type=int, metavar="N", help="Draw the same answer again."),
     click.option("--stats", is_flag=True, help="Tokens and speeds after each answer, on stderr."),
 )
-_LOADING = (
-    click.option("--ctx", type=click.IntRange(min=1), metavar="N", help="Context in tokens; beyond its own, by YaRN."),
-    click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads (llama.cpp)."),
-    click.option("--engine", metavar="mlx|gguf", help="Engine instead of the one for this machine (localqwen doctor)."),
-    click.option("--kv-quant", type=click.Choice([8, 4]), help="Keep keys and values in 8 or 4 bits: longer contexts."),
-    click.option("--adapter", metavar="FOLDER", help="Apply a LoRA adapter of PEFT's layout."),
-    click.option("--yes", "-y", is_flag=True, help="Pull a model that is not here without asking."),
-    click.option("--force", is_flag=True, help="Load it even if it does not fit the memory."),
-)
 
 
-def _packed(
-    kind: type[Settings] | type[Loading], keyword: str, options: Sequence[Callable[..., Any]]
-) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """A decorator that adds the options and hands their values over as one argument."""
-    names = {field.name for field in fields(kind)}
+def answer_options(function: Callable[P, R]) -> Callable[P, R]:
+    """Add the flags of answering, and hand their values over as `settings`."""
+    names = {field.name for field in fields(Settings)}
 
-    def decorate(function: Callable[P, R]) -> Callable[P, R]:
-        @functools.wraps(function)
-        def packed(*args: Any, **flags: Any) -> R:
-            values = {name: flags.pop(name) for name in names & flags.keys()}
-            return function(*args, **flags, **{keyword: kind(**values)})  # type: ignore[arg-type]
+    @functools.wraps(function)
+    def packed(*args: Any, **flags: Any) -> R:
+        values = {name: flags.pop(name) for name in names & flags.keys()}
+        return function(*args, **flags, settings=Settings(**values))  # type: ignore[arg-type]
 
-        for option in reversed(options):
-            packed = option(packed)
-        return packed
-
-    return decorate
+    for option in reversed(_SETTINGS):
+        packed = option(packed)
+    return packed
 
 
-answer_options = _packed(Settings, "settings", _SETTINGS)
-loading_options = _packed(Loading, "loading", _LOADING)
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from localqwen.cli import chat, ensure_model
+from localqwen.cli import chat
 from localqwen.cli.config import ConfiguredCommand
-from localqwen.cli.options import Loading, loading_options
+from localqwen.cli.loading import Loading, serving_options
 from localqwen.errors import EngineUnavailable, UsageError
 
 if TYPE_CHECKING:
+    from localqwen.models.resolve import ResolvedModel
     from localqwen.serve.http.app import Settings
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "": 1}
@@ -43,14 +44,6 @@ class Duration(click.ParamType[float]):
 @click.argument("models", nargs=-1, metavar="[MODEL]...")
 @click.option("--host", default="127.0.0.1", show_default=True, metavar="ADDRESS", help="Where to listen.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0: any free one.")
-@click.option(
-    "--parallel",
-    type=click.IntRange(1, 64),
-    default=4,
-    show_default=True,
-    metavar="N",
-    help="Answers at once, per model.",
-)
 @click.option("--api-key", metavar="KEY", help="Ask every client for this key (better: LOCALQWEN_API_KEY).")
 @click.option("--cors", multiple=True, metavar="ORIGIN", help="Let pages of this origin call the server; *: all.")
 @click.option("--allow-host", multiple=True, metavar="NAME", help="Another name under which clients reach the server.")
@@ -78,7 +71,7 @@ class Duration(click.ParamType[float]):
     help="Where OpenAI clients find the thinking.",
 )
 @click.option("--no-prepare", is_flag=True, help="Do not read the next turn's prompt while nobody waits.")
-@loading_options
+@serving_options
 def command(models: tuple[str, ...], host: str, port: int, loading: Loading, **flags: Any) -> int:
     """Answer programs over HTTP: OpenAI's API at http://localhost:8000/v1.
 
@@ -88,39 +81,33 @@ def command(models: tuple[str, ...], host: str, port: int, loading: Loading, **f
     _need_extra()
     from localqwen.serve.http import server as http_server
 
-    if not models:
-        choice = chat.choose(None, None, chat.largest)
-        sys.stderr.write(f"{choice.reason}\n")
-        models = (choice.model,)
-    if loading.adapter and len(models) > 1:
+    if loading.options.adapter and len(models) > 1:
         raise UsageError("--adapter is for one model, several are named", "serve the model that it was trained on")
-    loading.check_adapter()
-    for model in models:
-        ensure_model.ensure(model, yes=loading.yes, force=loading.force)
+    served = [loading.ensure(model) for model in _models(models, loading)]
     listener = http_server.bind(host, port)  # before seconds are spent on loading
     try:
-        return _serve(models, listener, loading, host, flags)
+        return _serve(served, listener, loading, host, flags)
     finally:
         listener.close()
 
 
-def _serve(models: Sequence[str], listener: Any, loading: Loading, host: str, flags: dict[str, Any]) -> int:
+def _models(named: Sequence[str], loading: Loading) -> list[ResolvedModel]:
+    """Those of the command line; without any, the one that `localqwen chat` would take, and the reason on stderr."""
+    if named:
+        return [loading.resolve(name) for name in named]
+    choice = chat.choose(None, None, chat.largest, loading)
+    sys.stderr.write(f"{choice.reason}\n")
+    return [choice.model]
+
+
+def _serve(models: Sequence[ResolvedModel], listener: Any, loading: Loading, host: str, flags: dict[str, Any]) -> int:
     from localqwen.serve.http import server as http_server
     from localqwen.serve.http.app import Service
-    from localqwen.serve.model_names import Catalogue, Opening
+    from localqwen.serve.model_names import Catalogue
 
     _log_to(sys.stderr)
     _warn_of_strangers(host, flags["api_key"], flags["cors"])
-    opening = Opening(
-        loading.engine,
-        loading.ctx,
-        loading.threads,
-        flags["parallel"],
-        loading.force,
-        loading.kv_quant,
-        adapter=loading.adapter,
-    )
-    catalogue = Catalogue(models, opening)
+    catalogue = Catalogue(models, loading.options)
     service = Service(catalogue, catalogue.open, _settings(host, flags))
     server = http_server.Listening(service, started=lambda: _announce(service, http_server.url(listener)))
     try:

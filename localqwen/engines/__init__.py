@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
+from typing import Any
 
 from localqwen.engines.engine import Engine as Engine
 from localqwen.engines.engine import Run as Run
 from localqwen.engines.engine import Sampling as Sampling
 from localqwen.engines.engine import TokenOutput as TokenOutput
-from localqwen.engines.selection import ENGINES, choose_for
+from localqwen.engines.selection import ENGINES, resolve
+from localqwen.models.resolve import ResolvedModel
 
 
 def open(  # noqa: A001  (the public name: localqwen.engines.open)
@@ -29,21 +31,25 @@ def open(  # noqa: A001  (the public name: localqwen.engines.open)
     the physical cores this process may use, `force` loads what does not fit the memory, `kv_quant` keeps keys and
     values in 8 or 4 bits instead of 16. A context beyond what the file says is stretched by YaRN, as far as the model
     was made for it (models/yarn.py). `adapter` is a folder with a LoRA adapter of PEFT's layout, applied to the model
-    as it stands. Raises ModelNotFound, UsageError, EngineUnavailable, EngineError, ConversionError.
+    as it stands. Raise ModelNotFound, UsageError, EngineUnavailable, EngineError, ConversionError.
     """
+    return open_resolved(
+        resolve(name_or_path, engine),
+        context_length=context_length,
+        threads=threads,
+        max_runs=max_runs,
+        force=force,
+        kv_quant=kv_quant,
+        adapter=adapter,
+    )
+
+
+def open_resolved(model: ResolvedModel, *, adapter: str | Path | None = None, **options: Any) -> Engine:
+    """Open a resolved model; `options` are those of `open` but the engine, which is chosen."""
     from localqwen.models import converted
 
-    choice = choose_for(str(name_or_path), engine)
-    path = converted.provide(str(name_or_path), engine=choice.engine)
-    module = importlib.import_module(ENGINES[choice.engine])
-    with converted.adapted(adapter, path, engine=choice.engine) as lora:
-        opened: Engine = module.open(
-            path,
-            context_length=context_length,
-            threads=threads,
-            max_runs=max_runs,
-            force=force,
-            kv_quant=kv_quant,
-            adapter=lora,
-        )
+    path = model.path()
+    module = importlib.import_module(ENGINES[model.engine])
+    with converted.adapted(adapter, path, for_mlx=model.engine == "mlx") as lora:
+        opened: Engine = module.open(path, adapter=lora, **options)
     return opened

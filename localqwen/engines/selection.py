@@ -2,35 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 from collections.abc import Mapping
-from dataclasses import dataclass
+from pathlib import Path
 
 from localqwen.errors import EngineUnavailable, UsageError
 from localqwen.machine import Machine
+from localqwen.models import resolve as resolving
+from localqwen.models.names import Reference
+from localqwen.models.resolve import Choice, Chooser, ReadableBy, ResolvedModel
 
 #: Names of the real engines and the module that runs each; "scripted" is never chosen, only asked for.
 ENGINES = {"llama.cpp": "localqwen.engines.llama_cpp.engine", "mlx": "localqwen.engines.mlx.engine"}
 PACKAGES = {"llama.cpp": "llama_cpp", "mlx": "mlx_lm"}
 #: What users call an engine -> its name; `gguf` names the files that llama.cpp reads.
 ALIASES = {"gguf": "llama.cpp", "llama_cpp": "llama.cpp", "llamacpp": "llama.cpp"}
-
-
-@dataclass(frozen=True)
-class Readable:
-    """Which engine opens a model's files, and why: because no other can (`alone`), or because only these are here."""
-
-    engine: str
-    why: str
-    alone: bool
-
-
-@dataclass(frozen=True)
-class Choice:
-    """Which engine, and the reason in words a user can check."""
-
-    engine: str
-    reason: str
 
 
 def installed() -> dict[str, bool]:
@@ -47,7 +34,7 @@ def named(engine: str) -> str:
 
 
 def choose(
-    machine: Machine, available: Mapping[str, bool], wanted: str | None = None, files: Readable | None = None
+    machine: Machine, available: Mapping[str, bool], wanted: str | None = None, files: ReadableBy | None = None
 ) -> Choice:
     """The engine for this machine and these files: what the user asked for, else the best that is installed.
 
@@ -65,7 +52,7 @@ def choose(
     return _best(machine, available)
 
 
-def _that_reads(machine: Machine, available: Mapping[str, bool], wanted: str | None, files: Readable) -> Choice:
+def _that_reads(machine: Machine, available: Mapping[str, bool], wanted: str | None, files: ReadableBy) -> Choice:
     if wanted not in (None, files.engine):
         raise UsageError(f"{files.why}: {wanted} cannot open it", f"use --engine {files.engine}, or leave it out")
     missing = f"{files.why}, and the engine {files.engine} is not installed"
@@ -124,11 +111,18 @@ def best_installed() -> str | None:
         return None
 
 
-def choose_for(name_or_path: str, engine: str | None = None) -> Choice:
-    """`choose` on this machine, for the files of that model. Raises ModelNotFound for an unknown name too."""
+def of_this_machine() -> Chooser:
+    """Return the rule by which a name is resolved here: `choose`, for this machine and what is installed."""
     from localqwen.machine import this_machine
-    from localqwen.models import resolve
 
-    found = resolve.readable(name_or_path)
-    files = Readable(found.engine, found.why, found.alone) if found else None
-    return choose(this_machine(), installed(), engine, files)
+    return functools.partial(choose, this_machine(), installed())
+
+
+def resolve(model: str | Path | Reference, engine: str | None = None, *, given: str = "") -> ResolvedModel:
+    """Understand a name, a path or a parsed name (`given` is its text then) for the engines of this machine.
+
+    Raise what `models.resolve` and `choose` raise.
+    """
+    if isinstance(model, str | Path):
+        return resolving.resolve(str(model), of_this_machine(), engine)
+    return resolving.of_reference(model, of_this_machine(), engine, given=given)

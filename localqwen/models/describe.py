@@ -5,29 +5,34 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from localqwen.models import checkpoint_header, converted, digests, fit, gguf_header, inventory, names, resolve, yarn
+from localqwen.models import checkpoint_header, digests, fit, gguf_header, yarn
 from localqwen.models.gguf_header import GgufHeader
+from localqwen.models.local_files import LocalFile
 from localqwen.models.names import Named
 from localqwen.models.registry import Model
-from localqwen.models.store import LocalFile
+from localqwen.models.resolve import LLAMA_CPP, Choice, ReadableBy, resolve
 
 _CONTEXTS = (4096, 16384, 32768)
 
 
 def describe(name: str) -> dict[str, Any]:
-    """Sizes in bytes, lengths in tokens. A plain checkpoint folder is converted first, as llama.cpp would run it."""
-    reference = names.parse(name)
-    if isinstance(reference, Named) and (reference.model.weights or reference.model.gguf):
-        return _of_entry(reference)
-    form = resolve.readable(name)
-    path = converted.provide(name, engine=form.engine if form and form.alone else resolve.LLAMA_CPP)
-    model = reference.model if isinstance(reference, Named) else None
-    return _of_file(names.display(name), path, model)
+    """Return what a model is. Sizes are in bytes, lengths in tokens.
+
+    A plain checkpoint folder is converted first, as llama.cpp would run it. Raise ModelNotFound, ConversionError.
+    """
+    model = resolve(name, _format_reader)
+    if isinstance(model.reference, Named) and not model.is_built_in:
+        return _of_entry(model.reference, None if model.conversion else model.files)
+    return _of_file(model.display, model.path(), model.entry)
 
 
-def _of_entry(named: Named) -> dict[str, Any]:
+def _format_reader(engine: str | None, files: ReadableBy | None) -> Choice:
+    """The engine whose format is described; none needs to be installed."""
+    return Choice(files.engine if files and files.alone else LLAMA_CPP, "")
+
+
+def _of_entry(named: Named, found: LocalFile | None) -> dict[str, Any]:
     model, quant = named.model, named.quant
-    found = inventory.find(named)
     return {
         "name": named.text,
         "description": model.description,

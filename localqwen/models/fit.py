@@ -12,8 +12,8 @@ from localqwen.errors import LocalqwenError, NotEnoughMemory, Unsupported, Usage
 from localqwen.machine import Machine
 from localqwen.models import checkpoint_header, gguf_header, registry, yarn
 from localqwen.models.gguf_header import GgufHeader
+from localqwen.models.local_files import LocalFile
 from localqwen.models.registry import Model
-from localqwen.models.store import LocalFile
 
 #: Python, llama.cpp and the vocabulary: about 65 MB were measured without the merges of a real
 #: tokenizer, see benchmarks/fit.md.

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from localqwen.errors import ConfigError, ModelNotFound, UsageError
+from localqwen.errors import ModelNotFound, UsageError
 from localqwen.models import registry
 from localqwen.models.registry import Model
 
@@ -219,28 +219,8 @@ def unknown(name: str) -> ModelNotFound:
     return ModelNotFound(f"there is no {registry.shown(name.lower())}", f"{did_you_mean}{family}: comes as {sizes}")
 
 
-def model_of(name: str) -> Model | None:
-    """The entry that is meant, None for a path, a repository and an unknown name."""
-    reference = understood(name)
-    return reference.model if isinstance(reference, Named) else None
-
-
-def display(name: str) -> str:
-    """What a user sees of a name: short, without folders."""
-    reference = understood(name)
-    if reference is None:
-        return name
-    if not isinstance(reference, LocalPath):
-        return reference.text
-    path = reference.path
-    return path.stem if path.suffix == ".gguf" else path.resolve().name
-
-
-def understood(name: str) -> Reference | None:
-    """As `parse`, None for what it does not know."""
-    try:
-        return parse(name)
-    except ConfigError:  # a broken models.toml is no matter of the name
-        raise
-    except (ModelNotFound, UsageError):
-        return None
+def refuse_built_in(reference: Reference, what: str) -> None:
+    """Raise UsageError for the model that comes with the package: nothing of it was pulled."""
+    if isinstance(reference, Named) and reference.model.is_built_in:
+        name = reference.model.name
+        raise UsageError(f"{name} is built in, there is nothing to {what}", f"localqwen run {name} hello")

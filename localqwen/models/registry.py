@@ -74,6 +74,11 @@ class Model:
     sampling: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     @property
+    def is_built_in(self) -> bool:
+        """It comes with the package: nothing of it is pulled."""
+        return self.weights is None and not self.gguf
+
+    @property
     def family(self) -> str:
         return self.name.partition(":")[0]
 

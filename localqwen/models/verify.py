@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from localqwen.errors import LocalqwenError, ModelNotFound
-from localqwen.models import converted, digests, gguf_header, inventory
+from localqwen.models import digests, gguf_header, inventory, names
+from localqwen.models.local_files import LocalFile
 from localqwen.models.names import LocalPath, Reference
-from localqwen.models.store import LocalFile
 
 
 @dataclass(frozen=True)
@@ -23,13 +23,13 @@ class Verdict:
 
 
 def files_of(reference: Reference) -> LocalFile:
-    """Raises NotPulled, ModelNotFound, UsageError."""
-    converted.refuse_built_in(reference, "verify")
+    """Return the files to check. Raise NotPulled, ModelNotFound, UsageError for the built-in model."""
+    names.refuse_built_in(reference, "verify")
     found = inventory.find(reference)
     if found is None and isinstance(reference, LocalPath):
         raise ModelNotFound(f"there is no model file {reference.path}", "give a .gguf file, or a name: localqwen list")
     if found is None:
-        raise converted.not_pulled(reference)
+        raise inventory.not_pulled(reference)
     return found
 
 

@@ -25,7 +25,7 @@ TEXT = "What is 17 + 25? <think>\n17 + 25 = 42\n</think>\n\nThe answer is 42, na
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder, demo = tmp_path_factory.mktemp("quality"), converted.demo_checkpoint()
     return {
-        quant: converted.make(demo, folder / f"{quant}.gguf", quant=quant, name="Demo")
+        quant: converted.convert(demo, folder / f"{quant}.gguf", quant=quant, name="Demo")
         for quant in ("bf16", "q8_0", "q4_k_m")
     }
 

@@ -47,8 +47,8 @@ def test_the_flags_reach_the_server(started: list[Service]) -> None:
     assert (settings.access.key, settings.access.origins) == ("k", ("https://a.example",))
     assert {"mybox", "127.0.0.1"} <= set(settings.access.hosts)
     assert settings.reasoning_fields == ("reasoning",)
-    opening = started[0].catalogue._opening
-    assert (opening.max_runs, opening.context_length, opening.threads) == (2, 999, 1)
+    options = started[0].catalogue._options
+    assert (options.parallel, options.context_length, options.threads) == (2, 999, 1)
 
 
 def test_configuration_and_environment_hold_here_too(

@@ -16,10 +16,12 @@ from numpy.typing import NDArray
 
 import convert
 from localqwen import engines
+from localqwen.chat.load_options import LoadOptions
 from localqwen.cli import main
+from localqwen.engines import selection
 from localqwen.errors import CheckpointError, EngineError
 from localqwen.models import converted
-from localqwen.serve.model_names import Catalogue, Opening
+from localqwen.serve.model_names import Catalogue
 
 LAYER = "model.layers.0"
 ATTENTION = {
@@ -158,7 +160,7 @@ def test_the_files_for_the_engines_are_gone_when_the_model_is_open(
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
     numbers(case.base, "llama.cpp", ids, case.adapter)
-    with pytest.raises(CheckpointError), converted.adapted(tmp_path / "temporary", case.base, engine="llama.cpp"):
+    with pytest.raises(CheckpointError), converted.adapted(tmp_path / "temporary", case.base, for_mlx=False):
         pass
     assert list((tmp_path / "temporary").iterdir()) == []
 
@@ -245,8 +247,8 @@ def test_a_server_applies_it_to_the_model_of_its_command_line(
 ) -> None:
     base = make_checkpoint(tmp_path / "m")
     make_adapter(tmp_path / "lora", ATTENTION)
-    opening = Opening(context_length=8192, threads=1, max_runs=1, adapter=str(tmp_path / "lora"))
-    catalogue = Catalogue([str(base)], opening)
+    options = LoadOptions(context_length=8192, threads=1, adapter=str(tmp_path / "lora"))
+    catalogue = Catalogue([selection.resolve(base)], options)
     monkeypatch.setattr(logging.getLogger("localqwen.serve"), "propagate", True)
     setups = {}
     for asked in (catalogue.served[0], "demo"):

@@ -6,12 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from resolved import file_of
 
 from localqwen import engines
 from localqwen.engines.engine import Sampling
 from localqwen.engines.llama_cpp.engine import LlamaCppEngine
 from localqwen.errors import EngineError, Unsupported, UsageError
-from localqwen.models import converted
 
 GREEDY = Sampling(temperature=0)
 
@@ -22,7 +22,7 @@ def test_what_cannot_be_opened_says_why(tmp_path: Path) -> None:
     with pytest.raises(Unsupported, match=r"junk\.gguf"):
         engines.open(junk)
     cut = tmp_path / "cut.gguf"
-    cut.write_bytes(converted.provide("demo").read_bytes()[:-100_000])
+    cut.write_bytes(file_of("demo").read_bytes()[:-100_000])
     with pytest.raises(EngineError, match=r"cut\.gguf"):
         engines.open(cut)
 

@@ -9,15 +9,17 @@ from pathlib import Path
 
 import pytest
 from checkpoints import make_checkpoint, write_json
+from resolved import file_of
 
 from localqwen.cli import pull as pull_command
 from localqwen.engines import selection
 from localqwen.engines.engine import Sampling
 from localqwen.engines.llama_cpp import probe
-from localqwen.engines.selection import Readable, choose
+from localqwen.engines.selection import choose
 from localqwen.errors import EngineUnavailable, LocalqwenError, UsageError
 from localqwen.machine import OPENMP_DEFAULTS, Machine, this_machine, usable_cores
-from localqwen.models import converted, resolve
+from localqwen.models import names, resolve
+from localqwen.models.resolve import ReadableBy
 
 GB = 10**9
 LINUX = Machine("Linux", "x86_64", "a chip", 4, 16 * GB, 8 * GB)
@@ -29,9 +31,9 @@ ROSETTA = Machine("Darwin", "x86_64", "VirtualApple @ 2.50GHz", 8, 16 * GB, 8 * 
 BOTH, LLAMA, MLX, NONE = (
     {"llama.cpp": llama, "mlx": mlx} for llama, mlx in ((True, True), (True, False), (False, True), (False, False))
 )
-GGUF_FILE = Readable("llama.cpp", "x.gguf is a GGUF file", alone=True)
-MLX_FOLDER = Readable("mlx", "Qwen3-4B-4bit is quantised for MLX", alone=True)
-GGUF_HERE = Readable("llama.cpp", "of qwen3:4b only the GGUF file is on this disk", alone=False)
+GGUF_FILE = ReadableBy("llama.cpp", "x.gguf is a GGUF file", alone=True)
+MLX_FOLDER = ReadableBy("mlx", "Qwen3-4B-4bit is quantized for MLX", alone=True)
+GGUF_HERE = ReadableBy("llama.cpp", "of qwen3:4b only the GGUF file is on this disk", alone=False)
 
 #: Machine, what is installed, what the user asked for, what the files say -> engine, and words of the reason.
 CHOICES = [
@@ -52,13 +54,13 @@ CHOICES = [
     (PI, LLAMA, None, None, "llama.cpp", "Linux aarch64"),
     (LINUX, MLX, None, None, "mlx", "the only engine here"),
     (LINUX, BOTH, "mlx", None, "mlx", "asked for"),
-    (LINUX, BOTH, None, MLX_FOLDER, "mlx", "is quantised for MLX"),
+    (LINUX, BOTH, None, MLX_FOLDER, "mlx", "is quantized for MLX"),
 ]
 
 
 @pytest.mark.parametrize(("machine", "available", "wanted", "files", "engine", "reason"), CHOICES)
 def test_the_engine_of_a_machine_and_why(
-    machine: Machine, available: dict[str, bool], wanted: str | None, files: Readable | None, engine: str, reason: str
+    machine: Machine, available: dict[str, bool], wanted: str | None, files: ReadableBy | None, engine: str, reason: str
 ) -> None:
     choice = choose(machine, available, wanted, files)
     assert choice.engine == engine
@@ -76,7 +78,7 @@ REFUSALS = [
     (LINUX, BOTH, "vllm", None, UsageError, "no engine 'vllm'", "mlx, gguf"),
     (M4, BOTH, "mlx", GGUF_FILE, UsageError, "x.gguf is a GGUF file: mlx cannot open it", "--engine llama.cpp"),
     (LINUX, BOTH, "gguf", MLX_FOLDER, UsageError, "llama.cpp cannot open it", "--engine mlx"),
-    (LINUX, LLAMA, None, MLX_FOLDER, EngineUnavailable, "quantised for MLX, and the engine mlx", "localqwen[mlx]"),
+    (LINUX, LLAMA, None, MLX_FOLDER, EngineUnavailable, "quantized for MLX, and the engine mlx", "localqwen[mlx]"),
     (M4, MLX, None, GGUF_FILE, EngineUnavailable, "GGUF file, and the engine llama.cpp", "pip install llama-cpp"),
 ]
 
@@ -86,7 +88,7 @@ def test_what_cannot_be_chosen_says_what_to_do(
     machine: Machine,
     available: dict[str, bool],
     wanted: str | None,
-    files: Readable | None,
+    files: ReadableBy | None,
     error: type[LocalqwenError],
     message: str,
     hint: str,
@@ -97,17 +99,21 @@ def test_what_cannot_be_chosen_says_what_to_do(
     assert hint in raised.value.hint
 
 
+def readable(name: str) -> ReadableBy | None:
+    return resolve.readable_by(names.parse(name))
+
+
 def test_the_form_of_the_files_is_found_on_the_disk(tmp_path: Path) -> None:
     plain, packed = make_checkpoint(tmp_path / "plain"), make_checkpoint(tmp_path / "packed")
     content = json.loads((packed / "config.json").read_text())
     write_json(packed / "config.json", content | {"quantization": {"group_size": 64, "bits": 4}})
-    assert resolve.readable(str(plain)) is None
-    assert resolve.readable("demo") is None
+    assert readable(str(plain)) is None
+    assert readable("demo") is None
     for name, engine in ((str(packed), "mlx"), ("nowhere/model.gguf", "llama.cpp"), ("qwen3:4b-q8_0", "llama.cpp")):
-        form = resolve.readable(name)
+        form = readable(name)
         assert form is not None
         assert (form.engine, form.alone) == (engine, True)
-    assert resolve.readable("qwen3:4b") is None  # neither form is here: the machine decides
+    assert readable("qwen3:4b") is None  # neither form is here: the machine decides
 
 
 def test_of_a_bare_name_the_form_that_is_here_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,15 +122,15 @@ def test_of_a_bare_name_the_form_that_is_here_is_run(tmp_path: Path, monkeypatch
     gguf = tmp_path / "models--Qwen--Qwen3-4B-GGUF" / "snapshots" / "0" / "Qwen3-4B-Q4_K_M.gguf"
     gguf.parent.mkdir(parents=True)
     gguf.write_bytes(b"GGUF")
-    only = resolve.readable("qwen3:4b")
-    assert only == resolve.Form("llama.cpp", "of qwen3:4b only the GGUF file is on this disk", alone=False)
+    only = readable("qwen3:4b")
+    assert only == ReadableBy("llama.cpp", "of qwen3:4b only the GGUF file is on this disk", alone=False)
     folder = tmp_path / "models--Qwen--Qwen3-4B-MLX-4bit" / "snapshots" / "0"
     make_checkpoint(folder)
-    assert resolve.readable("qwen3:4b") is None
-    assert converted.provide("qwen3:4b", engine="mlx") == folder
-    assert converted.provide("qwen3:4b") == gguf
+    assert readable("qwen3:4b") is None
+    assert file_of("qwen3:4b", "mlx") == folder
+    assert file_of("qwen3:4b") == gguf
     gguf.unlink()
-    only = resolve.readable("qwen3:4b")
+    only = readable("qwen3:4b")
     assert only is not None
     assert only.engine == "mlx"
 

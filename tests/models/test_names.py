@@ -16,7 +16,7 @@ from localqwen.models.names import LocalPath, Named, Reference, Repository
 MODELS = registry.models().values()
 KNOWN = [*registry.models(), *registry.families(), *(alias for model in MODELS for alias in model.aliases)]
 QUANTS = sorted({quant for model in MODELS for quant in (*model.quants, *model.mlx, *model.other)})
-PIECES = [
+BITS = [
     "hf:",
     "ms:",
     ":",
@@ -38,7 +38,7 @@ PIECES = [
 
 #: Any text, also one that no encoding has; and texts made of what names are made of.
 TEXT = st.text(st.characters(exclude_categories=()), max_size=60)
-NAMELIKE = st.lists(st.sampled_from([*KNOWN, *QUANTS, *PIECES, "owner", "Name.v2", "q4_k_m"]), max_size=6).map("".join)
+NAMELIKE = st.lists(st.sampled_from([*KNOWN, *QUANTS, *BITS, "owner", "Name.v2", "q4_k_m"]), max_size=6).map("".join)
 NAMED = st.builds(
     lambda name, quant: f"{name}-{quant}" if quant else name, st.sampled_from(KNOWN), st.sampled_from(["", *QUANTS])
 )

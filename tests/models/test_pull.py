@@ -37,7 +37,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubServer]:
     folder, demo = tmp_path_factory.mktemp("made"), converted.demo_checkpoint()
     files = {}
     for quant in ("q4_k_m", "q8_0"):
-        files[quant] = converted.make(demo, folder / f"{quant}.gguf", quant=quant, name="Demo").read_bytes()
+        files[quant] = converted.convert(demo, folder / f"{quant}.gguf", quant=quant, name="Demo").read_bytes()
     checkpoint = {path.name: path.read_bytes() for path in demo.iterdir() if path.is_file()}
     made = make_checkpoint(folder / "mixture", Shape(experts=6, tied=False))
     mixture = {path.name: path.read_bytes() for path in made.iterdir()}

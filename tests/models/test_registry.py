@@ -178,17 +178,17 @@ def test_the_family_alone_means_the_advised_size_or_the_largest_that_fits(
 
 
 def test_the_engine_and_quant_flags_choose_among_the_files() -> None:
-    chosen = pull.resolve("qwen3:4b", engine="mlx")
+    chosen = pull.wanted(names.parse("qwen3:4b"), engine="mlx")
     assert isinstance(chosen, Named)
     assert (chosen.quant, chosen.mlx) == ("4bit", True)
-    assert pull.resolve("qwen3:4b", quant="8BIT") == names.parse("qwen3:4b-8bit")
-    assert pull.resolve("qwen3:4b", engine="gguf", quant="q6_k") == names.parse("qwen3:4b-q6_k")
-    assert pull.resolve("hf:a/b", quant="q6_k") == Repository("hf", "a/b", "Q6_K")
+    assert pull.wanted(names.parse("qwen3:4b"), quant="8BIT") == names.parse("qwen3:4b-8bit")
+    assert pull.wanted(names.parse("qwen3:4b"), engine="gguf", quant="q6_k") == names.parse("qwen3:4b-q6_k")
+    assert pull.wanted(names.parse("hf:a/b"), quant="q6_k") == Repository("hf", "a/b", "Q6_K")
     for wrong in ({"engine": "onnx"}, {"engine": "gguf", "quant": "4bit"}, {"engine": "mlx", "quant": "q8_0"}):
         with pytest.raises(LocalqwenError):
-            pull.resolve("qwen3:4b", **wrong)
+            pull.wanted(names.parse("qwen3:4b"), **wrong)
     with pytest.raises(ModelNotFound):
-        pull.resolve("qwen3:4b-base", engine="mlx")  # no such files are published
+        pull.wanted(names.parse("qwen3:4b-base"), engine="mlx")  # no such files are published
 
 
 @pytest.fixture

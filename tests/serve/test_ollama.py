@@ -28,12 +28,15 @@ from localqwen.chat.messages import (
     Usage,
     Working,
 )
+from localqwen.engines import selection
 from localqwen.errors import BadField, LocalqwenError, ModelNotFound, Unsupported
+from localqwen.models import registry
 from localqwen.models.listing import Listing, RemoteFile
+from localqwen.models.local_files import LocalFile
 from localqwen.models.names import Repository
 from localqwen.models.pull import Plan, Step
 from localqwen.serve.api import Asked, Head, answer_of
-from localqwen.serve.model_names import Known
+from localqwen.serve.model_names import KnownModel
 from localqwen.serve.model_pool import LoadedModel
 from localqwen.serve.ollama import chat as ollama_chat
 from localqwen.serve.ollama import generate as ollama_generate
@@ -344,8 +347,15 @@ def test_a_pull_of_a_path_tells_nothing_of_the_disk(name: str) -> None:
     assert caught.value.http_status == 404
 
 
+def demo_model() -> KnownModel:
+    found = selection.resolve("demo")
+    return KnownModel("demo", found.files, found.entry)
+
+
 def test_what_is_here_and_what_is_loaded_have_names_with_tags() -> None:
-    known = [Known("demo", "demo"), Known("qwen3:4b", "qwen3:4b", 2_500_000_000, 1_750_000_000.0, "Q4_K_M")]
+    entry = registry.find("qwen3:4b")
+    file = LocalFile("qwen3:4b", Path("gone.gguf"), 2_500_000_000, "Q4_K_M", 1_750_000_000.0, entry=entry)
+    known = [demo_model(), KnownModel("qwen3:4b", file, entry)]
     demo, real = ollama_models.tags(known)["models"]
     assert (demo["name"], demo["model"], demo["size"] > 1_000_000) == ("demo:latest", "demo:latest", True)
     assert (real["name"], real["size"], real["modified_at"]) == ("qwen3:4b", 2_500_000_000, "2025-06-15T15:06:40Z")
@@ -366,7 +376,7 @@ def test_a_model_without_an_entry_is_listed_with_what_its_files_say(tmp_path: Pa
     folder = make_checkpoint(tmp_path / "mine")
     convert.convert_to_mlx(folder, tmp_path / "mine-4bit", bits=4, group_size=32)
     for place, quant in ((folder, "BF16"), (tmp_path / "mine-4bit", "4bit")):
-        known = Known(place.name, str(place))
+        known = KnownModel(place.name, selection.resolve(place).files)
         listed, shown = ollama_models.tags([known])["models"][0], ollama_models.show(known)
         details = {"format": "safetensors", "family": "qwen3", "quantization_level": quant}
         assert details.items() <= listed["details"].items()
@@ -375,12 +385,13 @@ def test_a_model_without_an_entry_is_listed_with_what_its_files_say(tmp_path: Pa
         assert listed["size"] > 0
         assert shown["model_info"]["qwen3.context_length"] > 0
         assert shown["capabilities"][0] == "completion"
+    gone = KnownModel("mine", selection.resolve(folder).files)
     shutil.rmtree(folder)
-    assert ollama_models.tags([Known("mine", str(folder))])["models"][0]["details"]["parameter_size"] == ""
+    assert ollama_models.tags([gone])["models"][0]["details"]["parameter_size"] == ""
 
 
 def test_a_model_is_shown_from_its_header() -> None:
-    shown = ollama_models.show(Known("demo", "demo"))
+    shown = ollama_models.show(demo_model())
     assert shown["details"]["parameter_size"] == "3.30M"
     assert shown["capabilities"] == ["completion", "tools", "thinking"]
     assert "<|im_start|>" in shown["template"]

@@ -181,7 +181,7 @@ def test_models_are_listed_shown_loaded_and_unloaded(demo: Running, client: olla
 
 def test_a_pull_tells_real_progress_and_what_was_pulled_answers(tmp_path: Path) -> None:
     """`localqwen serve` as a user starts it; a hub on loopback has the demo's bytes under an official name."""
-    file = converted.make(converted.demo_checkpoint(), tmp_path / "made.gguf", quant="q8_0", name="Demo").read_bytes()
+    file = converted.demo_conversion().file().read_bytes()
     with hub_serving({"Qwen/Qwen3-0.6B-GGUF": {"Qwen3-0.6B-Q8_0.gguf": file}}) as hub:
         environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("HF_")},

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 from local_server import SlowEngine, eventually, opener, talkative
+from resolved import scripted
 
+from localqwen.chat.load_options import LoadOptions
 from localqwen.chat.local import facts_of
 from localqwen.chat.messages import Event, Finished, JsonFormat, Message, Request, Started, Text
 from localqwen.chat.prefill_ahead import next_turn
@@ -18,7 +20,7 @@ from localqwen.errors import Busy, EngineError, LocalqwenError, NotEnoughMemory
 from localqwen.serve.api import Asked
 from localqwen.serve.http.app import Service
 from localqwen.serve.job import Delivery, Job
-from localqwen.serve.model_names import Catalogue, Opening
+from localqwen.serve.model_names import Catalogue
 from localqwen.serve.runs import Opened
 from localqwen.serve.worker import Limits, Worker
 
@@ -288,7 +290,7 @@ def test_a_bug_while_a_model_is_opened_does_not_hang_the_start(monkeypatch: pyte
         raise ZeroDivisionError
 
     monkeypatch.setattr(threading, "excepthook", lambda hook: None)
-    service = Service(Catalogue(["m"], Opening()), open_model)
+    service = Service(Catalogue([scripted("m")], LoadOptions()), open_model)
     with pytest.raises(EngineError, match="died while it opened m"):
         service.start(["m"])
     service.stop()

@@ -19,7 +19,7 @@ ENGINES = ("llama.cpp", "mlx")
 def demo_for(engine: str, quant: str = "bf16") -> Path:
     """The demo model in the form that the engine reads: its checkpoint, or that as a GGUF file of the same values."""
     checkpoint = converted.demo_checkpoint()
-    return checkpoint if engine == "mlx" else converted.converted(checkpoint, name="demo", quant=quant)
+    return checkpoint if engine == "mlx" else converted.demo_conversion(quant).file()
 
 
 def open_demo(engine: str, *, max_runs: int = 4, context_length: int = 512, kv_quant: int | None = None) -> Engine:

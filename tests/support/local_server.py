@@ -7,12 +7,16 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from resolved import scripted
+
+from localqwen.chat.load_options import LoadOptions
 from localqwen.chat.local import facts_of
+from localqwen.engines import selection
 from localqwen.engines.engine import Engine, Run, TokenOutput
 from localqwen.engines.scripted import ScriptedEngine
 from localqwen.serve.http import server as http_server
 from localqwen.serve.http.app import Service, Settings
-from localqwen.serve.model_names import Catalogue, Opening
+from localqwen.serve.model_names import Catalogue
 from localqwen.serve.runs import Opened
 
 
@@ -43,7 +47,8 @@ def talkative(words: int = 2000, *, max_runs: int = 8, seconds: float = 0.005) -
 @contextlib.contextmanager
 def serving(engine: Engine | None, settings: Settings | None = None, *, name: str = "scripted") -> Iterator[Running]:
     """With an engine, or with the named model on its real one."""
-    catalogue = Catalogue([name], Opening(context_length=2048, threads=1))
+    served = scripted(name) if engine else selection.resolve(name)
+    catalogue = Catalogue([served], LoadOptions(context_length=2048, threads=1, parallel=4))
     with listening(Service(catalogue, opener(engine) if engine else catalogue.open, settings)) as server:
         yield server
 

@@ -12,6 +12,7 @@ from click.core import ParameterSource
 
 from localqwen.cli.bench import history, measure
 from localqwen.cli.config import ConfiguredCommand
+from localqwen.cli.loading import benchmark_options
 
 #: What follows `bench` and is no model. A model of such a name is reached by its path: `./list`.
 SUBCOMMANDS = {
@@ -21,7 +22,6 @@ SUBCOMMANDS = {
     "plot": (history.plot, "Draw charts and an HTML report."),
 }
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
-_SPEED_FLAGS = ("prompt", "generate", "depth", "batch")
 
 
 class BenchCommand(ConfiguredCommand):
@@ -112,9 +112,7 @@ def _several(flag: str, default: str, help: str, *, least: int = 0) -> Callable[
 @click.option("--llama-bench", is_flag=True, help="As --json, with the keys of llama.cpp's llama-bench.")
 @click.option("--plot", type=click.Path(path_type=Path), metavar="DIR", help="Charts and an HTML report into DIR.")
 @click.option("--save/--no-save", default=True, help="Keep the run (default), or do not.")
-@click.option("--adapter", metavar="FOLDER", help="Apply a LoRA adapter of PEFT's layout to the models.")
-@click.option("--force", is_flag=True, help="Load models even if they do not fit the memory.")
-@click.option("--yes", "-y", is_flag=True, help="Pull models that are not here without asking.")
+@benchmark_options
 @click.pass_context
 def command(context: click.Context, /, **flags: Any) -> int:
     """Measure MODELS: names, .gguf files or checkpoint folders.
@@ -127,5 +125,6 @@ def command(context: click.Context, /, **flags: Any) -> int:
 
     Raw speed is measured where nothing else is asked for, or one of its flags is given.
     """
-    given = [name for name in _SPEED_FLAGS if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
-    return measure.run(measure.Asked(speed_asked=bool(given), **flags))
+    line = ParameterSource.COMMANDLINE
+    typed = frozenset(name for name in context.params if context.get_parameter_source(name) is line)
+    return measure.run(measure.Asked(typed=typed, **flags))

@@ -34,7 +34,7 @@ def find(text: str, *, yes: bool) -> Source:
     match reference:
         case LocalPath(missing):
             return Source(missing, missing.name)  # the converter says what is wrong with it
-        case Named(model) if model.weights is None:
+        case Named(model) if model.is_built_in:
             return Source(converted.demo_checkpoint(), model.name)
         case Named(model, quant) if quant != model.default:
             raise UsageError(f"{text} names a quantisation", f"localqwen convert {model.name} --quant {quant.lower()}")
@@ -43,7 +43,7 @@ def find(text: str, *, yes: bool) -> Source:
             wanted = Repository("hf", model.weights.repo)
         case Repository():
             wanted = reference
-    here = inventory.whole_weights(wanted.repo)
+    here = inventory.complete_checkpoint(wanted.repo)
     return Source(here or _pulled(wanted, text, yes=yes), wanted.repo.rpartition("/")[2])
 
 

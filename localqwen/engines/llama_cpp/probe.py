@@ -47,7 +47,7 @@ def probe() -> ProbeResult:
     key = fingerprint()
     result = _remembered(file, key)
     if result is None:
-        result = ask(converted.provide("demo"), _run_child)
+        result = ask(converted.demo_conversion().file(), _run_child)
         if result.ok:
             _remember(file, key, result)
     if not result.ok:

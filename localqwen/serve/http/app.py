@@ -32,7 +32,7 @@ from localqwen.serve.http.metrics import Metrics
 from localqwen.serve.http.request_body import ClientLeft, read_json
 from localqwen.serve.job import Delivery, Job
 from localqwen.serve.mail import Mail
-from localqwen.serve.model_names import Catalogue, Known
+from localqwen.serve.model_names import Catalogue, KnownModel
 from localqwen.serve.ollama.chat import timestamp
 from localqwen.serve.runs import Opened
 from localqwen.serve.worker import Limits, Worker
@@ -177,15 +177,16 @@ class _Routes:
         return JSONResponse({"id": request.path_params["id"], "thinking": "ending"})
 
 
-def _model(known: Known) -> dict[str, Any]:
+def _model(known: KnownModel) -> dict[str, Any]:
     """As OpenAI's clients read it, and as Anthropic's do: no field has two meanings."""
+    modified = known.files.modified if known.files else 0.0
     theirs = {
         "type": "model",
         "display_name": known.name,
-        "created_at": timestamp(known.modified),
+        "created_at": timestamp(modified),
         "lifecycle": "active",
     }
-    return {"id": known.name, "object": "model", "created": int(known.modified), "owned_by": "localqwen", **theirs}
+    return {"id": known.name, "object": "model", "created": int(modified), "owned_by": "localqwen", **theirs}
 
 
 def _route(path: str) -> str:

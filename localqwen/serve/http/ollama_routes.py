@@ -24,7 +24,7 @@ from localqwen.serve.http.endpoint import Answering, Backend
 from localqwen.serve.http.guard import send_error
 from localqwen.serve.http.request_body import read_json
 from localqwen.serve.job import Job
-from localqwen.serve.model_names import Known
+from localqwen.serve.model_names import KnownModel
 from localqwen.serve.ollama import chat as ollama_chat
 from localqwen.serve.ollama import generate as ollama_generate
 from localqwen.serve.ollama import models as ollama_models
@@ -102,7 +102,7 @@ class _Models:
         name = fields.text("model") or fields.text("name") or fields.needed_text("model")
         return JSONResponse(await run_in_threadpool(lambda: ollama_models.show(self._find(name))))
 
-    def _find(self, name: str) -> Known:
+    def _find(self, name: str) -> KnownModel:
         return self._backend().catalogue.find(model_name(name))
 
     async def pull(self, request: Request) -> Response:

@@ -1,0 +1,89 @@
+"""The one way to open a model: from a resolved name and LoadOptions to an engine, and to a model that answers."""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from localqwen import engines
+from localqwen.chat.load_options import LoadOptions
+from localqwen.chat.local import LocalChatModel, facts_of
+from localqwen.chat.prompts import ModelFacts
+from localqwen.chat.sampling import Presets
+from localqwen.engines import selection
+from localqwen.engines.engine import Engine
+from localqwen.models.resolve import ResolvedModel
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready to answer: its engine, and what the chat layer knows of it."""
+
+    engine: Engine
+    info: ModelFacts
+
+
+def open_engine(model: ResolvedModel, options: LoadOptions) -> Engine:
+    """Open a model for who works with tokens. Raise NotPulled, UsageError, EngineError, ConversionError."""
+    return engines.open_resolved(model, **options.for_engine)
+
+
+def open_model(model: ResolvedModel, options: LoadOptions, *, name: str = "") -> LoadedModel:
+    """Open a model for who works with messages: with its template, thinking mode and sampling.
+
+    `name` is what answers and messages call it, else how it is displayed. Raise what `open_engine` does, EngineError
+    where it has no chat template.
+    """
+    began = time.perf_counter()
+    engine = open_engine(model, options)
+    with ExitStack() as undo:
+        undo.callback(engine.close)
+        load_ms = (time.perf_counter() - began) * 1000
+        loaded = LoadedModel(engine, info_for(model, engine, name=name, load_ms=load_ms))
+        undo.pop_all()
+    return loaded
+
+
+def info_for(model: ResolvedModel, engine: Engine, *, name: str = "", load_ms: float = 0) -> ModelFacts:
+    """Return what an answer needs to know of a resolved model that `engine` has open: its entry's thinking mode and
+    sampling among it. Raise EngineError where it has no chat template."""
+    return facts_of(
+        engine,
+        name or model.display,
+        thinking_mode=model.thinking,
+        load_ms=load_ms,
+        presets=Presets.of(model.sampling),
+    )
+
+
+def answering(model: ResolvedModel, engine: Engine, *, name: str = "", load_ms: float = 0) -> LocalChatModel:
+    """Make a resolved model answer on the engine that has it open. Raise EngineError where it has no chat template."""
+    return LocalChatModel(
+        engine,
+        name or model.display,
+        thinking_mode=model.thinking,
+        load_ms=load_ms,
+        presets=Presets.of(model.sampling),
+    )
+
+
+def chat_model(model: ResolvedModel, options: LoadOptions) -> LocalChatModel:
+    """Open a resolved model in this process and make it answer. Raise what `open_engine` and `answering` do."""
+    began = time.perf_counter()
+    engine = open_engine(model, options)
+    return answering(model, engine, load_ms=(time.perf_counter() - began) * 1000)
+
+
+def load(
+    name: str | Path, *, engine: str | None = None, context_length: int | None = None, **options: Any
+) -> LocalChatModel:
+    """Open a model by name or path and make it answer. The options are the fields of LoadOptions.
+
+    Raise ModelNotFound, UsageError, EngineUnavailable, EngineError, ConversionError.
+    """
+    chosen = LoadOptions(engine=engine, context_length=context_length, **options)
+    chosen.check_adapter()
+    return chat_model(selection.resolve(name, engine), chosen)
