@@ -100,7 +100,7 @@ def serve_scripted(port: int) -> None:
         """The scripted engine keeps what it ran, for tests to look at."""
 
         def step(self) -> list[Any]:
-            del self.runs[:-100], self._held[:-100]
+            del self.runs[:-100], self._cached[:-100]
             return super().step()
 
     engine = Forgetting(itertools.repeat("<think>\n" + "hm " * 20 + "\n</think>\n\n" + "word " * 20))

@@ -114,7 +114,7 @@ class LocalChatModel:
 
     @property
     def setup(self) -> str:
-        return self.engine.setup
+        return self.engine.backend_description
 
     def read_ahead(self, request: Request, answer: Message) -> Iterator[None]:
         thinking = resolve_thinking(request, self.thinking_mode, self.name)

@@ -58,7 +58,7 @@ class ReadingAhead:
 
     def begin(self, ids: tuple[int, ...]) -> Ahead:
         """With what the engine still holds of them."""
-        return Ahead(ids, self._engine.held(ids))
+        return Ahead(ids, self._engine.cached_prefix(ids))
 
     def read(self, ahead: Ahead) -> None:
         """One slice."""
