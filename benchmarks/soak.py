@@ -89,12 +89,11 @@ def state(url: str, process: psutil.Process) -> dict[str, float]:
 
 def serve_scripted(port: int) -> None:
     """What `localqwen serve` runs, on an engine that says the same for ever."""
-    from localqwen.chat.local import facts_of
+    from localqwen.chat.model_info import LoadedModel, info_of
     from localqwen.engines.scripted import ScriptedEngine
     from localqwen.serve.http import server as http_server
     from localqwen.serve.http.app import Service
     from localqwen.serve.model_names import Catalogue, Opening
-    from localqwen.serve.runs import Opened
 
     class Forgetting(ScriptedEngine):
         """The scripted engine keeps what it ran, for tests to look at."""
@@ -104,7 +103,7 @@ def serve_scripted(port: int) -> None:
             return super().step()
 
     engine = Forgetting(itertools.repeat("<think>\n" + "hm " * 20 + "\n</think>\n\n" + "word " * 20))
-    service = Service(Catalogue(["scripted"], Opening()), lambda name: Opened(engine, facts_of(engine, name)))
+    service = Service(Catalogue(["scripted"], Opening()), lambda name: LoadedModel(engine, info_of(engine, name)))
     service.start(service.catalogue.served)
     http_server.run(http_server.Listening(service), http_server.bind("127.0.0.1", port))
 

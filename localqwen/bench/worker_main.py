@@ -11,8 +11,8 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, is_dataclass, replace
+from collections.abc import Callable, Generator, Iterator, Mapping
+from dataclasses import asdict, dataclass, is_dataclass, replace
 from functools import cached_property
 from typing import Any, TextIO
 
@@ -23,7 +23,9 @@ from localqwen.bench.sensors import Sensors
 from localqwen.bench.speed import SpeedBench
 from localqwen.bench.sustain import Endurance
 from localqwen.bench.workloads import Workload
-from localqwen.chat.local import LocalChatModel
+from localqwen.chat.messages import Event, Request
+from localqwen.chat.model_info import LoadedModel, info_of
+from localqwen.chat.scheduler import events_of
 from localqwen.engines.engine import Engine
 from localqwen.errors import LocalqwenError
 from localqwen.machine import memory
@@ -74,6 +76,17 @@ def _for_want_of_memory(error: Exception) -> bool:
         case ImportError():
             return "failed to map segment" in str(error)
     return isinstance(error, MemoryError)
+
+
+@dataclass(frozen=True)
+class _Answering:
+    """Answers in this thread, which is the engine's."""
+
+    loaded: LoadedModel
+
+    def stream(self, request: Request) -> Generator[Event, None, None]:
+        """Yield the events of an answer."""
+        return events_of(self.loaded, request)
 
 
 class Bench:
@@ -130,7 +143,7 @@ class Bench:
 
     def _converse(self, test: Test, repeat: int, options: Mapping[str, Any]) -> Iterator[Sample]:
         workload = Workload(**options["workloads"]["conversation" if test.kind == "chat" else test.name])
-        mode = self._model.thinking_mode
+        mode = self._model.loaded.info.thinking_mode
         if test.kind == "chat" and not chat.can(mode, test):
             return
         workload = chat.in_mode(workload, test.name) if test.kind == "chat" else workload
@@ -140,9 +153,10 @@ class Bench:
         return len(self.engine.tokenize(text, special=False))
 
     @cached_property
-    def _model(self) -> LocalChatModel:
+    def _model(self) -> _Answering:
         model = names.model_of(self._name)
-        return LocalChatModel(self.engine, self._label, thinking_mode=model.thinking if model else None)
+        info = info_of(self.engine, self._label, thinking_mode=model.thinking if model else None)
+        return _Answering(LoadedModel(self.engine, info))
 
     @cached_property
     def _endurance(self) -> Endurance:

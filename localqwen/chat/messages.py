@@ -74,7 +74,7 @@ def _call_from_json(data: Mapping[str, Any]) -> ToolCall:
 
 
 @dataclass(frozen=True)
-class Overrides:
+class SamplingOverrides:
     """What a user set of the sampling; None leaves the preset of the model and its mode."""
 
     temperature: float | None = None
@@ -86,13 +86,20 @@ class Overrides:
     repetition_penalty: float | None = None
     seed: int | None = None
 
-    def over(self, other: Overrides) -> Overrides:
+    def over(self, other: SamplingOverrides) -> SamplingOverrides:
         """These values where they are set, else those of `other`."""
         names = self.__dataclass_fields__
-        return Overrides(**{n: getattr(other, n) if getattr(self, n) is None else getattr(self, n) for n in names})
+        return SamplingOverrides(
+            **{n: getattr(other, n) if getattr(self, n) is None else getattr(self, n) for n in names}
+        )
 
     def set_values(self) -> dict[str, float | int]:
+        """Return what was set, by name."""
         return {name: value for name in self.__dataclass_fields__ if (value := getattr(self, name)) is not None}
+
+
+#: The name of SamplingOverrides in earlier versions.
+Overrides = SamplingOverrides
 
 
 @dataclass(frozen=True)
@@ -123,9 +130,9 @@ class Request:
     budget: int | None = None
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
-    sampling: Overrides = Overrides()
-    thinking_sampling: Overrides = Overrides()
-    text_sampling: Overrides = Overrides()
+    sampling: SamplingOverrides = SamplingOverrides()
+    thinking_sampling: SamplingOverrides = SamplingOverrides()
+    text_sampling: SamplingOverrides = SamplingOverrides()
     format: JsonFormat | None = None
     must_call: tuple[str, ...] = ()
     parallel_calls: bool = True
@@ -174,12 +181,16 @@ class Started:
 
 
 @dataclass(frozen=True)
-class Working:
+class PrefillProgress:
     """A step that gave nothing to show: the prompt is being read, or the text so far may be part of a tag. So a reader
     gets control after every step, and can show how far a slow prompt is."""
 
     prefilled: int
     prompt_tokens: int
+
+
+#: The name of PrefillProgress in earlier versions.
+Working = PrefillProgress
 
 
 @dataclass(frozen=True)
@@ -225,4 +236,4 @@ class Finished:
         return self.thinking_end == "budget"
 
 
-Event = Started | Working | Thinking | Text | ToolCall | Finished
+Event = Started | PrefillProgress | Thinking | Text | ToolCall | Finished

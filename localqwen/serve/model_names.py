@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from localqwen.chat.model_info import LoadedModel
 from localqwen.errors import LocalqwenError, ModelNotFound, NotPulled
-from localqwen.serve.runs import Opened
 
 if TYPE_CHECKING:
     from localqwen.models.names import Named, Repository
@@ -94,10 +94,10 @@ class Catalogue:
         self._sources[known.name] = known.source
         return known.name
 
-    def open(self, name: str) -> Opened:
+    def open(self, name: str) -> LoadedModel:
         """Takes a resolved name. Raises whatever stands against opening it."""
         from localqwen import engines
-        from localqwen.chat.local import facts_of
+        from localqwen.chat.model_info import info_of
         from localqwen.chat.sampling import Presets
         from localqwen.models import names
 
@@ -117,14 +117,14 @@ class Catalogue:
             _log.warning("%s: %s", name, warning)
         model = names.model_of(source)
         load_ms = (time.perf_counter() - began) * 1000
-        facts = facts_of(
+        info = info_of(
             engine,
             name,
             thinking_mode=model.thinking if model else None,
             load_ms=load_ms,
             presets=Presets.of(model.sampling if model else {}),
         )
-        return Opened(engine, facts)
+        return LoadedModel(engine, info)
 
 
 def _known(name: str, source: str) -> Known:

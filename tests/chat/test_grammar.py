@@ -184,9 +184,9 @@ def test_one_call_is_enough_where_only_one_may_be_made(engine: Engine) -> None:
 def test_a_model_without_a_vocabulary_cannot_be_held(engine: Engine) -> None:
     from dataclasses import replace
 
-    from localqwen.chat.local import facts_of
+    from localqwen.chat.model_info import info_of
     from localqwen.chat.reply import Reply
 
-    facts = replace(facts_of(engine, "demo"), grammars=None)
+    info = replace(info_of(engine, "demo"), grammars=None)
     with pytest.raises(Unsupported, match="demo cannot be held to a form"):
-        Reply(Request([Message("user", "x")], format=JsonFormat()), facts)
+        Reply(Request([Message("user", "x")], format=JsonFormat()), info)
