@@ -94,14 +94,14 @@ def test_a_conversation_is_read_from_blocks() -> None:
         ],
     )
     calls = (ToolCall("add", {"a": 2, "b": 2}, "t1"), ToolCall("now", {}, "t2"))
-    assert parsed.request.messages == [
+    assert parsed.request.messages == (
         Message("system", "Be brief.\nBe kind."),
         Message("user", "2+2,\nand the time?"),
         Message("assistant", "Wait.", "two tools", calls),
         Message("tool", "4", tool_call_id="t1"),
         Message("tool", "Error: no clock", tool_call_id="t2"),
         Message("user", "Go on."),
-    ]
+    )
     assert read(system="Be brief.").request.messages[0] == Message("system", "Be brief.")
     assert read(messages=[{"role": "system", "content": "x"}, USER]).request.messages[0] == Message("system", "x")
 

@@ -132,11 +132,13 @@ class Repl:
                     self.session.add(message)
 
     def request(self) -> Request:
-        """What would be asked now. A switch in the question itself goes before the one set with /think or a flag."""
+        """Return what would be asked now. A switch in the question itself goes before the one set with /think or a
+        flag; before the first question, the request is one with an empty question."""
         conversation = self.session.conversation
-        question = conversation.messages[-1:]
+        messages = conversation.messages or (Message("user", ""),)
+        question = messages[-1:]
         settings = self.settings if soft_switch(question) is None else replace(self.settings, think=None)
-        return settings.request(conversation.messages, system=conversation.system)
+        return settings.request(messages, system=conversation.system)
 
     def change(self, **values: Any) -> None:
         """Set settings, in the log too."""

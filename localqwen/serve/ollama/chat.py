@@ -32,8 +32,8 @@ def read(body: Mapping[str, Any]) -> ParsedRequest:
 
 
 def is_load(parsed: ParsedRequest) -> bool:
-    """Whether nothing is to be answered: the model is to be loaded, or with `keep_alive` 0 unloaded."""
-    return not parsed.request.messages and parsed.request.prompt is None
+    """Return whether nothing is to be answered: the model is to be loaded, or with `keep_alive` 0 unloaded."""
+    return not parsed.request.messages and not parsed.request.prompt
 
 
 def check_context(parsed: ParsedRequest, context_length: int) -> None:

@@ -51,7 +51,7 @@ def parsed_request(
         sampling=_sampling(options),
         format=_format(fields),
         logprobs=_logprobs(fields),
-        prompt=prompt,
+        prompt=prompt if messages else prompt or "",  # nothing at all asks to load the model
         read_calls=bool(tools),
     )
     return ParsedRequest(
