@@ -3,10 +3,10 @@
     import localqwen
     from localqwen import Message, Request, Text
 
-    model = localqwen.load("demo")
-    for event in model.stream(Request([Message("user", "What is 17 + 25?")])):
-        if isinstance(event, Text):
-            print(event.text, end="", flush=True)
+    with localqwen.load("demo") as model:
+        for event in model.stream(Request([Message("user", "What is 17 + 25?")])):
+            if isinstance(event, Text):
+                print(event.text, end="", flush=True)
 
 Everything named in `__all__` is public and stable; it is imported when it is first used.
 """
@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from localqwen.chat.messages import JsonFormat as JsonFormat
     from localqwen.chat.messages import Message as Message
     from localqwen.chat.messages import Overrides as Overrides
+    from localqwen.chat.messages import PrefillProgress as PrefillProgress
     from localqwen.chat.messages import Request as Request
+    from localqwen.chat.messages import SamplingOverrides as SamplingOverrides
     from localqwen.chat.messages import Started as Started
     from localqwen.chat.messages import Text as Text
     from localqwen.chat.messages import Thinking as Thinking
@@ -37,8 +39,8 @@ if TYPE_CHECKING:
     from localqwen.errors import LocalqwenError as LocalqwenError
 
 _MESSAGES = (
-    "Event", "Finished", "JsonFormat", "Message", "Overrides", "Request", "Started", "Text", "Thinking", "Tool",
-    "ToolCall", "Working",
+    "Event", "Finished", "JsonFormat", "Message", "Overrides", "PrefillProgress", "Request", "SamplingOverrides",
+    "Started", "Text", "Thinking", "Tool", "ToolCall", "Working",
 )  # fmt: skip
 _PUBLIC = {
     **dict.fromkeys(_MESSAGES, "localqwen.chat.messages"),

@@ -11,8 +11,8 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, is_dataclass, replace
+from collections.abc import Callable, Generator, Iterator, Mapping
+from dataclasses import asdict, dataclass, is_dataclass, replace
 from functools import cached_property
 from typing import Any, TextIO
 
@@ -25,7 +25,9 @@ from localqwen.bench.sustain import Endurance
 from localqwen.bench.workloads import Workload
 from localqwen.chat import load
 from localqwen.chat.load_options import LoadOptions
-from localqwen.chat.local import LocalChatModel
+from localqwen.chat.messages import Event, Request
+from localqwen.chat.model_info import LoadedModel
+from localqwen.chat.scheduler import events_of
 from localqwen.engines import selection
 from localqwen.engines.engine import Engine
 from localqwen.errors import LocalqwenError
@@ -78,6 +80,17 @@ def _for_want_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError)
 
 
+@dataclass(frozen=True)
+class _Answering:
+    """Answers in this thread, which is the engine's."""
+
+    loaded: LoadedModel
+
+    def stream(self, request: Request) -> Generator[Event, None, None]:
+        """Yield the events of an answer."""
+        return events_of(self.loaded, request)
+
+
 class Bench:
     """The model, opened within its limits, and what measures it."""
 
@@ -118,7 +131,7 @@ class Bench:
 
     def _converse(self, test: Test, repeat: int, options: Mapping[str, Any]) -> Iterator[Sample]:
         workload = Workload(**options["workloads"]["conversation" if test.kind == "chat" else test.name])
-        mode = self._model.thinking_mode
+        mode = self._model.loaded.info.thinking_mode
         if test.kind == "chat" and not chat.can(mode, test):
             return
         workload = chat.in_mode(workload, test.name) if test.kind == "chat" else workload
@@ -128,9 +141,10 @@ class Bench:
         return len(self.engine.tokenize(text, special=False))
 
     @cached_property
-    def _model(self) -> LocalChatModel:
-        """What `localqwen run` would answer with: its entry's thinking mode and sampling."""
-        return load.answering(self._resolved, self.engine, name=self._label, load_ms=self._load_ms)
+    def _model(self) -> _Answering:
+        """What `localqwen run` would answer with: its entry's thinking mode and sampling among it."""
+        info = load.info_for(self._resolved, self.engine, name=self._label, load_ms=self._load_ms)
+        return _Answering(LoadedModel(self.engine, info))
 
     @cached_property
     def _endurance(self) -> Endurance:

@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from localqwen import engines
 from localqwen.chat.load_options import LoadOptions
-from localqwen.chat.local import LocalChatModel, facts_of
-from localqwen.chat.prompts import ModelFacts
+from localqwen.chat.local import QUEUE, LocalChatModel
+from localqwen.chat.model_info import LoadedModel, ModelInfo, info_of
 from localqwen.chat.sampling import Presets
 from localqwen.engines import selection
 from localqwen.engines.engine import Engine
 from localqwen.models.resolve import ResolvedModel
-
-
-@dataclass(frozen=True)
-class LoadedModel:
-    """A model ready to answer: its engine, and what the chat layer knows of it."""
-
-    engine: Engine
-    info: ModelFacts
 
 
 def open_engine(model: ResolvedModel, options: LoadOptions) -> Engine:
@@ -47,43 +39,41 @@ def open_model(model: ResolvedModel, options: LoadOptions, *, name: str = "") ->
     return loaded
 
 
-def info_for(model: ResolvedModel, engine: Engine, *, name: str = "", load_ms: float = 0) -> ModelFacts:
-    """Return what an answer needs to know of a resolved model that `engine` has open: its entry's thinking mode and
-    sampling among it. Raise EngineError where it has no chat template."""
-    return facts_of(
-        engine,
-        name or model.display,
-        thinking_mode=model.thinking,
-        load_ms=load_ms,
-        presets=Presets.of(model.sampling),
-    )
+def info_for(model: ResolvedModel, engine: Engine, *, name: str = "", load_ms: float = 0) -> ModelInfo:
+    """Return what an answer needs to know of a resolved model that `engine` has open.
+
+    Raise EngineError where it has no chat template.
+    """
+    return info_of(engine, name or model.display, load_ms=load_ms, **_of_entry(model))
 
 
-def answering(model: ResolvedModel, engine: Engine, *, name: str = "", load_ms: float = 0) -> LocalChatModel:
-    """Make a resolved model answer on the engine that has it open. Raise EngineError where it has no chat template."""
-    return LocalChatModel(
-        engine,
-        name or model.display,
-        thinking_mode=model.thinking,
-        load_ms=load_ms,
-        presets=Presets.of(model.sampling),
-    )
+def _of_entry(model: ResolvedModel) -> dict[str, Any]:
+    """What the entry of a model says of its answers: how it thinks, and how it is sampled."""
+    return {"thinking_mode": model.thinking, "presets": Presets.of(model.sampling)}
 
 
-def chat_model(model: ResolvedModel, options: LoadOptions) -> LocalChatModel:
-    """Open a resolved model in this process and make it answer. Raise what `open_engine` and `answering` do."""
-    began = time.perf_counter()
-    engine = open_engine(model, options)
-    return answering(model, engine, load_ms=(time.perf_counter() - began) * 1000)
+def chat_model(model: ResolvedModel, options: LoadOptions, *, queue: int = QUEUE) -> LocalChatModel:
+    """Open a resolved model in this process and make it answer. Up to `queue` answers wait for a free run.
+
+    Raise what `open_model` does.
+    """
+    opener = functools.partial(open_engine, model, options)
+    return LocalChatModel(opener, model.display, queue=queue, **_of_entry(model))
 
 
 def load(
-    name: str | Path, *, engine: str | None = None, context_length: int | None = None, **options: Any
+    name: str | Path,
+    *,
+    engine: str | None = None,
+    context_length: int | None = None,
+    queue: int = QUEUE,
+    **options: Any,
 ) -> LocalChatModel:
-    """Open a model by name or path and make it answer. The options are the fields of LoadOptions.
+    """Open a model by name or path and make it answer. The options are the fields of LoadOptions: `parallel` answers
+    run at once, and up to `queue` more wait.
 
     Raise ModelNotFound, UsageError, EngineUnavailable, EngineError, ConversionError.
     """
     chosen = LoadOptions(engine=engine, context_length=context_length, **options)
     chosen.check_adapter()
-    return chat_model(selection.resolve(name, engine), chosen)
+    return chat_model(selection.resolve(name, engine), chosen, queue=queue)

@@ -18,8 +18,8 @@ from localqwen.chat.grammar import TokenConstraint
 from localqwen.chat.messages import (
     Event,
     Finished,
-    Overrides,
     Request,
+    SamplingOverrides,
     Started,
     Text,
     Thinking,
@@ -28,7 +28,8 @@ from localqwen.chat.messages import (
     ToolCall,
     Usage,
 )
-from localqwen.chat.prompts import ModelFacts, encode_request
+from localqwen.chat.model_info import ModelInfo
+from localqwen.chat.prompts import encode_request
 from localqwen.chat.stop import StopStrings
 from localqwen.chat.stopwatch import Stopwatch
 from localqwen.chat.thinking import OPEN, PlainParser, ThinkingParser, prompt_start, resolve_thinking
@@ -72,7 +73,7 @@ _OPENING = f"{OPEN}\n"
 class Reply:
     """Raises Unsupported, UsageError, TemplateError or ContextTooLong when made; nothing has been computed then."""
 
-    def __init__(self, request: Request, model: ModelFacts, *, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(self, request: Request, model: ModelInfo, *, clock: Callable[[], float] = time.perf_counter) -> None:
         if request.max_tokens is not None and request.max_tokens < 1:
             raise UsageError(f"max_tokens is {request.max_tokens}", "ask for at least one token")
         self.request = request
@@ -138,10 +139,10 @@ class Reply:
             logprobs=self.request.logprobs,
         )
 
-    def _phases(self) -> dict[Literal["thinking", "text"], Overrides]:
+    def _phases(self) -> dict[Literal["thinking", "text"], SamplingOverrides]:
         return {"thinking": self.request.thinking_sampling, "text": self.request.text_sampling}
 
-    def _phase_sampling(self, phase: Overrides) -> Sampling:
+    def _phase_sampling(self, phase: SamplingOverrides) -> Sampling:
         return samplings.sampling_for(self.request, self.model.presets, thinking=self.thinking, phase=phase)
 
     def begin(self, run: Run) -> list[Event]:

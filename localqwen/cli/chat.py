@@ -63,7 +63,7 @@ def command(
             sys.stderr.write(f"{choice.reason}\n")
         session.set_settings(_given())
         changed = settings.changed_by(session.conversation.settings)
-        return _talk(choice, session, changed, loading, prepare=not no_prepare)
+        return _talk(choice, session, changed, loading, prefill_ahead=not no_prepare)
 
 
 def choose(named: str | None, last: Path | None, largest: Callable[[], str | None], loading: Loading) -> Choice:
@@ -150,14 +150,14 @@ def _given() -> dict[str, Any]:
     return {name: context.params[name] for name in names if context.get_parameter_source(name) is line}
 
 
-def _talk(choice: Choice, session: Session, settings: Settings, loading: Loading, *, prepare: bool) -> int:
+def _talk(choice: Choice, session: Session, settings: Settings, loading: Loading, *, prefill_ahead: bool) -> int:
     model = loading.open(choice.model)
     try:
         file = sys.stdin.fileno() if _interactive(sys.stdin, (sys.stdout, sys.stderr)) else None
         with terminal_kept(file):
             reader, keys = _keyboard(file) if file is not None else (LineReader(sys.stdin), NoKeys())
             printer = Printer(Channel(sys.stdout), Channel(sys.stderr), thinking_hint=keys.hint)
-            repl = Repl(model, session, reader, printer, settings, keys, prepare=prepare)
+            repl = Repl(model, session, reader, printer, settings, keys, prefill_ahead=prefill_ahead)
             if session.conversation.messages:
                 printer.note(repl_commands.resumed_line(session))
             if reader.interactive:

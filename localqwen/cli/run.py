@@ -12,9 +12,10 @@ from typing import Any, TextIO
 import click
 
 from localqwen.chat import ChatModel
+from localqwen.chat.answer import Answer
 from localqwen.chat.messages import Message, Request, Started, Tool
 from localqwen.cli import INTERRUPTED, console
-from localqwen.cli.answer import Answer, receive
+from localqwen.cli.answer import receive
 from localqwen.cli.config import ConfiguredCommand
 from localqwen.cli.loading import Loading, loading_options
 from localqwen.cli.options import Settings, answer_options, json_option

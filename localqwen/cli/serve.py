@@ -126,7 +126,7 @@ def _settings(host: str, flags: dict[str, Any]) -> Settings:
     field = flags["reasoning_field"]
     hosts = (*own_names(host), *(name.lower() for name in flags["allow_host"]))
     return Settings(
-        Limits(flags["max_queue"], flags["keep_alive"], prepare=not flags["no_prepare"]),
+        Limits(flags["max_queue"], flags["keep_alive"], prefill_ahead=not flags["no_prepare"]),
         Access(flags["api_key"] or "", hosts, flags["cors"]),
         REASONING_FIELDS if field == "both" else (field,),
     )

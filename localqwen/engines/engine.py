@@ -50,7 +50,7 @@ class Sampling:
             )
 
     @property
-    def penalises(self) -> bool:
+    def penalizes(self) -> bool:
         return (self.repetition_penalty, self.frequency_penalty, self.presence_penalty) != (1.0, 0.0, 0.0)
 
 
@@ -131,7 +131,7 @@ class Engine(Protocol):
     """What a user should know of how the model was opened, to be told once."""
 
     @property
-    def setup(self) -> str:
+    def backend_description(self) -> str:
         """What computes at the moment, in a few words: "2 threads, tuned, YaRN 4"."""
         ...
 
@@ -167,8 +167,8 @@ class Engine(Protocol):
         more than one batch of the other."""
         ...
 
-    def held(self, prompt: Sequence[int]) -> int:
-        """How many ids of the prompt's beginning the engine holds; changes nothing."""
+    def cached_prefix(self, prompt: Sequence[int]) -> int:
+        """Return how many ids of the prompt's beginning the engine has cached; change nothing."""
         ...
 
     def cancel(self, run: Run) -> None:

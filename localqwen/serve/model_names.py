@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from localqwen.chat.load_options import LoadOptions
+from localqwen.chat.model_info import LoadedModel
 from localqwen.errors import ConfigError, LocalqwenError, ModelNotFound, NotPulled, UsageError
-from localqwen.serve.runs import Opened
 
 if TYPE_CHECKING:
     from localqwen.models.local_files import LocalFile
@@ -79,7 +79,7 @@ class Catalogue:
         self._typed[known.name] = known.files.typed if known.files else known.name
         return known.name
 
-    def open(self, name: str) -> Opened:
+    def open(self, name: str) -> LoadedModel:
         """Open the model of a name that `resolve` gave. Raise the LocalqwenError that prevents it."""
         from localqwen.chat import load
         from localqwen.engines import selection
@@ -93,7 +93,7 @@ class Catalogue:
         opened = load.open_model(model, options, name=name)
         for warning in opened.engine.warnings:
             _log.warning("%s: %s", name, warning)
-        return Opened(opened.engine, opened.info)
+        return opened
 
 
 def _known(name: str, model: ResolvedModel) -> KnownModel:

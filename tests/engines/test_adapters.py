@@ -86,7 +86,7 @@ def ids() -> list[int]:
 def numbers(path: Path, engine: str, ids: list[int], adapter: Path | None = None) -> NDArray[np.float64]:
     opened = engines.open(path, engine=engine, context_length=128, threads=1, adapter=adapter)
     try:
-        assert ("adapter lora" in opened.setup) == (adapter is not None)
+        assert ("adapter lora" in opened.backend_description) == (adapter is not None)
         return evaluated(opened, ids)
     finally:
         opened.close()
@@ -253,7 +253,7 @@ def test_a_server_applies_it_to_the_model_of_its_command_line(
     setups = {}
     for asked in (catalogue.served[0], "demo"):
         opened = catalogue.open(catalogue.resolve(asked))
-        setups[asked] = opened.engine.setup
+        setups[asked] = opened.engine.backend_description
         opened.engine.close()
     assert "adapter lora" in setups[catalogue.served[0]]
     assert "adapter" not in setups["demo"]

@@ -194,7 +194,7 @@ def test_answers_that_grow_together_end_before_the_memory_does() -> None:
     most = 0
     while not all(run.finished for run in runs):
         opened.step()
-        most = max(most, opened._slots.tokens())
+        most = max(most, opened._slots.positions())
     assert 90 < most <= 100
     opened.close()
 
@@ -208,7 +208,7 @@ def test_what_ended_runs_left_makes_room_for_living_ones_the_oldest_first() -> N
     collect(opened, run)
     again = [opened.start(prompt, GREEDY, max_tokens=0) for prompt in reversed(prompts[1:])]
     assert [run.cached_tokens for run in again] == [49, 49]
-    assert opened._slots.tokens() <= 150
+    assert opened._slots.positions() <= 150
     opened.close()
 
 
@@ -218,7 +218,7 @@ def test_one_token_of_cache_takes_the_bytes_that_were_promised(engine: MlxEngine
         opened = open_demo("mlx", max_runs=1, kv_quant=bits)
         assert isinstance(opened, MlxEngine)
         answer(opened, opened.tokenize("a b " * 200, special=False)[:256], max_tokens=1)
-        (slot,) = opened._slots._all
+        (slot,) = opened._slots.all
         assert sum(cache.nbytes for cache in slot.caches) == 256 * opened._kv_bytes
         opened.close()
 

@@ -10,14 +10,13 @@ from dataclasses import dataclass
 from resolved import scripted
 
 from localqwen.chat.load_options import LoadOptions
-from localqwen.chat.local import facts_of
+from localqwen.chat.model_info import LoadedModel, info_of
 from localqwen.engines import selection
 from localqwen.engines.engine import Engine, Run, TokenOutput
 from localqwen.engines.scripted import ScriptedEngine
 from localqwen.serve.http import server as http_server
 from localqwen.serve.http.app import Service, Settings
 from localqwen.serve.model_names import Catalogue
-from localqwen.serve.runs import Opened
 
 
 @dataclass
@@ -53,8 +52,8 @@ def serving(engine: Engine | None, settings: Settings | None = None, *, name: st
         yield server
 
 
-def opener(engine: Engine) -> Callable[[str], Opened]:
-    return lambda name: Opened(engine, facts_of(engine, name))
+def opener(engine: Engine) -> Callable[[str], LoadedModel]:
+    return lambda name: LoadedModel(engine, info_of(engine, name))
 
 
 @contextlib.contextmanager

@@ -28,7 +28,7 @@ class Sampler:
 
     def draw(self, logits: mx.array) -> int:
         """From raw logits of shape (vocabulary,). Raises EngineError where the constraint allows nothing."""
-        token = self._choose(self._penalised(self._constrained(logits)))
+        token = self._choose(self._penalized(self._constrained(logits)))
         self._counts[token] += 1
         if self._constraint is not None:
             self._constraint.accept(token)
@@ -42,11 +42,11 @@ class Sampler:
             raise EngineError("the constraint allows no token", "check the grammar or schema")
         return mx.where(mx.array(allowed), logits, -mx.inf)
 
-    def _penalised(self, logits: mx.array) -> mx.array:
+    def _penalized(self, logits: mx.array) -> mx.array:
         """As llama.cpp's penalties (llama-sampling.cpp), which are those of the papers: repetition divides what speaks
         for a token and multiplies what speaks against it; frequency is taken off per occurrence, presence once."""
         sampling = self._sampling
-        if not sampling.penalises or not self._counts:
+        if not sampling.penalizes or not self._counts:
             return logits
         ids = mx.array(list(self._counts))
         seen, counts = logits[ids], mx.array(list(self._counts.values()))

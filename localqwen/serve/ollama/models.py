@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from localqwen.chat.local import thinking_mode_of
 from localqwen.chat.messages import ThinkingMode
+from localqwen.chat.model_info import thinking_mode_of
 from localqwen.chat.sampling import Presets
 from localqwen.chat.template import ChatTemplate
 from localqwen.errors import LocalqwenError, NotPulled
@@ -22,7 +22,7 @@ from localqwen.models.pull import Plan, Step
 from localqwen.models.registry import Model
 from localqwen.serve.fields import Fields
 from localqwen.serve.model_names import KnownModel
-from localqwen.serve.model_pool import LoadedModel
+from localqwen.serve.model_pool import ModelStatus
 from localqwen.serve.ollama.chat import timestamp
 from localqwen.serve.ollama.request import model_name
 
@@ -56,14 +56,14 @@ def _listed(known: KnownModel) -> dict[str, Any]:
     }
 
 
-def ps(loaded: Sequence[LoadedModel], known: Sequence[KnownModel], now: float) -> dict[str, Any]:
+def ps(loaded: Sequence[ModelStatus], known: Sequence[KnownModel], now: float) -> dict[str, Any]:
     """`now` is seconds since 1970. A model that is answering stays at least until it has."""
     by_name = {each.name: each for each in known}
     models = [(model, by_name.get(model.name) or KnownModel(model.name)) for model in loaded]
     return {"models": [{**_listed(entry), **_running(model, now)} for model, entry in models]}
 
 
-def _running(model: LoadedModel, now: float) -> dict[str, Any]:
+def _running(model: ModelStatus, now: float) -> dict[str, Any]:
     left = model.idle_seconds_left or 0.0
     return {
         "expires_at": _NEVER if left == math.inf else timestamp(now + left),
@@ -165,12 +165,12 @@ def read_pull(body: Mapping[str, Any]) -> Pull:
 Tell = Callable[[Mapping[str, Any]], None]
 
 
-def run_pull(asked: Pull, tell: Tell) -> None:
+def run_pull(parsed: Pull, tell: Tell) -> None:
     """Blocks until the model is here and whole. Raises what `localqwen pull` does.
 
     A path is no name: clients do not learn what lies on this disk.
     """
-    name = model_name(asked.name).removesuffix(":latest")
+    name = model_name(parsed.name).removesuffix(":latest")
     reference = names.parse(name)
     if isinstance(reference, LocalPath):
         raise names.unknown(name)

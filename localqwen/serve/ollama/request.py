@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from localqwen.chat.messages import JsonFormat, Message, Overrides, Request, Role, Tool, ToolCall
-from localqwen.serve.api import EFFORTS, FOR_EVER, Asked
+from localqwen.serve.api import EFFORTS, FOR_EVER, ParsedRequest
 from localqwen.serve.fields import Fields, kind
 from localqwen.serve.openai import request as openai_request
 
@@ -24,20 +24,20 @@ _PART = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h)")
 _SECONDS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
-def model_name(asked: str) -> str:
+def model_name(parsed: str) -> str:
     """What a client of Ollama calls a model, as we call it."""
-    prefix = next((each for each in _HUBS if asked.lower().startswith(each)), None)
-    return asked if prefix is None else _HUBS[prefix] + asked[len(prefix) :]
+    prefix = next((each for each in _HUBS if parsed.lower().startswith(each)), None)
+    return parsed if prefix is None else _HUBS[prefix] + parsed[len(prefix) :]
 
 
-def asked_of(
+def parsed_request(
     fields: Fields,
     messages: Sequence[Message],
     *,
     api: str,
     tools: Sequence[Tool] = (),
     prompt: str | None = None,
-) -> Asked:
+) -> ParsedRequest:
     options = fields.object("options") or Fields({})
     think, budget = _think(fields)
     stream = fields.flag("stream")
@@ -51,15 +51,19 @@ def asked_of(
         sampling=_sampling(options),
         format=_format(fields),
         logprobs=_logprobs(fields),
-        prompt=prompt,
+        prompt=prompt if messages else prompt or "",  # nothing at all asks to load the model
         read_calls=bool(tools),
     )
-    return Asked(
+    return ParsedRequest(
         model=model_name(fields.needed_text("model")),
         request=request,
         stream=stream is None or stream,
         keep_alive=keep_alive(fields),
-        extra={"api": api, "name": fields.needed_text("model"), "num_ctx": options.whole("num_ctx", 1, 2**31 - 1)},
+        extra={
+            "api": api,
+            "name": fields.needed_text("model"),
+            "num_ctx": options.whole("num_ctx", 1, 2**31 - 1),
+        },
     )
 
 
