@@ -60,16 +60,15 @@ class EngineThread:
         self._closed = False
         self._readers: set[Outlet] = set()  # whose readers wait
         self._outgoing: dict[Outlet, list[Item]] = {}
-        opening: Future[LoadedModel] = Future()
-        self._thread = threading.Thread(target=self._live, args=(load, opening), name="localqwen-engine", daemon=True)
-        self._thread.start()
-        _running.add(self)
-        self._opening = opening
-        self.loaded = self._wait_until_loaded()
+        self._opening: Future[LoadedModel] = Future()
+        self._thread = threading.Thread(target=self._live, args=(load,), name="localqwen-engine", daemon=True)
+        self.loaded = self._load()
         self._warnings = self.loaded.engine.warnings  # the first answer says them
 
-    def _wait_until_loaded(self) -> LoadedModel:
+    def _load(self) -> LoadedModel:
+        _running.add(self)
         try:
+            self._thread.start()
             while not self._opening.done():
                 wait([self._opening], timeout=0.5)
         except BaseException:  # Ctrl-C: what is half opened is closed by its thread
@@ -146,7 +145,7 @@ class EngineThread:
 
     def join(self, timeout: float | None = None) -> None:
         """Wait up to `timeout` seconds until the thread has ended."""
-        if threading.current_thread() is not self._thread:
+        if self.alive and threading.current_thread() is not self._thread:
             self._thread.join(timeout)
 
     def end(self) -> None:
@@ -156,15 +155,15 @@ class EngineThread:
 
     # In the engine's thread.
 
-    def _live(self, load: Callable[[], LoadedModel], opening: Future[LoadedModel]) -> None:
+    def _live(self, load: Callable[[], LoadedModel]) -> None:
         try:
             loaded = load()
         except BaseException as error:  # whoever opens the model raises it
             self._closed = True
-            opening.set_exception(error)
+            self._opening.set_exception(error)
             return
         self._scheduler: Scheduler[Outlet] = Scheduler(loaded, self._emit, progress=True, prefill_ahead=False)
-        opening.set_result(loaded)
+        self._opening.set_result(loaded)
         try:
             while self._receive():
                 self._compute()

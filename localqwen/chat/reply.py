@@ -249,7 +249,7 @@ class Reply:
         left = self._limit - self._generated
         if left < 1 or len(prompt) >= self.model.context_length:
             return self._finish("length")
-        sampling = self._sampling["text" if self._parser.answering else "thinking"]
+        sampling = self._sampling["text"]
         if sampling.seed is not None:  # the same numbers must not be drawn again
             sampling = replace(sampling, seed=sampling.seed + len(self._answer))
         self._sampling["text"] = sampling
