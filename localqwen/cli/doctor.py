@@ -68,13 +68,14 @@ def _engine(name: str, installed: bool) -> dict[str, Any]:
 
 def _probe(name: str) -> dict[str, Any]:
     """Whether the engine computes here, and with which setting."""
-    from localqwen.engines.llama_cpp import probe
+    from localqwen.engines.llama_cpp import probe as llama_cpp
+    from localqwen.engines.mlx import probe as mlx
 
     try:
         if name == "mlx":
-            probe.check_mlx()
+            mlx.probe()
             return {"ok": True, "detail": "runs", "hint": ""}
-        result = probe.probe()
+        result = llama_cpp.probe()
     except LocalqwenError as error:
         return {"ok": False, "detail": error.message, "hint": error.hint}
     return {"ok": result.ok, "detail": result.detail, "hint": "", "use_extra_bufts": result.use_extra_bufts}

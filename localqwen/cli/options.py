@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import click
+
+from localqwen.engines.engine import SAMPLING_RANGES
 
 if TYPE_CHECKING:
     from localqwen.chat.messages import Message, Request, Tool
@@ -54,20 +57,35 @@ def _value(name: str, value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
+class _FloatRange(click.FloatRange):
+    """Refuses NaN too, which click finds in every range."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if math.isnan(number):
+            self.fail(f"{value!r} is not a number.", param, ctx)
+        return number
+
+
+def _range(name: str) -> click.IntRange | click.FloatRange:
+    """Return click's type of a field of `Sampling`."""
+    bounds = SAMPLING_RANGES[name]
+    kind = click.IntRange if bounds.whole else _FloatRange
+    return kind(bounds.low, bounds.high, min_open=bounds.above_low)
+
+
 _SETTINGS = (
     click.option("--think/--no-think", default=None, help="Think before answering, or do not."),
     click.option("--budget", type=click.IntRange(min=0), metavar="N", help="At most N tokens of thinking; 0: none."),
     click.option("--hide-thinking", is_flag=True, help="Think, but do not show it."),
     click.option("--max-tokens", type=click.IntRange(min=1), metavar="N", help="At most N tokens, thinking included."),
     click.option("--stop", multiple=True, metavar="TEXT", help="End the answer before TEXT (may be repeated)."),
-    click.option("--temperature", type=click.FloatRange(0, 100), metavar="X", help="0 takes the likeliest token."),
-    click.option("--top-p", type=click.FloatRange(0, 1), metavar="X", help="Draw from the likeliest of this share."),
-    click.option("--top-k", type=click.IntRange(min=0), metavar="N", help="Draw from the N likeliest; 0: from all."),
+    click.option("--temperature", type=_range("temperature"), metavar="X", help="0 takes the likeliest token."),
+    click.option("--top-p", type=_range("top_p"), metavar="X", help="Draw from the likeliest of this share."),
+    click.option("--top-k", type=_range("top_k"), metavar="N", help="Draw from the N likeliest; 0: from all."),
+    click.option("--min-p", type=_range("min_p"), metavar="X", help="Leave out those below this share of the best."),
     click.option(
-        "--min-p", type=click.FloatRange(0, 1), metavar="X", help="Leave out those below this share of the best."
-    ),
-    click.option(
-        "--presence-penalty", type=click.FloatRange(-100, 100), metavar="X", help="Against repetition, e.g. 1.5."
+        "--presence-penalty", type=_range("presence_penalty"), metavar="X", help="Against repetition, e.g. 1.5."
     ),
     click.option("--seed", type=int, metavar="N", help="Draw the same answer again."),
     click.option("--stats", is_flag=True, help="Tokens and speeds after each answer, on stderr."),

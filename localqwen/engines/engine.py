@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Protocol
+from numbers import Integral, Real
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from localqwen.errors import UsageError
 
@@ -23,11 +24,47 @@ FinishReason = Literal["stop", "length"]
 
 
 @dataclass(frozen=True)
+class SamplingRange:
+    """The values that a field of `Sampling` may have: `low` to `high`, or only above `low`; `whole` numbers or all."""
+
+    low: int
+    high: int
+    above_low: bool = False
+    whole: bool = False
+
+    def __contains__(self, value: Any) -> bool:
+        if not isinstance(value, Integral if self.whole else Real):
+            return False
+        number: Any = value
+        above = number > self.low if self.above_low else number >= self.low
+        return bool(above and number <= self.high)  # NaN is in no range
+
+    def __str__(self) -> str:
+        kind = "a whole number" if self.whole else "a number"
+        bounds = f"above {self.low:,}, at most" if self.above_low else f"from {self.low:,} to"
+        return f"{kind} {bounds} {self.high:,}"
+
+
+#: Field of `Sampling` -> its range, for everything that takes sampling from a user. `seed` has none: each API says
+#: which numbers it takes.
+SAMPLING_RANGES: Mapping[str, SamplingRange] = {
+    "temperature": SamplingRange(0, 100),
+    "top_p": SamplingRange(0, 1),
+    "top_k": SamplingRange(0, 2**31 - 1, whole=True),
+    "min_p": SamplingRange(0, 1),
+    "presence_penalty": SamplingRange(-100, 100),
+    "frequency_penalty": SamplingRange(-100, 100),
+    "repetition_penalty": SamplingRange(0, 100, above_low=True),
+}
+
+
+@dataclass(frozen=True)
 class Sampling:
     """How the next token is drawn, in the order of transformers: penalties, temperature, top_k, top_p, min_p.
 
     `temperature` 0 is greedy; `top_k` 0, `top_p` 1 and `min_p` 0 switch their filter off. Penalties count tokens that
-    this answer generated, never the prompt's. `seed` None draws a fresh one for every run.
+    this answer generated, never the prompt's; 0 switches presence and frequency off, 1 repetition. `seed` None draws a
+    fresh one for every run. Raise UsageError where a value is outside of SAMPLING_RANGES.
     """
 
     temperature: float = 0.6
@@ -40,28 +77,17 @@ class Sampling:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        for name, low, high in _RANGES:
-            value = getattr(self, name)
-            if not low <= value <= high:
-                raise UsageError(f"{name} is {value}, it must be between {low:,} and {high:,}")
-        if self.repetition_penalty <= 0:
-            raise UsageError(
-                f"repetition_penalty is {self.repetition_penalty}, it must be above 0", "1.0 switches it off"
-            )
+        for name, bounds in SAMPLING_RANGES.items():
+            if getattr(self, name) not in bounds:
+                raise UsageError(
+                    f"{name} is {getattr(self, name)!r}, it must be {bounds}",
+                    "1.0 switches it off" if name == "repetition_penalty" else "",
+                )
 
     @property
     def penalizes(self) -> bool:
+        """Whether any penalty is on."""
         return (self.repetition_penalty, self.frequency_penalty, self.presence_penalty) != (1.0, 0.0, 0.0)
-
-
-_RANGES: tuple[tuple[str, float, float], ...] = (
-    ("temperature", 0, 100),
-    ("top_k", 0, 2**31 - 1),
-    ("top_p", 0, 1),
-    ("min_p", 0, 1),
-    ("presence_penalty", -100, 100),
-    ("frequency_penalty", -100, 100),
-)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from localqwen.cli.convert import command as convert
 from localqwen.cli.format import aligned, readable_bytes
 from localqwen.engines import selection
 from localqwen.engines.llama_cpp import probe
+from localqwen.engines.mlx import probe as mlx_probe
 from localqwen.errors import EngineUnavailable
 from localqwen.models import converted
 
@@ -169,7 +170,7 @@ def answer(**fields: Any) -> Callable[[], probe.ProbeResult]:
 
 def test_doctor_reports_the_machine_the_engines_and_the_choice(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probe, "probe", answer())
-    monkeypatch.setattr(probe, "check_mlx", lambda: None)
+    monkeypatch.setattr(mlx_probe, "probe", lambda: None)
     code, out, _ = run("doctor")
     assert code == 0
     lines = {line.partition("  ")[0]: line for line in out.splitlines()}
@@ -188,7 +189,7 @@ def test_doctor_reports_the_machine_the_engines_and_the_choice(run: Run, monkeyp
 def test_doctor_tells_that_announced_instructions_do_not_work(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     detail = "runs without weight repacking; with it the probe ended by SIGILL"
     monkeypatch.setattr(probe, "probe", answer(use_extra_bufts=False, detail=detail))
-    monkeypatch.setattr(probe, "check_mlx", lambda: None)
+    monkeypatch.setattr(mlx_probe, "probe", lambda: None)
     code, out, _ = run("doctor")
     assert code == 0
     assert "announces instructions (AMX) that do not work here" in out
@@ -200,7 +201,7 @@ def test_doctor_fails_with_a_hint_where_no_engine_runs(run: Run, monkeypatch: py
         raise EngineUnavailable("this build does not run on this CPU: SIGILL", "build it again")
 
     monkeypatch.setattr(probe, "probe", fails)
-    monkeypatch.setattr(probe, "check_mlx", fails)
+    monkeypatch.setattr(mlx_probe, "probe", fails)
     code, out, err = run("doctor")
     assert code == 1
     assert "probe: failed; this build does not run on this CPU: SIGILL" in out

@@ -248,6 +248,15 @@ def test_penalties_leave_the_raw_logits_alone() -> None:
     assert np.array(logits).tolist() == [1.0, -1.0, 0.5, 0.25]
 
 
+def test_the_smallest_temperatures_take_the_best_token() -> None:
+    """Divided by them, logits are beyond the largest number."""
+    import mlx.core as mx
+
+    from localqwen.engines.mlx.sampling import Sampler
+
+    assert Sampler(Sampling(temperature=5e-324), [], None).draw(mx.array([1.0, 700.0, 699.0])) == 1
+
+
 def test_a_constraint_that_allows_nothing_is_an_error() -> None:
     import mlx.core as mx
 

@@ -15,6 +15,7 @@ from localqwen.cli import pull as pull_command
 from localqwen.engines import selection
 from localqwen.engines.engine import Sampling
 from localqwen.engines.llama_cpp import probe
+from localqwen.engines.mlx import probe as mlx_probe
 from localqwen.engines.selection import choose
 from localqwen.errors import EngineUnavailable, LocalqwenError, UsageError
 from localqwen.machine import OPENMP_DEFAULTS, Machine, this_machine, usable_cores
@@ -140,18 +141,18 @@ def child(*, fast: int, safe: int) -> probe.Child:
 
 
 def test_a_build_that_runs_is_used_as_it_is() -> None:
-    result = probe.ask(Path("m"), child(fast=0, safe=1))
+    result = probe.try_settings(Path("m"), child(fast=0, safe=1))
     assert (result.ok, result.use_extra_bufts) == (True, True)
 
 
 def test_a_build_that_dies_of_an_illegal_instruction_runs_without_extra_buffers() -> None:
-    result = probe.ask(Path("m"), child(fast=-signal.SIGILL, safe=0))
+    result = probe.try_settings(Path("m"), child(fast=-signal.SIGILL, safe=0))
     assert (result.ok, result.use_extra_bufts) == (True, False)
     assert "SIGILL" in result.detail
 
 
 def test_a_build_that_runs_in_no_way_is_said_to() -> None:
-    result = probe.ask(Path("m"), child(fast=-signal.SIGILL, safe=3))
+    result = probe.try_settings(Path("m"), child(fast=-signal.SIGILL, safe=3))
     assert not result.ok
     assert "SIGILL" in result.detail
     assert "some words" in result.detail
@@ -206,10 +207,10 @@ def test_a_damaged_memory_is_asked_anew(own_home: Path, content: str) -> None:
 
 
 def test_the_child_process_computes_with_mlx_and_its_death_is_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    probe.check_mlx()
-    monkeypatch.setattr(probe.converted, "demo_checkpoint", lambda: Path("nowhere"))
+    mlx_probe.probe()
+    monkeypatch.setattr(mlx_probe.converted, "demo_checkpoint", lambda: Path("nowhere"))
     with pytest.raises(EngineUnavailable, match="MLX does not run on this machine") as error:
-        probe.check_mlx()
+        mlx_probe.probe()
     assert "pip install" in error.value.hint
 
 

@@ -10,7 +10,8 @@ from resolved import file_of
 from localqwen.engines.engine import Sampling
 from localqwen.engines.llama_cpp.engine import OwnModelEngine
 from localqwen.engines.llama_cpp.settings import Settings
-from localqwen.engines.llama_cpp.threads import INTERVAL, STALE, Sample, Threads, suited, watched
+from localqwen.engines.llama_cpp.threads import INTERVAL, STALE, Threads, suited, watched
+from localqwen.machine.cpu_time import CpuTime
 
 
 @pytest.mark.parametrize(
@@ -46,8 +47,8 @@ class System:
         self.own += own * seconds
         self.busy += (own + others) * seconds
 
-    def sample(self) -> Sample:
-        return Sample(self.time, self.busy, self.own)
+    def sample(self) -> CpuTime:
+        return CpuTime(self.time, self.busy, self.own)
 
 
 def test_threads_follow_the_load_within_a_second() -> None:

@@ -163,7 +163,7 @@ BAD = [
     ({"messages": HELLO, "model": 3}, "model", "must be a string"),
     ({"messages": HELLO, "temperature": "hot"}, "temperature", "must be a number"),
     ({"messages": HELLO, "temperature": True}, "temperature", "must be a number"),
-    ({"messages": HELLO, "temperature": -1}, "temperature", "between"),
+    ({"messages": HELLO, "temperature": -1}, "temperature", "must be a number from 0 to 100"),
     ({"messages": HELLO, "max_tokens": 0}, "max_tokens", "at least one"),
     ({"messages": HELLO, "max_tokens": 1.5}, "max_tokens", "whole number"),
     ({"messages": HELLO, "n": 0}, "n", "between"),

@@ -67,8 +67,9 @@ class Sampler:
 
 def filtered(values: NDArray[np.float64], sampling: Sampling) -> NDArray[np.float64]:
     """Probabilities of the logits, best first, that temperature, top_p and min_p leave, in this order."""
-    scaled = values[np.isfinite(values)] / sampling.temperature
-    probabilities = np.exp(scaled - scaled[0])
+    finite = values[np.isfinite(values)]
+    with np.errstate(over="ignore"):  # behind the smallest temperatures only the best is left: exp(-inf) is 0
+        probabilities = np.exp((finite - finite[0]) / sampling.temperature)
     probabilities /= probabilities.sum()
     if sampling.top_p < 1:
         keep = int(np.searchsorted(np.cumsum(probabilities), sampling.top_p)) + 1

@@ -28,9 +28,9 @@ def parsed_request(fields: Fields, limit: int | None) -> ParsedRequest:
         max_tokens=limit,
         stop=fields.stops("stop_sequences"),
         sampling=Overrides(
-            temperature=fields.number("temperature", 0, 100),
-            top_p=fields.number("top_p", 0, 1),
-            top_k=fields.whole("top_k", 0, 2**31 - 1),
+            temperature=fields.sampling("temperature"),
+            top_p=fields.sampling("top_p"),
+            top_k=fields.sampling("top_k"),
         ),
         format=_format(fields),
         must_call=must_call,

@@ -110,13 +110,13 @@ def _limit(options: Fields) -> int | None:
 def _sampling(options: Fields) -> Overrides:
     seed = options.whole("seed", -1, 2**63 - 1)
     return Overrides(
-        temperature=options.number("temperature", 0, 100),
-        top_k=options.whole("top_k", 0, 2**31 - 1),
-        top_p=options.number("top_p", 0, 1),
-        min_p=options.number("min_p", 0, 1),
-        presence_penalty=options.number("presence_penalty", -100, 100),
-        frequency_penalty=options.number("frequency_penalty", -100, 100),
-        repetition_penalty=options.number("repeat_penalty", 0.001, 100),
+        temperature=options.sampling("temperature"),
+        top_k=options.sampling("top_k"),
+        top_p=options.sampling("top_p"),
+        min_p=options.sampling("min_p"),
+        presence_penalty=options.sampling("presence_penalty"),
+        frequency_penalty=options.sampling("frequency_penalty"),
+        repetition_penalty=options.sampling("repetition_penalty", "repeat_penalty"),
         seed=None if seed == -1 else seed,
     )
 
