@@ -52,12 +52,13 @@ def main() -> None:
     if arguments.child:
         child(arguments.files[0], arguments.child, arguments.kv[0], repack=arguments.repack)
         return
-    from localqwen.models import fit, gguf_header
+    from localqwen.formats import model_header
+    from localqwen.models import fit
 
     print("| file | kv | context | predicted MB | measured MB | error | repacked MB |")
     print("| --- | --- | ---: | ---: | ---: | ---: | ---: |")
     for path, kv, context in itertools.product(arguments.files, arguments.kv, arguments.contexts):
-        predicted = fit.needed_bytes(gguf_header.read(path), context, kv)
+        predicted = fit.needed_bytes(model_header.read(path), context, kv)
         measured = measure(path, context, kv, repack=False)
         repacked = f"{measure(path, context, kv, repack=True) / 1e6:,.0f}" if context == arguments.contexts[0] else ""
         numbers = f"{predicted / 1e6:,.0f} | {measured / 1e6:,.0f} | {predicted / measured - 1:+.1%}"

@@ -5,7 +5,6 @@ One pass: each tensor is read by memory map, quantised by llama.cpp's or MLX's o
 so that memory does not grow with the model and no intermediate file is needed. Each result has a manifest: sources,
 recipe, versions, digests.
 
-    safetensors.py   one weight file, its header read strictly
     checkpoint.py    the folder: JSON files and shards
     config.py        config.json as numbers, read strictly
     storage.py       how official quantised weights are stored, and what numbers they stand for
@@ -14,7 +13,6 @@ recipe, versions, digests.
     adapter_files.py LoRA adapters as files for the engines
     qwen3.py         the architecture: tensors, names, keys
     tokenizer.py     tokenizer.json -> tokenizer keys
-    tensor_types.py  the types of ggml
     quants.py        the kinds of file, and which type each tensor gets
     gguf_file.py     the head of a GGUF file as bytes
     gguf_source.py   an existing GGUF file, read strictly

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from convert import ggml, target
 from convert.gguf_file import StoredTensor, entries, head, padding
-from convert.tensor_types import F32
 from localqwen.errors import ConversionError, EngineUnavailable, UsageError
+from localqwen.formats.dtypes import F32
 from localqwen.machine import set_openmp_defaults, usable_cores
 
 if TYPE_CHECKING:

@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 from convert import adapters, gguf_file, mlx_layout, qwen3, shard_writer, target
 from convert.adapters import LowRank
-from convert.config import ARCHITECTURES, MAX_EXPERTS, MAX_LAYERS, Config, read_config
 from convert.gguf_file import StoredTensor, padding
 from convert.mlx_layout import Stored
-from convert.tensor_types import F32
 from localqwen.errors import CheckpointError
+from localqwen.formats import qwen3_config
+from localqwen.formats.dtypes import F32
+from localqwen.formats.gguf_reader import MAGIC
+from localqwen.formats.qwen3_config import ARCHITECTURES, MAX_EXPERTS, MAX_LAYERS, Qwen3Config
 
 if TYPE_CHECKING:
     import numpy as np
@@ -75,7 +77,7 @@ def write_mlx(folder: Path, out: Path, config: Mapping[str, Any]) -> None:
     """The adapter in `folder` for the model of that config.json. Raises CheckpointError where it does not fit."""
     targets = [
         _Target(weight.path, weight.sources, weight.shape[-2:], len(weight.shape) == 3)
-        for weight in mlx_layout.weights(read_config(config))
+        for weight in mlx_layout.weights(qwen3_config.parse(config))
         if weight.path != "model.embed_tokens"
     ]
     matrices = {}
@@ -87,7 +89,7 @@ def write_mlx(folder: Path, out: Path, config: Mapping[str, Any]) -> None:
     _write(out, shard_writer.header(stored), [*matrices.values()])
 
 
-def _config(architecture: str, sizes: Mapping[str, int], vocabulary: int) -> Config:
+def _config(architecture: str, sizes: Mapping[str, int], vocabulary: int) -> Qwen3Config:
     """Only what shapes the tensors; the rest of a config changes none."""
     official = {ours: theirs for theirs, ours in ARCHITECTURES.items()}
     if architecture not in official:
@@ -97,9 +99,9 @@ def _config(architecture: str, sizes: Mapping[str, int], vocabulary: int) -> Con
     )
     if layers > MAX_LAYERS or experts > MAX_EXPERTS:
         raise CheckpointError(f"the model says that it has {layers:,} layers, {experts:,} experts", "download it again")
-    return Config(
+    return Qwen3Config(
         official[architecture], layers, hidden, feed_forward, heads, kv_heads, head_size, vocabulary,
-        context=0, norm_epsilon=0.0, rope_theta=0.0, tied=False, yarn=None,
+        context=0, norm_epsilon=0.0, rope_theta=0.0, tied=False,
         experts=experts, expert_feed_forward=expert_feed_forward,
     )  # fmt: skip
 
@@ -141,7 +143,7 @@ def _write(out: Path, head: bytes, matrices: Sequence[NDArray[np.float32]]) -> N
     """Both formats: the head, then the numbers. GGUF pads each matrix; in safetensors four bytes each need none."""
     import numpy as np
 
-    padded = head.startswith(gguf_file.MAGIC)
+    padded = head.startswith(MAGIC)
     size = len(head) + sum(values.nbytes + padding(values.nbytes) for values in matrices)
     with target.writing(out, size=size, force=True) as file:
         file.write(head)

@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from convert.checkpoint import Checkpoint, read_json
-from convert.safetensors import NUMPY_TYPES, SafetensorsFile, SourceTensor, TensorFile
 from convert.storage import Matrix
 from localqwen.errors import CheckpointError
+from localqwen.formats.dtypes import FLOATS
+from localqwen.formats.safetensors import SafetensorsFile
+from localqwen.formats.tensors import SourceTensor, TensorFile
 
 if TYPE_CHECKING:
     import numpy as np
@@ -104,7 +106,7 @@ def _pairs(file: SafetensorsFile) -> dict[str, tuple[NDArray[np.float32], NDArra
     found: dict[str, dict[str, NDArray[np.float32]]] = {}
     for name, tensor in file.tensors.items():
         match = _NAME.fullmatch(name)
-        if match is None or tensor.dtype not in NUMPY_TYPES or len(tensor.shape) != 2:
+        if match is None or tensor.dtype not in FLOATS or len(tensor.shape) != 2:
             raise CheckpointError(
                 f"the adapter has {name} ({tensor.dtype} {list(tensor.shape)}), no LoRA matrix", _HINT
             )
@@ -138,7 +140,7 @@ def _scale(config: Mapping[str, Any], path: str, rank: int) -> float:
 
 def _adapted(checkpoint: Checkpoint, name: str, added: LowRank) -> Matrix:
     base = checkpoint.tensors.get(name)
-    if base is None or base.dtype not in NUMPY_TYPES:
+    if base is None or base.dtype not in FLOATS:
         raise not_there(name, "checkpoint")
     added.check(name, base.shape)
     merged = SourceTensor(name, "F32", base.shape, 0, 4 * base.shape[0] * base.shape[1])

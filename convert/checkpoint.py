@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from convert import storage
-from convert.safetensors import SafetensorsFile, SourceTensor, TensorFile
 from localqwen.errors import CheckpointError
+from localqwen.formats import qwen3_config
+from localqwen.formats.safetensors import SafetensorsFile
+from localqwen.formats.tensors import SourceTensor, TensorFile
 
 #: Larger than any tokenizer.json (Qwen3's has 11 MB); what is longer is not read into memory.
 MAX_JSON = 64_000_000
@@ -71,6 +73,16 @@ class Checkpoint:
     def replace(self, name: str, matrix: storage.Matrix) -> None:
         """From now on the tensor `name` is `matrix`."""
         self._tensors[name], self._home[name] = matrix
+
+    def stretch(self, factor: int | None) -> None:
+        """Make the context longer by YaRN. Raises UsageError, ConversionError."""
+        if factor is None:
+            return
+        self.config, scaling = qwen3_config.stretched(self.config, factor)
+        context, trained = factor * scaling.original, scaling.original
+        self.notes += (
+            f"stretched to {context:,} tokens: texts shorter than {trained:,} are understood a little worse",
+        )
 
     def json(self, name: str, *, required: bool = True) -> dict[str, Any]:
         """The JSON object in the file `name`; {} if it is missing and need not be there."""

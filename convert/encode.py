@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from convert import ggml
-from convert.safetensors import SourceTensor, TensorFile
-from convert.tensor_types import BF16, F16, F32, MXFP4, TYPES, TensorType
+from convert.quants import TYPES
 from localqwen.errors import CheckpointError
+from localqwen.formats.dtypes import BF16, F16, F32, MXFP4, DType
+from localqwen.formats.tensors import SourceTensor, TensorFile
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,7 +39,7 @@ class Part:
 
 
 def encoded(
-    parts: Sequence[Part], kind: TensorType, pool: ThreadPoolExecutor, ahead: int
+    parts: Sequence[Part], kind: DType, pool: ThreadPoolExecutor, ahead: int
 ) -> Iterator[tuple[NDArray[np.uint8], int]]:
     """The data of one tensor, stacked of `parts`, in order, as (slice, source bytes it was made from). At most `ahead`
     slices are alive.
@@ -78,23 +79,23 @@ def _taken(pending: deque[tuple[_Slice, Future[NDArray[np.uint8]]]]) -> Iterator
     piece.part.file.forget(tensor, piece.first + piece.count)  # not before: unquantised data are a view on the file
 
 
-def _encode(piece: _Slice, kind: TensorType) -> NDArray[np.uint8]:
+def _encode(piece: _Slice, kind: DType) -> NDArray[np.uint8]:
     import numpy as np
 
     tensor = piece.part.tensor
     rows: NDArray[Any] = piece.part.file.rows(tensor, piece.first, piece.count)
     stored = TYPES[tensor.dtype.lower()]
-    if stored.quantised and stored is not kind:
+    if stored.quantized and stored is not kind:
         rows, stored = ggml.dequantise(rows, stored, tensor.shape[-1]), F32
-    if not stored.quantised:
+    if not stored.quantized:
         check_values(rows, tensor.name, stored.name, kind)
     if stored is not kind:
         widened = to_float32(rows, stored.name)
-        rows = ggml.quantise(widened, kind, piece.part.importance) if kind.quantised else from_float32(widened, kind)
+        rows = ggml.quantise(widened, kind, piece.part.importance) if kind.quantized else from_float32(widened, kind)
     return rows.reshape(-1).view(np.uint8)
 
 
-def check_values(rows: NDArray[Any], name: str, dtype: str, kind: TensorType) -> None:
+def check_values(rows: NDArray[Any], name: str, dtype: str, kind: DType) -> None:
     """Raises CheckpointError. Quantisers refuse what is not finite; float16 values and scales hold at most 65,504."""
     unsigned, magnitude, infinite, half_limit = _BITS[dtype]
     largest = (rows.view(unsigned) & magnitude).max()
@@ -125,12 +126,12 @@ def _to_bfloat16(rows: NDArray[np.float32]) -> NDArray[Any]:
     return ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype(np.uint16)
 
 
-def from_float32(rows: NDArray[np.float32], kind: TensorType) -> NDArray[Any]:
+def from_float32(rows: NDArray[np.float32], kind: DType) -> NDArray[Any]:
     """In a type that is no quantisation."""
     return _FROM_FLOAT32[kind](rows)
 
 
-_FROM_FLOAT32: dict[TensorType, Callable[[NDArray[np.float32]], NDArray[Any]]] = {
+_FROM_FLOAT32: dict[DType, Callable[[NDArray[np.float32]], NDArray[Any]]] = {
     F32: lambda rows: rows,
     F16: lambda rows: rows.astype("<f2"),
     BF16: _to_bfloat16,

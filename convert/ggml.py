@@ -15,8 +15,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from convert.tensor_types import TensorType
 from localqwen.errors import ConversionError, EngineUnavailable
+from localqwen.formats.dtypes import DType
 from localqwen.machine import set_openmp_defaults
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ _HINT = "pip install --force-reinstall llama-cpp-python"
 
 
 def quantise(
-    rows: NDArray[np.float32], kind: TensorType, importance: NDArray[np.float32] | None = None
+    rows: NDArray[np.float32], kind: DType, importance: NDArray[np.float32] | None = None
 ) -> NDArray[np.uint8]:
     """`rows` (count, columns) as `count` rows of blocks, (count, kind.row_bytes(columns)). Releases the GIL.
 
@@ -51,7 +51,7 @@ def quantise(
     return result
 
 
-def dequantise(rows: NDArray[Any], kind: TensorType, columns: int) -> NDArray[np.float32]:
+def dequantise(rows: NDArray[Any], kind: DType, columns: int) -> NDArray[np.float32]:
     """Rows of blocks, (count, kind.row_bytes(columns)), as the numbers they stand for, (count, columns)."""
     import numpy as np
 

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from convert import Options, Progress, encode, forecast, manifest, quants, target
 from convert.checkpoint import Checkpoint
-from convert.gguf_file import MAGIC, padding
-from convert.gguf_source import GgufSource, part_name
+from convert.gguf_file import padding
+from convert.gguf_source import GgufSource
 from convert.hashing import Digest, HashedWriter, InputHashes
 from convert.imatrix import Importance
 from convert.planning import Plan, PlannedFile, PlannedTensor, make_plan
 from localqwen.errors import CheckpointError, OutputError, UsageError
+from localqwen.formats.gguf_parts import part_name
+from localqwen.formats.gguf_reader import MAGIC
 from localqwen.machine import usable_cores
 
 if TYPE_CHECKING:
@@ -62,7 +64,7 @@ def is_gguf(path: Path) -> bool:
 @contextmanager
 def opened(source: Path, quant: str, *, name: str | None, options: Options, force: bool) -> Iterator[Job]:
     """Raises UsageError, CheckpointError, ConversionError."""
-    from convert import adapters, imatrix, requantising, yarn
+    from convert import adapters, imatrix, requantising
 
     importance = imatrix.read(options.imatrix) if options.imatrix else None
     overrides = tuple(quants.override(text) for text in options.tensor_types)
@@ -81,7 +83,7 @@ def opened(source: Path, quant: str, *, name: str | None, options: Options, forc
             yield Job(file, plan, importance, notes + _notes(plan, recipe))
         return
     with Checkpoint(source) as checkpoint:
-        yarn.apply(checkpoint, options.yarn)
+        checkpoint.stretch(options.yarn)
         adapters.apply(checkpoint, options.adapter)
         plan = make_plan(checkpoint, recipe, name or source.resolve().name, extra, options.part_bytes)
         yield Job(checkpoint, plan, importance, checkpoint.notes + _notes(plan, recipe))
@@ -107,7 +109,7 @@ def outputs(out: Path, plan: Plan) -> list[Path]:
     """The file, or its parts by llama.cpp's names."""
     count = len(plan.files)
     stem = out.name.removesuffix(".gguf")
-    return [out] if not _is_split(plan) else [out.with_name(part_name(stem, i, count)) for i in range(count)]
+    return [out] if not _is_split(plan) else [out.with_name(part_name(stem, i + 1, count)) for i in range(count)]
 
 
 def _is_split(plan: Plan) -> bool:

@@ -11,14 +11,11 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from convert.tensor_types import TensorType
 from localqwen.errors import CheckpointError
+from localqwen.formats.dtypes import DType
+from localqwen.formats.gguf_reader import ALIGNMENT, ARRAY, BOOL, FLOAT32, INT32, MAGIC, STRING, UINT16, UINT32
 
-#: The format's default: every tensor's data start at a multiple of it.
-ALIGNMENT = 32
-MAGIC, VERSION = b"GGUF", 3
-#: GGUF's numbers for the types of values.
-UINT16, UINT32, INT32, FLOAT32, BOOL, STRING, ARRAY = 2, 4, 5, 6, 7, 8, 9
+VERSION = 3
 
 
 class Int32(int):
@@ -39,7 +36,7 @@ class StoredTensor:
 
     name: str
     shape: tuple[int, ...]
-    type: TensorType
+    type: DType
 
     @property
     def size(self) -> int:

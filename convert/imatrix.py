@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from convert.gguf_file import MAGIC, Metadata, StoredTensor
-from convert.gguf_source import GgufPart
-from convert.safetensors import SourceTensor
+from convert.gguf_file import Metadata, StoredTensor
 from localqwen.errors import CheckpointError, ConversionError
+from localqwen.formats.gguf import GgufFile
+from localqwen.formats.gguf_reader import MAGIC
+from localqwen.formats.tensors import SourceTensor
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,7 +46,7 @@ class Importance:
 
         values = self.values.get(tensor.name)
         experts = tensor.shape[0] if len(tensor.shape) > 2 else 1
-        if values is None or not tensor.type.quantised:
+        if values is None or not tensor.type.quantized:
             return None
         if values.size != experts * tensor.shape[-1]:
             if tensor.name == "token_embd.weight":  # it is looked up, not multiplied: llama.cpp passes over it, too
@@ -89,7 +90,7 @@ def read(path: Path) -> Importance:
 
 
 def _read_gguf(path: Path) -> Importance:
-    part = GgufPart(path)
+    part = GgufFile(path)
     try:
         names = [name.removesuffix(_SUMS) for name in part.tensors if name.endswith(_SUMS)]
         if not names or "imatrix.chunk_count" not in part.values:
@@ -101,7 +102,7 @@ def _read_gguf(path: Path) -> Importance:
         part.close()
 
 
-def _numbers(part: GgufPart, name: str) -> NDArray[Any]:
+def _numbers(part: GgufFile, name: str) -> NDArray[Any]:
     tensor = part.tensors[name]
     if tensor.type.name != "F32":
         raise ValueError(f"{name} is {tensor.type.name}, not F32")

@@ -23,18 +23,16 @@ from convert.encode import check_values
 from convert.hashing import Digest, InputHashes
 from convert.mlx_planning import Plan, PlannedWeight
 from convert.mlx_schemes import Packing, Scheme
-from convert.safetensors import SourceTensor
 from convert.shard_writer import ShardWriter
-from convert.tensor_types import BF16, F16, F32
 from localqwen.errors import ConversionError, EngineUnavailable
+from localqwen.formats.dtypes import FLOATS
+from localqwen.formats.tensors import SourceTensor
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 #: Elements per slice: large enough that calls do not count, small enough that memory stays low.
 SLICE = 1 << 22
-_KINDS = {"F32": F32, "F16": F16, "BF16": BF16}
-_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 #: The tensor's name, the next bytes of it, and how many bytes of the checkpoint were read for them.
 Piece = tuple[str, memoryview, int]
@@ -119,7 +117,7 @@ def _slices(checkpoint: Checkpoint, planned: PlannedWeight) -> Iterator[tuple[ND
         step = max(1, SLICE // tensor.shape[-1])
         for first in range(0, count, step):
             rows = file.rows(tensor, first, min(step, count - first))
-            check_values(rows, tensor.name, tensor.dtype, _KINDS[planned.dtype])
+            check_values(rows, tensor.name, tensor.dtype, FLOATS[planned.dtype])
             yield rows, tensor
             file.forget(tensor, first + len(rows))
 
@@ -161,7 +159,7 @@ def _quantise(rows: Any, packing: Packing) -> list[NDArray[Any]]:
 
 
 def _as_wanted(rows: NDArray[Any], dtype: str, wanted: str) -> Any:
-    return as_mlx(rows, dtype).astype(getattr(library(), _NAMES[wanted]))
+    return as_mlx(rows, dtype).astype(getattr(library(), FLOATS[wanted].torch))
 
 
 def as_mlx(rows: NDArray[Any], dtype: str) -> Any:

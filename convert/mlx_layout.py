@@ -11,9 +11,9 @@ from dataclasses import asdict, dataclass
 from math import prod
 from typing import Any
 
-from convert.config import Config
 from convert.mlx_schemes import ROUTER, Packing, Scheme
-from convert.safetensors import DTYPES
+from localqwen.formats import dtypes
+from localqwen.formats.qwen3_config import Qwen3Config
 
 #: mlx-lm's MAX_FILE_SIZE_GB, which it shifts by 30 bits.
 MAX_SHARD = 5 << 30
@@ -41,10 +41,10 @@ class Stored:
 
     @property
     def bytes(self) -> int:
-        return prod(self.shape) * DTYPES[self.dtype]
+        return prod(self.shape) * dtypes.SAFETENSORS[self.dtype].block_bytes
 
 
-def weights(config: Config) -> list[Weight]:
+def weights(config: Qwen3Config) -> list[Weight]:
     """All parameters, in the order in which mlx-lm's model lists them: it decides what goes into which shard."""
     result = [_single("model.embed_tokens", (config.vocabulary, config.hidden))]
     for layer in range(config.layers):
@@ -59,7 +59,7 @@ def _single(path: str, shape: tuple[int, ...]) -> Weight:
     return Weight(path, (f"{path}.weight",), shape)
 
 
-def _layer(config: Config, prefix: str) -> list[Weight]:
+def _layer(config: Qwen3Config, prefix: str) -> list[Weight]:
     hidden, head = config.hidden, config.head_size
     queries, keys = config.heads * head, config.kv_heads * head
     attention = [
@@ -76,7 +76,7 @@ def _layer(config: Config, prefix: str) -> list[Weight]:
     return [*attention, *_feed_forward(config, f"{prefix}.mlp"), *norms]
 
 
-def _feed_forward(config: Config, prefix: str) -> list[Weight]:
+def _feed_forward(config: Qwen3Config, prefix: str) -> list[Weight]:
     return [
         _single(f"{prefix}.gate_proj", (config.feed_forward, config.hidden)),
         _single(f"{prefix}.down_proj", (config.hidden, config.feed_forward)),
@@ -84,7 +84,7 @@ def _feed_forward(config: Config, prefix: str) -> list[Weight]:
     ]
 
 
-def _mixture(config: Config, prefix: str) -> list[Weight]:
+def _mixture(config: Qwen3Config, prefix: str) -> list[Weight]:
     up, down = (config.expert_feed_forward, config.hidden), (config.hidden, config.expert_feed_forward)
     stacks = [
         Weight(

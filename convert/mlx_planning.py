@@ -11,12 +11,10 @@ from typing import Any
 
 from convert import Options, forecast, mlx_layout, qwen3
 from convert.checkpoint import Checkpoint
-from convert.config import read_config
 from convert.mlx_layout import Stored, Weight
 from convert.mlx_schemes import Packing, Scheme, packing
 from localqwen.errors import CheckpointError, ConversionError, UsageError
-
-_TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+from localqwen.formats import dtypes, qwen3_config
 
 
 @dataclass(frozen=True)
@@ -62,21 +60,21 @@ class Plan:
 @contextmanager
 def opened(source: Path, scheme: Scheme, options: Options) -> Iterator[tuple[Checkpoint, Plan]]:
     """Raises UsageError, CheckpointError, ConversionError."""
-    from convert import adapters, yarn
+    from convert import adapters
 
     if options.tensor_types or options.imatrix or options.part_bytes:
         raise UsageError("types of single tensors, importance matrices and parts are for GGUF", "--to gguf")
     if source.suffix == ".gguf" and source.is_file():
         raise CheckpointError(f"{source} is a GGUF file, MLX needs a checkpoint folder", "give the official checkpoint")
     with Checkpoint(source) as checkpoint:
-        yarn.apply(checkpoint, options.yarn)
+        checkpoint.stretch(options.yarn)
         adapters.apply(checkpoint, options.adapter)
         yield checkpoint, make_plan(checkpoint, scheme)
 
 
 def make_plan(checkpoint: Checkpoint, scheme: Scheme) -> Plan:
     """Checks the whole checkpoint except the weights' values. Raises CheckpointError, ConversionError."""
-    config = read_config(checkpoint.config)
+    config = qwen3_config.parse(checkpoint.config)
     qwen3.check_tensors(config, checkpoint.tensors)
     checkpoint.json("tokenizer.json")
     weights = tuple(
@@ -100,8 +98,9 @@ def make_plan(checkpoint: Checkpoint, scheme: Scheme) -> Plan:
 
 def _dtype(checkpoint: Checkpoint, weight: Weight, scheme: Scheme) -> str:
     """As in mlx-lm config.json's torch_dtype, else what is stored. A plain copy is never wider than 16 bit."""
+    torch = str(checkpoint.config.get("torch_dtype"))
     found = sorted({checkpoint.tensors[source].dtype for source in weight.sources})
-    dtype = _TYPES.get(str(checkpoint.config.get("torch_dtype")), found[0])
+    dtype = dtypes.TORCH[torch].name if torch in dtypes.TORCH else found[0]
     if len(found) > 1 and "torch_dtype" not in checkpoint.config:
         raise CheckpointError(f"the experts of {weight.path} are stored as {' and '.join(found)}", "store them alike")
     return "BF16" if scheme.usual is None and dtype == "F32" else dtype

@@ -10,16 +10,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from convert.mlx_schemes import Packing
-from convert.safetensors import DTYPES, SourceTensor
 from convert.storage import Matrix, Piece, Pieces
 from localqwen.errors import CheckpointError, ConversionError
+from localqwen.formats import dtypes
+from localqwen.formats.tensors import SourceTensor
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
 _HINT = "give a folder that mlx_lm or localqwen made"
-_DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
 def decoded(quantization: Any, pieces: Pieces) -> dict[str, Matrix]:
@@ -79,8 +79,8 @@ class _Packed:
     shape: tuple[int, int]
 
     def tensor(self, name: str) -> SourceTensor:
-        dtype = _DTYPES[str(self._numbers(0, 1).dtype).rpartition(".")[2]]
-        return SourceTensor(name, dtype, self.shape, 0, self.shape[0] * self.shape[1] * DTYPES[dtype])
+        dtype = dtypes.TORCH[str(self._numbers(0, 1).dtype).rpartition(".")[2]]
+        return SourceTensor(name, dtype.name, self.shape, 0, self.shape[0] * dtype.row_bytes(self.shape[1]))
 
     def rows(self, tensor: SourceTensor, first: int, count: int) -> NDArray[np.generic]:
         from convert import mlx

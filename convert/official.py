@@ -12,30 +12,29 @@ from typing import TYPE_CHECKING
 
 from convert import Progress, manifest, mlx_layout, qwen3, target, target_folder
 from convert.checkpoint import COMPANIONS, Checkpoint
-from convert.config import read_config
 from convert.encode import check_values, from_float32, to_float32
 from convert.hashing import Digest, InputHashes
 from convert.mlx_layout import Stored
-from convert.safetensors import SourceTensor
+from convert.quants import TYPES
 from convert.shard_writer import ShardWriter
-from convert.tensor_types import TYPES
 from localqwen.errors import OutputError
+from localqwen.formats import qwen3_config
+from localqwen.formats.tensors import SourceTensor
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
 _SLICE = 1 << 20
-_WIDTHS = {"float16": "F16", "bfloat16": "BF16"}
 
 
 def planned(checkpoint: Checkpoint) -> list[Stored]:
     """All tensors in the order of the layers; numbers that were decoded to 32 bit in the config's 16. Raises
     CheckpointError."""
-    config = read_config(checkpoint.config)
+    config = qwen3_config.parse(checkpoint.config)
     qwen3.check_tensors(config, checkpoint.tensors)
     names = [name for weight in mlx_layout.weights(config) for name in weight.sources]
-    wanted = _WIDTHS.get(str(checkpoint.config.get("torch_dtype", checkpoint.config.get("dtype"))), "BF16")
+    wanted = "F16" if config.dtype == "F16" else "BF16"
     found = [checkpoint.tensors[name] for name in names]
     return [Stored(each.name, wanted if each.dtype == "F32" else each.dtype, each.shape) for each in found]
 

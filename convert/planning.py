@@ -9,11 +9,12 @@ from typing import Any
 
 from convert import qwen3, tokenizer
 from convert.checkpoint import Checkpoint
-from convert.config import Config, read_config
 from convert.forecast import counted
 from convert.gguf_file import Int32, Metadata, StoredTensor, UInt16, entries, head, padding
 from convert.quants import Recipe, Sizes, tensor_types
-from convert.tensor_types import F32
+from localqwen.formats import qwen3_config
+from localqwen.formats.dtypes import F32
+from localqwen.formats.qwen3_config import Qwen3Config
 
 _QUANTIZATION_VERSION = 2  # GGML_QNT_VERSION of ggml.h: the layout of the quantised blocks
 
@@ -69,7 +70,7 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe, name: str, extra: Metadata
 
     Raises CheckpointError, UsageError.
     """
-    config = read_config(checkpoint.config)
+    config = qwen3_config.parse(checkpoint.config)
     qwen3.check_tensors(config, checkpoint.tensors)
     tensors = planned_tensors(config, recipe)
     metadata: Metadata = {
@@ -120,7 +121,7 @@ def _file(keys: Sequence[bytes], tensors: Sequence[PlannedTensor]) -> PlannedFil
     return PlannedFile(head(keys, [tensor.stored for tensor in tensors]), tuple(tensors))
 
 
-def planned_tensors(config: Config, recipe: Recipe) -> list[PlannedTensor]:
+def planned_tensors(config: Qwen3Config, recipe: Recipe) -> list[PlannedTensor]:
     tensors = qwen3.tensors(config)
     sizes = Sizes(config.layers, config.experts, config.heads // config.kv_heads, config.tied)
     types = tensor_types(recipe, [(tensor.name, tensor.gguf_shape) for tensor in tensors], sizes)
@@ -130,7 +131,7 @@ def planned_tensors(config: Config, recipe: Recipe) -> list[PlannedTensor]:
     ]
 
 
-def _general(name: str, config: Config, tensors: Sequence[StoredTensor]) -> Metadata:
+def _general(name: str, config: Qwen3Config, tensors: Sequence[StoredTensor]) -> Metadata:
     """What the name tells, in the parts that llama.cpp's converter would cut it into: "Qwen3-4B" is a Qwen3 of 4B."""
     import gguf
 

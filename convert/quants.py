@@ -10,7 +10,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from convert.tensor_types import (
+from localqwen.errors import ConversionError, UsageError
+from localqwen.formats.dtypes import (
     BF16,
     F16,
     F32,
@@ -27,10 +28,16 @@ from convert.tensor_types import (
     Q5_K,
     Q6_K,
     Q8_0,
-    TYPES,
-    TensorType,
+    DType,
 )
-from localqwen.errors import ConversionError, UsageError
+
+#: The types that a conversion reads and writes, by the name that llama.cpp prints, in lower case.
+TYPES = {
+    dtype.name.lower(): dtype
+    for dtype in (
+        F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS, MXFP4
+    )
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -39,7 +46,7 @@ class Quantization:
 
     name: str
     file_type: int
-    base: TensorType
+    base: DType
     meaning: str
 
 
@@ -90,7 +97,7 @@ class Override:
     """`pattern` is searched in a tensor's GGUF name, as by `llama-quantize --tensor-type`; the first match wins."""
 
     pattern: re.Pattern[str]
-    type: TensorType
+    type: DType
 
 
 def override(text: str) -> Override:
@@ -142,9 +149,9 @@ class _Counters:
 Named = tuple[str, tuple[int, ...]]
 
 
-def tensor_types(recipe: Recipe, tensors: Sequence[Named], sizes: Sizes) -> list[TensorType | None]:
+def tensor_types(recipe: Recipe, tensors: Sequence[Named], sizes: Sizes) -> list[DType | None]:
     """A type for each tensor, which must come in llama.cpp's order; None for those that a quantisation leaves alone."""
-    if recipe.overrides and not recipe.quantization.base.quantised:
+    if recipe.overrides and not recipe.quantization.base.quantized:
         raise UsageError(
             f"types of single tensors belong to a quantisation, {recipe.quantization.name} is none", "--quant q8_0"
         )
@@ -169,9 +176,9 @@ def quantisable(name: str, shape: tuple[int, ...]) -> bool:
     return len(shape) > 1 and name.endswith("weight") and not name.endswith(("_norm.weight", ".ffn_gate_inp.weight"))
 
 
-def _tensor_type(counters: _Counters, name: str, shape: tuple[int, ...]) -> TensorType:
+def _tensor_type(counters: _Counters, name: str, shape: tuple[int, ...]) -> DType:
     base = counters.recipe.quantization.base
-    if not base.quantised:
+    if not base.quantized:
         return base
     for each in counters.recipe.overrides:
         if each.pattern.search(name):
@@ -183,12 +190,12 @@ def _tensor_type(counters: _Counters, name: str, shape: tuple[int, ...]) -> Tens
     return _fitting(_layer_type(counters, name), shape[-1])
 
 
-def _output_type(base: TensorType, columns: int) -> TensorType:
+def _output_type(base: DType, columns: int) -> DType:
     """The head stays better than the rest; tied embeddings are the head too."""
     return Q8_0 if base in (Q8_0, MXFP4) or not base.fits(columns) else Q6_K
 
 
-def _layer_type(counters: _Counters, name: str) -> TensorType:
+def _layer_type(counters: _Counters, name: str) -> DType:
     """attn_v and ffn_down gain most from more bits, and some layers more than others."""
     quant, sizes = counters.recipe.quantization, counters.sizes
     match name.removesuffix(".weight").removesuffix("_exps").rpartition(".")[2]:
@@ -207,7 +214,7 @@ def _layer_type(counters: _Counters, name: str) -> TensorType:
     return quant.base
 
 
-def _attention_values(quant: Quantization, index: int, sizes: Sizes) -> TensorType:
+def _attention_values(quant: Quantization, index: int, sizes: Sizes) -> DType:
     match quant.name:
         case "q2_k":
             return Q4_K if sizes.sharing >= 4 else Q3_K
@@ -222,7 +229,7 @@ def _attention_values(quant: Quantization, index: int, sizes: Sizes) -> TensorTy
     return quant.base
 
 
-def _way_down(recipe: Recipe, layer: int, layers: int) -> TensorType:
+def _way_down(recipe: Recipe, layer: int, layers: int) -> DType:
     quant, first_eighth = recipe.quantization, layer < layers // 8
     match quant.name:
         case "q2_k":
@@ -247,7 +254,7 @@ def _more_bits(layer: int, layers: int) -> bool:
     return layer < eighth or layer >= 7 * layers // 8 or (layer - eighth) % 3 == 2
 
 
-def _fitting(wanted: TensorType, columns: int) -> TensorType:
+def _fitting(wanted: DType, columns: int) -> DType:
     if not wanted.fits(columns):
         wanted = _FALLBACK.get(wanted, wanted)
     return wanted if wanted.fits(columns) else F16

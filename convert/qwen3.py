@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from convert.config import CONFIG_HINT, Config, positive
 from convert.gguf_file import Metadata
-from convert.safetensors import NUMPY_TYPES, SourceTensor
 from localqwen.errors import CheckpointError
+from localqwen.formats.dtypes import FLOATS
+from localqwen.formats.qwen3_config import HINT, Qwen3Config, positive
+from localqwen.formats.tensors import SourceTensor
 
 #: Name in a layer of the checkpoint, name in a layer of GGUF, shape.
 Row = tuple[str, str, tuple[int, ...]]
@@ -35,7 +35,7 @@ class Tensor:
         return (len(self.sources), *self.shape) if self.stacked else self.shape
 
 
-def tensors(config: Config) -> list[Tensor]:
+def tensors(config: Qwen3Config) -> list[Tensor]:
     """All tensors of the model, in the order in which llama.cpp's quantiser writes them: by layer, then by name.
 
     (llama-model-loader.h: weight_name_comparer.) What stands outside the layers comes first.
@@ -49,7 +49,7 @@ def tensors(config: Config) -> list[Tensor]:
     return outside + [tensor for layer in range(config.layers) for tensor in _layer(config, layer)]
 
 
-def _layer(config: Config, layer: int) -> list[Tensor]:
+def _layer(config: Qwen3Config, layer: int) -> list[Tensor]:
     hidden, head = config.hidden, config.head_size
     queries, keys = config.heads * head, config.kv_heads * head
     rows: list[Row] = [
@@ -65,7 +65,7 @@ def _layer(config: Config, layer: int) -> list[Tensor]:
     return [_tensor(config, layer, *row) for row in rows]
 
 
-def _feed_forward(config: Config) -> list[Row]:
+def _feed_forward(config: Qwen3Config) -> list[Row]:
     hidden, feed_forward = config.hidden, config.feed_forward
     return [
         ("mlp.down_proj", "ffn_down", (hidden, feed_forward)),
@@ -75,7 +75,7 @@ def _feed_forward(config: Config) -> list[Row]:
     ]
 
 
-def _mixture(config: Config) -> list[Row]:
+def _mixture(config: Qwen3Config) -> list[Row]:
     hidden, feed_forward = config.hidden, config.expert_feed_forward
     return [
         (f"mlp.{EACH}.down_proj", "ffn_down_exps", (hidden, feed_forward)),
@@ -86,7 +86,7 @@ def _mixture(config: Config) -> list[Row]:
     ]
 
 
-def _tensor(config: Config, layer: int, hf: str, gguf: str, shape: tuple[int, ...]) -> Tensor:
+def _tensor(config: Qwen3Config, layer: int, hf: str, gguf: str, shape: tuple[int, ...]) -> Tensor:
     source = f"model.layers.{layer}.{hf}.weight"
     each = (
         [source.replace(EACH, f"experts.{expert}") for expert in range(config.experts)] if EACH in source else [source]
@@ -94,7 +94,7 @@ def _tensor(config: Config, layer: int, hf: str, gguf: str, shape: tuple[int, ..
     return Tensor(tuple(each), f"blk.{layer}.{gguf}.weight", shape, stacked=EACH in source)
 
 
-def check_tensors(config: Config, found: Mapping[str, SourceTensor]) -> None:
+def check_tensors(config: Qwen3Config, found: Mapping[str, SourceTensor]) -> None:
     """Raises CheckpointError, naming the tensors, unless the checkpoint holds exactly what the config describes."""
     expected = {source: tensor for tensor in tensors(config) for source in tensor.sources}
     if missing := [name for name in expected if name not in found]:
@@ -102,22 +102,22 @@ def check_tensors(config: Config, found: Mapping[str, SourceTensor]) -> None:
     if extra := [name for name in found if name not in expected and not _ignored(config, name)]:
         raise CheckpointError(
             f"{len(extra)} tensors do not belong to a {config.architecture} of {config.layers} layers: {_few(extra)}",
-            CONFIG_HINT,
+            HINT,
         )
     for name, tensor in expected.items():
         source = found[name]
         if source.shape != tensor.shape:
             raise CheckpointError(
-                f"{name} has shape {list(source.shape)}, config.json makes it {list(tensor.shape)}", CONFIG_HINT
+                f"{name} has shape {list(source.shape)}, config.json makes it {list(tensor.shape)}", HINT
             )
-        if source.dtype not in NUMPY_TYPES:
+        if source.dtype not in FLOATS:
             raise CheckpointError(
-                f"{name} is stored as {source.dtype}; supported are {', '.join(NUMPY_TYPES)}",
+                f"{name} is stored as {source.dtype}; supported are {', '.join(FLOATS)}",
                 "convert the original bf16 checkpoint",
             )
 
 
-def _ignored(config: Config, name: str) -> bool:
+def _ignored(config: Qwen3Config, name: str) -> bool:
     """Tied checkpoints may carry the embeddings once more as lm_head; old ones carry the rotary table."""
     return (config.tied and name == "lm_head.weight") or name.endswith(".rotary_emb.inv_freq")
 
@@ -126,7 +126,7 @@ def _few(names: list[str]) -> str:
     return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
-def metadata(config: Config) -> Metadata:
+def metadata(config: Qwen3Config) -> Metadata:
     """The keys of the architecture. Counts are written as uint32, rms epsilon and frequencies as float32."""
     values: Metadata = {
         "block_count": config.layers,
@@ -135,7 +135,7 @@ def metadata(config: Config) -> Metadata:
         "feed_forward_length": config.feed_forward,
         "attention.head_count": config.heads,
         "attention.head_count_kv": config.kv_heads,
-        **_scaling(config.yarn),
+        **_scaling(config),
         "rope.freq_base": config.rope_theta,
         "attention.layer_norm_rms_epsilon": config.norm_epsilon,
         **_expert_counts(config),
@@ -147,18 +147,21 @@ def metadata(config: Config) -> Metadata:
     return {f"{config.gguf_architecture}.{key}": value for key, value in values.items()}
 
 
-def _expert_counts(config: Config) -> Metadata:
+def _expert_counts(config: Qwen3Config) -> Metadata:
     return {"expert_count": config.experts, "expert_used_count": config.experts_used} if config.experts else {}
 
 
-def _scaling(yarn: Mapping[str, Any] | None) -> Metadata:
+def _scaling(config: Qwen3Config) -> Metadata:
     """What beyond factor and original length a config rarely gives has the GGUF key of llama.cpp's converter."""
-    if yarn is None:
+    scaling, rope = config.scaling, config.rope
+    if scaling is None or rope is None:
         return {}
+    if scaling.kind != "yarn":
+        raise CheckpointError(f"config.json: rope scaling {scaling.kind!r} is not converted, yarn is", HINT)
     values: Metadata = {
         "rope.scaling.type": "yarn",
-        "rope.scaling.factor": float(yarn["factor"]),
-        "rope.scaling.original_context_length": yarn["original_max_position_embeddings"],
+        "rope.scaling.factor": scaling.factor,
+        "rope.scaling.original_context_length": scaling.original,
     }
     for source, key in (
         ("extrapolation_factor", "yarn_ext_factor"),
@@ -166,6 +169,6 @@ def _scaling(yarn: Mapping[str, Any] | None) -> Metadata:
         ("beta_fast", "yarn_beta_fast"),
         ("beta_slow", "yarn_beta_slow"),
     ):
-        if yarn.get(source) is not None:
-            values[f"rope.scaling.{key}"] = positive(yarn, source)
+        if rope.get(source) is not None:
+            values[f"rope.scaling.{key}"] = positive(rope, source)
     return values

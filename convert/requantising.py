@@ -96,4 +96,4 @@ def _check_downwards(source: GgufSource, recipe: Recipe, size: int) -> None:
 
 def lossy_twice(source: GgufSource) -> bool:
     """Whether the file is quantised already: a smaller one made of it is worse than one of the original weights."""
-    return any(tensor.type.quantised for tensor in source.stored.values())
+    return any(tensor.type.quantized for tensor in source.stored.values())

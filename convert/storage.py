@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from convert.safetensors import SourceTensor, TensorFile
 from localqwen.errors import CheckpointError
+from localqwen.formats.tensors import SourceTensor, TensorFile
 
 if TYPE_CHECKING:
     import numpy as np

@@ -12,7 +12,8 @@
     ├── StorageError            the disk is full, or a folder cannot be written     exit 1, HTTP 507
     ├── Unsupported             the model or engine cannot do what was asked        exit 1, HTTP 400
     │   ├── ContextTooLong      the prompt does not fit the context
-    │   └── NotEnoughMemory     the machine does not have the memory                exit 1, HTTP 507
+    │   ├── NotEnoughMemory     the machine does not have the memory                exit 1, HTTP 507
+    │   └── FormatError         a file of a model is damaged or of another kind; also a CheckpointError
     ├── TemplateError           the model's chat template failed on these messages  exit 1, HTTP 400
     ├── SessionError            a saved conversation is missing or unreadable       exit 1, HTTP 400
     ├── EngineUnavailable       no engine is installed, or none runs on this CPU    exit 1, HTTP 503
@@ -158,6 +159,11 @@ class ConversionError(LocalqwenError):
 
 class CheckpointError(ConversionError):
     pass
+
+
+class FormatError(Unsupported, CheckpointError):
+    """Raised by the readers of file formats. Running a model and converting one meet the same damaged file: for the
+    first it is Unsupported, for the second a ConversionError."""
 
 
 class OutputError(ConversionError):

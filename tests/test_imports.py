@@ -11,8 +11,8 @@ ROOT = Path(__file__).parents[1]
 FILES = sorted([*(ROOT / "localqwen").rglob("*.py"), *(ROOT / "convert").rglob("*.py")])
 
 #: A layer may import itself and what stands before it. Names are the second part of `localqwen.NAME`.
-LAYERS = ["errors", "machine", "models", "engines", "chat", "serve", "bench", "cli"]
-OPEN_TO_CONVERT = ("errors", "machine", "__version__")
+LAYERS = ["_version", "errors", "machine", "formats", "models", "engines", "chat", "serve", "bench", "cli"]
+OPEN_TO_CONVERT = ("errors", "machine", "_version", "formats")
 #: Package -> the only places that may import it.
 HOMES = {
     "click": ["localqwen/cli/"],
@@ -25,7 +25,7 @@ HOMES = {
     "mlx_lm": ["localqwen/engines/mlx/", "convert/mlx.py"],
     "tokenizers": ["localqwen/engines/mlx/"],
     "llama_cpp": ["localqwen/engines/llama_cpp/", "convert/"],
-    "gguf": ["convert/"],
+    "gguf": ["localqwen/formats/", "convert/"],
     "huggingface_hub": ["localqwen/models/hub"],
     "httpx2": ["localqwen/models/hub", "localqwen/bench/remote.py"],
     "matplotlib": ["localqwen/bench/charts.py"],

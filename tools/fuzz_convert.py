@@ -25,13 +25,13 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "support")]
 
 import atheris  # noqa: E402
 
-with atheris.instrument_imports(include=["convert", "localqwen.models.gguf_header"]):
-    from convert import adapters, config, imatrix, planning, quants, requantising, tokenizer
+with atheris.instrument_imports(include=["convert", "localqwen.formats"]):
+    from convert import adapters, imatrix, planning, quants, requantising, tokenizer
     from convert.checkpoint import Checkpoint
     from convert.gguf_source import GgufSource
-    from convert.safetensors import SafetensorsFile
     from localqwen.errors import LocalqwenError
-    from localqwen.models import gguf_header
+    from localqwen.formats import model_header, qwen3_config
+    from localqwen.formats.safetensors import SafetensorsFile
 
 Read = Callable[[Path, bytes], object]
 Q4 = quants.Recipe(quants.QUANTIZATIONS["q4_0"])
@@ -53,7 +53,7 @@ def settings(folder: Path, content: bytes) -> None:
     """The bytes are config.json: sizes, rope, quantisation; what it makes of the weights is read and planned."""
     (folder / "config.json").write_bytes(content)
     with Checkpoint(folder) as checkpoint:
-        config.read_config(checkpoint.config)
+        qwen3_config.parse(checkpoint.config)
         planning.make_plan(checkpoint, Q4, "fuzz", {}, None)
 
 
@@ -73,7 +73,7 @@ def gguf(folder: Path, content: bytes) -> None:
     """Read by all three readers; each may refuse what the others take."""
     path = folder / "a.gguf"
     path.write_bytes(content or b"G")
-    for read in (gguf_header.read, imatrix.read, _requantise):
+    for read in (model_header.read, imatrix.read, _requantise):
         try:
             read(path)
         except LocalqwenError as error:

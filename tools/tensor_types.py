@@ -52,7 +52,7 @@ def main() -> None:
             convert.convert(source, base, quant="bf16", force=True)
             recorded[case] = {}
             for quant in quants.QUANTIZATIONS.values():
-                if quant.base.quantised:
+                if quant.base.quantized:
                     quantise(base, target, quant.file_type, threads=2)
                     recorded[case][quant.name] = read(target)
     VECTORS.write_text(json.dumps(recorded, indent=1) + "\n")

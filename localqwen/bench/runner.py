@@ -17,10 +17,11 @@ from localqwen.bench.speed import context_needed
 from localqwen.bench.worker import Target, Worker, interleaved
 from localqwen.chat.load_options import LoadOptions
 from localqwen.errors import NotEnoughMemory, Unsupported, UsageError
+from localqwen.formats import model_header, yarn
+from localqwen.formats.model_header import ModelHeader
 from localqwen.machine import Machine, this_machine
 from localqwen.machine.limits import NO_LIMITS, Limits
-from localqwen.models import checkpoint_header, converted, fit, gguf_header, yarn
-from localqwen.models.gguf_header import GgufHeader
+from localqwen.models import converted, fit
 from localqwen.models.resolve import MLX, ResolvedModel
 
 #: Told what is going on, and how many samples of how many are there.
@@ -152,7 +153,7 @@ class Runner(Recording):
 
     def _check(self, model: ResolvedModel) -> None:
         path = model.path()
-        header = checkpoint_header.read(path) if path.is_dir() else gguf_header.read(path)
+        header = model_header.read(path)
         try:
             scaling = fit.stretched(header, self.plan.context)
         except UsageError as exc:
@@ -169,7 +170,7 @@ class Runner(Recording):
             fit.check(header, self.plan.context, this_machine(), self._kv, max_runs=self.plan.max_runs)
             self._check_held(header)
 
-    def _check_held(self, header: GgufHeader) -> None:
+    def _check_held(self, header: ModelHeader) -> None:
         """What is held has less than the machine."""
         needed = fit.needed_bytes(header, self.plan.context * self.plan.max_runs, self._kv)
         allowed = self.plan.limits.memory

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 from localqwen.bench.samples import Subject
-from localqwen.models import digests, fit, gguf_header, store
-from localqwen.models.cached import quant_of
+from localqwen.formats import model_header
+from localqwen.models import digests, fit, metadata, store
 from localqwen.models.resolve import ResolvedModel
 
 _PIECE = 1 << 22
@@ -17,37 +16,26 @@ Progress = Callable[[str, int], None]
 
 
 def describe(model: ResolvedModel, *, label: str, kv: str = "f16", progress: Progress | None = None) -> Subject:
-    """Return what a model is. `kv` is the type of its keys and values. Raise ModelNotFound, NotPulled."""
-    path, entry = model.path(), model.entry
-    if path.is_dir():
-        return _folder(path, label, model.engine, kv, progress)
-    header = gguf_header.read(path)
-    share = entry.active / entry.parameters if entry and entry.parameters else 1.0
+    """Return what a model is. `kv` is the type of its keys and values. Raise ModelNotFound, NotPulled, FormatError."""
+    path = model.path()
+    header, found = model_header.read(path), metadata.of(path)
     return Subject(
         label=label,
         engine=model.engine,
         file=path.name,
-        sha256=sha256(path, progress),
-        quant=quant_of(path),
+        sha256=_sha256_of_folder(path, progress) if path.is_dir() else sha256(path, progress),
+        quant=found.quant.lower() if path.is_dir() else found.quant,
         bytes=header.bytes,
-        active_bytes=int(header.bytes * share),
+        active_bytes=int(header.bytes * found.count.active_share),
         kv_bytes=header.kv_elements_per_token * fit.KV_BYTES[kv],
-        parameters=entry.parameters if entry else 0,
+        parameters=found.count.parameters,
     )
 
 
-def _folder(path: Path, label: str, engine: str, kv: str, progress: Progress | None) -> Subject:
-    """An MLX model: config.json and safetensors. The hash is that of its files' hashes, in the order of their names."""
-    files = sorted(path.glob("*.safetensors"))
-    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    total = sum(file.stat().st_size for file in files)
-    elements = 2 * config["num_hidden_layers"] * config["num_key_value_heads"] * config["head_dim"]
-    bits = config.get("quantization", {}).get("bits")
-    digest = hashlib.sha256("".join(sha256(file, progress) for file in files).encode()).hexdigest()
-    return Subject(
-        label=label, engine=engine, file=path.name, sha256=digest, quant=f"{bits}bit" if bits else "bf16",
-        bytes=total, active_bytes=total, kv_bytes=elements * fit.KV_BYTES[kv],
-    )  # fmt: skip
+def _sha256_of_folder(folder: Path, progress: Progress | None) -> str:
+    """The hash of the hashes of its weight files, in the order of their names."""
+    hashes = (sha256(file, progress) for file in sorted(folder.glob("*.safetensors")))
+    return hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
 def sha256(path: Path, progress: Progress | None = None) -> str:

@@ -30,7 +30,7 @@ def open(  # noqa: A001  (the public name: localqwen.engines.open)
     `context_length` is tokens per run (default: what the model and this machine's memory allow), `threads` defaults to
     the physical cores this process may use, `force` loads what does not fit the memory, `kv_quant` keeps keys and
     values in 8 or 4 bits instead of 16. A context beyond what the file says is stretched by YaRN, as far as the model
-    was made for it (models/yarn.py). `adapter` is a folder with a LoRA adapter of PEFT's layout, applied to the model
+    was made for it (formats/yarn.py). `adapter` is a folder with a LoRA adapter of PEFT's layout, applied to the model
     as it stands. Raise ModelNotFound, UsageError, EngineUnavailable, EngineError, ConversionError.
     """
     return open_resolved(

@@ -10,18 +10,16 @@ There is no index beside it: what is here is what these folders hold.
 
 from __future__ import annotations
 
-import glob
 import json
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePath
+from pathlib import Path
 
+from localqwen.formats import gguf_parts
 from localqwen.models.listing import Listing, RemoteFile
 
 _PREFIX = "models--"
 _INDEX = "model.safetensors.index.json"
-_QUANT = re.compile(r"[-._](i?q\d\w*|bf16|f16|f32)$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -80,8 +78,8 @@ class CachedRepository:
         """The parts of the GGUF model whose path in the repository is wanted; () where no snapshot has all of them."""
         for snapshot in self.snapshots():
             found = [file for file in snapshot.rglob("*.gguf") if wanted(file.relative_to(snapshot).as_posix())]
-            for parts in groups(found):
-                if is_whole(parts):
+            for parts in gguf_parts.groups(found):
+                if gguf_parts.are_complete(parts):
                     return parts
         return ()
 
@@ -94,39 +92,6 @@ def repositories(root: Path) -> Iterator[CachedRepository]:
     for folder in _entries(root):
         if folder.name.startswith(_PREFIX) and folder.is_dir():
             yield CachedRepository(root, folder.name.removeprefix(_PREFIX).replace("--", "/", 1))
-
-
-def groups(files: list[Path]) -> list[tuple[Path, ...]]:
-    """GGUF files as models: the parts `NAME-00001-of-00003.gguf` of a split one together, in order."""
-    found: dict[tuple[Path, str], list[Path]] = {}
-    for file in sorted(files):
-        stem = file.stem[: -len("-00001-of-00001")] if parts_expected(file) > 1 else file.stem
-        found.setdefault((file.parent, stem), []).append(file)
-    return [tuple(parts) for parts in found.values()]
-
-
-def parts_expected(file: PurePath) -> int:
-    """How many files the model of this one has, by its name."""
-    number, _, count = file.stem[-len("00001-of-00001") :].partition("-of-")
-    return int(count) if number.isdigit() and count.isdigit() and len(count) == 5 else 1
-
-
-def siblings(file: Path) -> list[Path]:
-    """The parts of the model that this file is the first part of, or the file alone."""
-    if parts_expected(file) == 1:
-        return [file]
-    return sorted(file.parent.glob(f"{glob.escape(file.stem[: -len('00001-of-00001')])}*{file.stem[-9:]}.gguf"))
-
-
-def quant_of(file: PurePath) -> str:
-    """The quantisation that a GGUF file's name says, upper case; "" where it says none."""
-    stem = file.stem[: -len("-00001-of-00001")] if parts_expected(file) > 1 else file.stem
-    found = _QUANT.search(stem)
-    return found.group(1).upper() if found else ""
-
-
-def is_whole(parts: tuple[Path, ...]) -> bool:
-    return len(parts) == parts_expected(parts[0]) and all(part.is_file() for part in parts)
 
 
 def is_checkpoint(folder: Path) -> bool:

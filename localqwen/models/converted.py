@@ -16,7 +16,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from localqwen.errors import EngineUnavailable, UsageError
-from localqwen.models import checkpoint_header, gguf_header, store
+from localqwen.formats import json_file, model_header, qwen3_config
+from localqwen.models import store
 
 if TYPE_CHECKING:
     from convert import Progress
@@ -105,10 +106,10 @@ def adapted(adapter: str | Path | None, model: Path, *, for_mlx: bool) -> Iterat
     with tempfile.TemporaryDirectory(prefix="localqwen-") as scratch:
         if for_mlx:
             out = Path(scratch) / f"{folder.name}.safetensors"
-            converter().adapter_for_mlx(folder, out, config=checkpoint_header.config_of(model))
+            converter().adapter_for_mlx(folder, out, config=json_file.read_object(model / qwen3_config.FILE))
         else:
             out = Path(scratch) / f"{folder.name}.gguf"
-            header = gguf_header.read(model)
+            header = model_header.read(model)
             converter().adapter_for_llama_cpp(folder, out, architecture=header.architecture, sizes=header.sizes)
         yield out
 

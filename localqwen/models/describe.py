@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from localqwen.models import checkpoint_header, digests, fit, gguf_header, yarn
-from localqwen.models.gguf_header import GgufHeader
+from localqwen.formats import model_header, yarn
+from localqwen.formats.model_header import ModelHeader
+from localqwen.models import digests, fit
 from localqwen.models.local_files import LocalFile
 from localqwen.models.names import Named
 from localqwen.models.registry import Model
@@ -84,7 +85,7 @@ def _template(found: LocalFile | None) -> str | None:
 
 
 def _of_file(name: str, path: Path, model: Model | None) -> dict[str, Any]:
-    header = checkpoint_header.read(path) if path.is_dir() else gguf_header.read(path)
+    header = model_header.read(path)
     return {
         "name": name,
         "description": model.description if model else header.name,
@@ -103,13 +104,13 @@ def _of_file(name: str, path: Path, model: Model | None) -> dict[str, Any]:
     }
 
 
-def _memory_of_file(header: GgufHeader) -> dict[str, int]:
+def _memory_of_file(header: ModelHeader) -> dict[str, int]:
     longest = header.context_length
     contexts = sorted({min(context, longest) for context in (*_CONTEXTS, longest)} | {_yarn_context(header) or longest})
     return {str(context): fit.needed_bytes(header, context) for context in contexts}
 
 
-def _yarn_context(header: GgufHeader) -> int | None:
+def _yarn_context(header: ModelHeader) -> int | None:
     """The longest context that YaRN gives beyond what the file says."""
     longest = yarn.reach(header.context_length, header.scaling)
     return longest if longest > header.context_length else None

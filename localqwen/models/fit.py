@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from localqwen.errors import LocalqwenError, NotEnoughMemory, Unsupported, UsageError
+from localqwen.formats import model_header, yarn
+from localqwen.formats.model_header import ModelHeader
 from localqwen.machine import Machine
-from localqwen.models import checkpoint_header, gguf_header, registry, yarn
-from localqwen.models.gguf_header import GgufHeader
+from localqwen.models import registry
 from localqwen.models.local_files import LocalFile
 from localqwen.models.registry import Model
 
@@ -53,7 +54,7 @@ def model_need(model: Model, quant: str, context_length: int, kv: str = "f16") -
     return _need(model.gguf_bytes(quant), model.kv_elements_per_token, model.width, model.heads, context_length, kv)
 
 
-def header_need(header: GgufHeader, context_length: int, kv: str = "f16") -> Need:
+def header_need(header: ModelHeader, context_length: int, kv: str = "f16") -> Need:
     return _need(header.bytes, header.kv_elements_per_token, header.width, header.heads, context_length, kv)
 
 
@@ -77,11 +78,11 @@ def kv_type(bits: int | None) -> str:
     return KV_TYPE_OF_BITS[bits]
 
 
-def needed_bytes(header: GgufHeader, context_length: int, kv: str = "f16") -> int:
+def needed_bytes(header: ModelHeader, context_length: int, kv: str = "f16") -> int:
     return header_need(header, context_length, kv).total
 
 
-def check(header: GgufHeader, context_length: int, machine: Machine, kv: str = "f16", *, max_runs: int = 1) -> None:
+def check(header: ModelHeader, context_length: int, machine: Machine, kv: str = "f16", *, max_runs: int = 1) -> None:
     """Raises NotEnoughMemory where it is more than the whole machine has; the hint is the largest choice that fits.
 
     `context_length` is that of each of `max_runs`.
@@ -97,7 +98,7 @@ def check(header: GgufHeader, context_length: int, machine: Machine, kv: str = "
 
 
 def granted_context(
-    header: GgufHeader, asked: int | None, machine: Machine, *, max_runs: int, kv: str, force: bool
+    header: ModelHeader, asked: int | None, machine: Machine, *, max_runs: int, kv: str, force: bool
 ) -> int:
     """Tokens per run: what was asked for, else what memory affords. Raises UsageError for more than the model was made
     for, NotEnoughMemory unless `force`."""
@@ -109,12 +110,12 @@ def granted_context(
     return context
 
 
-def stretched(header: GgufHeader, context: int) -> yarn.Scaling | None:
+def stretched(header: ModelHeader, context: int) -> yarn.Scaling | None:
     """The scaling that a context takes beyond what the file carries. Raises UsageError where it is too long."""
     return yarn.needed(context, header.context_length, header.scaling, name=header.path.name)
 
 
-def _instead(header: GgufHeader, machine: Machine, kv: str, max_runs: int) -> str:
+def _instead(header: ModelHeader, machine: Machine, kv: str, max_runs: int) -> str:
     """The same model with the largest context that fits, else the largest model; --force for who knows better."""
     # From above: beyond what attention scores may take, a longer context can need less.
     longest = yarn.reach(header.context_length, header.scaling) // 1024 * 1024
@@ -172,7 +173,7 @@ def preferred(family: str, machine: Machine) -> tuple[Model, str]:
     return max(fitting, key=lambda model: model.gguf_bytes(model.default)), f"the largest that fits {memory}"
 
 
-def default_context(header: GgufHeader, machine: Machine, max_runs: int = 1, kv: str = "f16") -> int:
+def default_context(header: ModelHeader, machine: Machine, max_runs: int = 1, kv: str = "f16") -> int:
     """Tokens per run when the user names none: a power of two that memory affords easily, or the model's whole."""
     per_token = _kv_bytes_per_token(header, kv) * max_runs
     affordable = int(machine.available_memory // DEFAULT_KV_SHARE // per_token)
@@ -181,7 +182,7 @@ def default_context(header: GgufHeader, machine: Machine, max_runs: int = 1, kv:
     return min(header.context_length, max(SMALLEST_DEFAULT_CONTEXT, (1 << affordable.bit_length()) // 2))
 
 
-def _kv_bytes_per_token(header: GgufHeader, kv: str) -> float:
+def _kv_bytes_per_token(header: ModelHeader, kv: str) -> float:
     return header.kv_elements_per_token * KV_BYTES[kv]
 
 
@@ -189,8 +190,7 @@ def largest_that_fits(files: Sequence[LocalFile], machine: Machine) -> LocalFile
     """The largest model that runs here with a small context; files that are not readable models are passed over."""
     for file in sorted(files, key=lambda file: -file.bytes):
         try:
-            header = checkpoint_header.read(file.path) if file.engine == "mlx" else gguf_header.read(file.path)
-            needed = needed_bytes(header, SMALLEST_DEFAULT_CONTEXT)
+            needed = needed_bytes(model_header.read(file.path), SMALLEST_DEFAULT_CONTEXT)
         except LocalqwenError:
             continue
         if needed <= machine.available_memory:

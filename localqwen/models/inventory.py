@@ -8,7 +8,8 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from localqwen.errors import LocalqwenError, NotPulled
-from localqwen.models import cached, gguf_header, local_files, registry, sources, store
+from localqwen.formats import gguf_parts, model_header
+from localqwen.models import cached, local_files, registry, sources, store
 from localqwen.models.cached import CachedRepository
 from localqwen.models.local_files import LocalFile
 from localqwen.models.names import LocalPath, Named, Reference, Repository
@@ -26,7 +27,7 @@ def find(reference: Reference) -> LocalFile | None:
         case Repository():
             return _find_repository(reference)
         case LocalPath(path):
-            return local_files.local_file(path.stem, (path,), cached.quant_of(path)) if path.is_file() else None
+            return local_files.local_file(path.stem, (path,), gguf_parts.quant_of(path)) if path.is_file() else None
 
 
 def _find_named(named: Named) -> LocalFile | None:
@@ -68,7 +69,7 @@ def _find_repository(wanted: Repository) -> LocalFile | None:
 
 
 def _of_repository(repository: Repository, parts: tuple[Path, ...]) -> LocalFile:
-    source, repo, quant = repository.source, repository.repo, cached.quant_of(parts[0])
+    source, repo, quant = repository.source, repository.repo, gguf_parts.quant_of(parts[0])
     command = Repository(source, repo, quant).text
     return local_files.local_file(Repository(source, repo).text, parts, quant, command=command)
 
@@ -78,7 +79,7 @@ def is_of_quant(path: str, quant: str) -> bool:
     file = PurePosixPath(path)
     if file.suffix != ".gguf" or file.name.startswith("mmproj"):
         return False
-    return not quant or cached.quant_of(file) == quant
+    return not quant or gguf_parts.quant_of(file) == quant
 
 
 def complete_checkpoint(repo: str) -> Path | None:
@@ -104,9 +105,9 @@ def pulled() -> Iterator[LocalFile]:
 
 def _others(source: str, repository: CachedRepository, seen: set[Path]) -> Iterator[LocalFile]:
     for snapshot in repository.snapshots():
-        for parts in cached.groups([path for path in snapshot.rglob("*.gguf") if path.is_file()]):
+        for parts in gguf_parts.groups([path for path in snapshot.rglob("*.gguf") if path.is_file()]):
             targets = {part.resolve() for part in parts}
-            if targets & seen or not cached.is_whole(parts) or not _is_ours(parts[0]):
+            if targets & seen or not gguf_parts.are_complete(parts) or not _is_ours(parts[0]):
                 continue
             seen |= targets
             reference = Repository("modelscope" if source == "modelscope" else "hf", repository.repo)
@@ -124,7 +125,7 @@ def _converted_from_others() -> Iterator[LocalFile]:
 
 def _is_ours(path: Path) -> bool:
     try:
-        return gguf_header.read(path).architecture in _ARCHITECTURES
+        return model_header.read(path).architecture in _ARCHITECTURES
     except LocalqwenError:
         return False
 

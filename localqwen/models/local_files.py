@@ -6,8 +6,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from localqwen.formats.gguf_parts import quant_of
 from localqwen.models import store
-from localqwen.models.cached import quant_of
 from localqwen.models.registry import Model
 
 _KEY = re.compile(r"-[0-9a-f]{12}(?=[-.])")

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Literal
 
 from localqwen.errors import HubError, HubRefused, ModelNotFound, StorageError, UsageError
-from localqwen.models import cached, converted, inventory, names, sources, store
+from localqwen.formats import gguf_parts
+from localqwen.models import converted, inventory, names, sources, store
 from localqwen.models.listing import Listing, RemoteFile
 from localqwen.models.names import LocalPath, Named, Reference, Repository, Source
 
@@ -118,7 +119,7 @@ def _plan_repository(wanted: Repository, revision: str | None) -> Plan:
     chosen = _chosen(wanted, ggufs) if ggufs else tuple(f for f in listed.files if _is_checkpoint_file(f.path))
     if not ggufs and not any(file.path.endswith(".safetensors") for file in chosen):
         raise ModelNotFound(f"{wanted.repo} holds neither GGUF files nor safetensors", "name another repository")
-    quant = cached.quant_of(Path(chosen[0].path)) if ggufs else wanted.quant or converted.CHECKPOINT_QUANT
+    quant = gguf_parts.quant_of(Path(chosen[0].path)) if ggufs else wanted.quant or converted.CHECKPOINT_QUANT
     missing = sum(file.bytes - hub.state(listed, file) for file in chosen)
     convert = not ggufs and not whole
     made = sum(file.bytes for file in chosen) if convert else 0
@@ -129,7 +130,7 @@ def _plan_repository(wanted: Repository, revision: str | None) -> Plan:
 def _chosen(wanted: Repository, ggufs: list[RemoteFile]) -> tuple[RemoteFile, ...]:
     by_quant: dict[str, list[RemoteFile]] = {}
     for file in ggufs:
-        by_quant.setdefault(cached.quant_of(Path(file.path)), []).append(file)
+        by_quant.setdefault(gguf_parts.quant_of(Path(file.path)), []).append(file)
     quant = wanted.quant or (inventory.USUAL_QUANT if inventory.USUAL_QUANT in by_quant else "")
     if quant in by_quant:
         return tuple(by_quant[quant])

@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from localqwen.errors import ModelNotFound
-from localqwen.models import checkpoint_header, converted, inventory, local_files, names, registry
+from localqwen.formats import qwen3_config
+from localqwen.models import converted, inventory, local_files, names, registry
 from localqwen.models.converted import CHECKPOINT_QUANT, Conversion
 from localqwen.models.local_files import LocalFile
 from localqwen.models.names import LocalPath, Named, Reference, Repository
@@ -154,7 +155,7 @@ def for_engine(reference: Reference, engine: str) -> Reference:
 def _format_of(path: Path) -> ReadableBy | None:
     if os.path.isfile(path) or path.suffix == ".gguf":
         return ReadableBy(LLAMA_CPP, f"{path.name} is a GGUF file")
-    if os.path.isdir(path) and checkpoint_header.is_for_mlx(path):
+    if os.path.isdir(path) and qwen3_config.is_for_mlx(path):
         return ReadableBy(MLX, f"{path.resolve().name} is quantized for MLX")
     return None
 
@@ -170,7 +171,7 @@ def _of_entry(named: Named) -> ReadableBy | None:
 
 def _of_repository(reference: Repository) -> ReadableBy | None:
     folder = inventory.complete_checkpoint(reference.repo)
-    if folder is not None and checkpoint_header.is_for_mlx(folder):
+    if folder is not None and qwen3_config.is_for_mlx(folder):
         return ReadableBy(MLX, f"{reference.repo} is quantized for MLX")
     if reference.quant:
         return ReadableBy(LLAMA_CPP, f"{reference.quant} is a quantization of GGUF files")

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from localqwen.errors import LocalqwenError, ModelNotFound
-from localqwen.models import digests, gguf_header, inventory, names
+from localqwen.formats import model_header
+from localqwen.models import digests, inventory, names
 from localqwen.models.local_files import LocalFile
 from localqwen.models.names import LocalPath, Reference
 
@@ -45,7 +46,7 @@ def _verdict(path: Path, is_first: bool, hashed: Callable[[Path, int], None]) ->
         if digest and not digests.matches(path, digest, lambda done: hashed(path, done)):
             problem = "its bytes are not what the hub declared"
         elif path.suffix == ".gguf" and is_first:
-            gguf_header.read(path)
+            model_header.read(path)
     except LocalqwenError as exc:
         problem = exc.message
     except OSError as exc:

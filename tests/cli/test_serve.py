@@ -9,7 +9,6 @@ import re
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +22,18 @@ from localqwen.serve.http.app import Service
 
 
 @pytest.fixture
-def started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[Service]]:
+def started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Service]:
     """The services that would have been run; nothing is loaded and nothing listens for long."""
     services: list[Service] = []
+    for name in ("localqwen.serve", "uvicorn.error"):  # the command sets them up, and other tests read them
+        logger = logging.getLogger(name)
+        monkeypatch.setattr(logger, "handlers", [])
+        monkeypatch.setattr(logger, "propagate", True)
+        monkeypatch.setattr(logger, "level", logger.level)
     monkeypatch.setenv("LOCALQWEN_HOME", str(tmp_path))
     monkeypatch.setattr(Service, "start", lambda self, load: services.append(self))
     monkeypatch.setattr(http_server, "run", lambda server, listener: None)
-    yield services
-    for name in ("localqwen.serve", "uvicorn.error"):  # their handlers write to the stream of this test
-        logging.getLogger(name).handlers.clear()
+    return services
 
 
 def run(*arguments: str) -> int:

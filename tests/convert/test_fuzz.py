@@ -23,9 +23,9 @@ from convert import adapters, imatrix, requantising, storage
 from convert.checkpoint import Checkpoint
 from convert.gguf_source import GgufSource
 from convert.quants import QUANTIZATIONS, Recipe
-from convert.safetensors import SafetensorsFile
 from localqwen.errors import LocalqwenError
-from localqwen.models import gguf_header
+from localqwen.formats import model_header
+from localqwen.formats.safetensors import SafetensorsFile
 
 quick = settings(
     max_examples=int(os.environ.get("FUZZ_EXAMPLES", "150")),
@@ -203,7 +203,7 @@ infos = st.lists(
 
 
 def all_readers(path: Path) -> None:
-    survives(lambda: gguf_header.read(path))
+    survives(lambda: model_header.read(path))
     survives(lambda: imatrix.read(path))
 
     def requantise() -> None:
@@ -252,7 +252,7 @@ def test_the_sound_file_of_the_fuzz_tests_is_read(tmp_path: Path) -> None:
     tensor = text(b"output.weight") + struct.pack("<IQQIQ", 2, 32, 1, 0, 0)
     head = b"GGUF" + struct.pack("<IQQ", 3, 1, len(keys)) + b"".join(keys) + tensor
     (tmp_path / "a.gguf").write_bytes(head + bytes(-len(head) % 32 + 128))
-    assert gguf_header.read(tmp_path / "a.gguf").block_count == 2
+    assert model_header.read(tmp_path / "a.gguf").block_count == 2
     with GgufSource(tmp_path / "a.gguf") as source, suppress(LocalqwenError):
         plan = requantising.make_plan(source, Recipe(QUANTIZATIONS["q8_0"]), {}, None, force=True)
         assert plan.types == {"Q8_0": 1}

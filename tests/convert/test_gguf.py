@@ -29,8 +29,8 @@ from checkpoints import (
 
 import convert
 from convert import Progress, gguf_file, planning, quants, qwen3
-from convert.config import read_config
-from convert.tensor_types import F32
+from localqwen.formats import qwen3_config
+from localqwen.formats.dtypes import F32
 
 ROOT = Path(__file__).parents[2]
 
@@ -131,7 +131,7 @@ def assert_same_files(source: Path, unquantised: str, chosen: Sequence[str]) -> 
 def test_every_tensor_of_many_layers_has_the_recorded_type(case: str, tmp_path: Path) -> None:
     """tools/tensor_types.py ran llama.cpp's quantiser and recorded what it chose, layer by layer."""
     recorded = json.loads((ROOT / "tests" / "vectors" / "tensor_types.json").read_text())[case]
-    assert recorded.keys() == {each.name for each in quants.QUANTIZATIONS.values() if each.base.quantised}
+    assert recorded.keys() == {each.name for each in quants.QUANTIZATIONS.values() if each.base.quantized}
     source = make_checkpoint(tmp_path / "source", LAYERED[case])
     for quant, expected in recorded.items():
         (planned,) = convert.plan(source, quant).files
@@ -435,7 +435,7 @@ def test_sizes_of_the_official_files_are_reproduced(
     size: str, quant: str, shape: Shape, awq: bool, expected: int
 ) -> None:
     """Head and data planned from the official configs have exactly the bytes of the makers' GGUF files."""
-    official = read_config(config(shape) | {"max_position_embeddings": 40960})
+    official = qwen3_config.parse(config(shape) | {"max_position_embeddings": 40960})
     recipe = quants.Recipe(quants.QUANTIZATIONS[quant])
     tensors = [tensor.stored for tensor in planning.planned_tensors(official, recipe)]
     metadata: gguf_file.Metadata = {
@@ -459,7 +459,7 @@ def test_progress_counts_every_byte_once(tied: Path, tmp_path: Path) -> None:
     seen: list[Progress] = []
     convert.convert(tied, tmp_path / "a.gguf", quant="q4_0", threads=2, progress=seen.append)
     done = [step.done_bytes for step in seen]
-    elements = sum(math.prod(tensor.shape) for tensor in qwen3.tensors(read_config(config(Shape()))))
+    elements = sum(math.prod(tensor.shape) for tensor in qwen3.tensors(qwen3_config.parse(config(Shape()))))
     assert done == sorted(done)
     assert done[-1] == seen[-1].total_bytes == 2 * elements
     assert {step.tensor for step in seen} == set(types_by_name(tmp_path / "a.gguf"))
@@ -492,7 +492,7 @@ def sparse_checkpoint(folder: Path, shape: Shape) -> Path:
     make_checkpoint(folder)
     write_json(folder / "config.json", config(shape))
     header, offset = {}, 0
-    for tensor in qwen3.tensors(read_config(config(shape))):
+    for tensor in qwen3.tensors(qwen3_config.parse(config(shape))):
         end = offset + 2 * math.prod(tensor.shape)
         header[tensor.sources[0]] = {"dtype": "BF16", "shape": list(tensor.shape), "data_offsets": [offset, end]}
         offset = end

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from typing import Any
 import gguf
 import pytest
 from checkpoints import Shape, make_checkpoint
+from gguf_bytes import text
 
 import convert
 from convert import quants
@@ -169,57 +169,7 @@ def test_a_part_under_another_name_is_told(source: Path, tmp_path: Path) -> None
         GgufSource(tmp_path / "renamed.gguf")
 
 
-# Lies
-
-
-def text(value: str) -> bytes:
-    return struct.pack("<Q", len(value)) + value.encode()
-
-
-def head(entries: list[bytes], tensors: list[bytes], *, version: int = 3, more: int = 0) -> bytes:
-    return b"".join(
-        [b"GGUF", struct.pack("<IQQ", version, len(tensors), len(entries) + more), *entries, *tensors, bytes(64)]
-    )
-
-
-def info(name: str, dimensions: list[int], kind: int, offset: int) -> bytes:
-    return text(name) + struct.pack(f"<I{len(dimensions)}QIQ", len(dimensions), *dimensions, kind, offset)
-
-
-ARCHITECTURE = text("general.architecture") + struct.pack("<I", 8) + text("qwen3")
-LIES: dict[str, tuple[bytes, str]] = {
-    "another format": (b"GGML" + bytes(60), "begins with"),
-    "an old version": (head([], [], version=1), "version 1"),
-    "more entries than bytes": (head([], [], more=1 << 60), "cannot be right"),
-    "an entry too many": (head([ARCHITECTURE], [], more=3), "no whole GGUF file"),
-    "a key twice": (head([ARCHITECTURE, ARCHITECTURE], []), "comes twice"),
-    "a text without end": (head([struct.pack("<Q", 1 << 62) + b"x"], []), "ends too early"),
-    "a list without end": (head([text("a") + struct.pack("<IIQ", 9, 4, 1 << 61)], []), "cannot be right"),
-    "a list of lists": (head([text("a") + struct.pack("<IIQ", 9, 9, 1)], []), "no type of a value"),
-    "a type that is none": (head([text("a") + struct.pack("<I", 77)], []), "no type of a value"),
-    "a tensor beyond the file": (head([], [info("a", [1 << 40], 0, 0)]), "does not lie in the file"),
-    "a tensor of too many numbers": (head([], [info("a", [1 << 62] * 4, 0, 0)]), "does not lie in the file"),
-    "a tensor of no rows": (head([], [info("a", [0], 0, 0)]), "cannot be [0]"),
-    "a tensor of an unknown type": (head([], [info("a", [1], 99, 0)]), "the type 99"),
-    "a row that is no whole block": (head([], [info("a", [31], 8, 0)]), "Q8_0 cannot be [31]"),
-    "five dimensions": (head([], [info("a", [1] * 5, 0, 0)]), "5 dimensions"),
-    "an offset between blocks": (head([], [info("a", [1], 0, 4)]), "does not lie in the file"),
-    "another alignment": (
-        head([text("general.alignment") + struct.pack("<II", 4, 64)], [info("a", [1], 0, 0)]),
-        "an alignment of 64",
-    ),
-}
-
-
-@pytest.mark.parametrize("case", LIES)
-def test_heads_that_lie(case: str, tmp_path: Path) -> None:
-    """Every number is checked against the file before it is used."""
-    content, words = LIES[case]
-    (tmp_path / "a.gguf").write_bytes(content)
-    with pytest.raises(CheckpointError) as caught:
-        GgufSource(tmp_path / "a.gguf")
-    assert words in caught.value.message
-    assert caught.value.hint
+# What is not converted
 
 
 @pytest.mark.parametrize(

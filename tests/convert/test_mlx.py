@@ -18,9 +18,9 @@ from checkpoints import Shape, config, make_checkpoint, weights, write_json, wri
 
 import convert
 from convert import mlx_layout, mlx_schemes, qwen3
-from convert.config import read_config
 from convert.mlx_planning import PlannedWeight
 from localqwen.errors import CheckpointError, ConversionError, EngineUnavailable, OutputError, UsageError
+from localqwen.formats import qwen3_config
 from localqwen.models import converted, registry
 
 mx = pytest.importorskip("mlx.core")
@@ -181,7 +181,7 @@ def test_the_layout_has_the_sizes_that_models_toml_says(size: str) -> None:
     for name, scheme in (("4bit", mlx_schemes.scheme(4, 128)), ("bf16", mlx_schemes.scheme())):
         stored = [
             tensor
-            for weight in mlx_layout.weights(read_config(config(shape)))
+            for weight in mlx_layout.weights(qwen3_config.parse(config(shape)))
             for packing in [mlx_schemes.packing(scheme, weight.path, weight.shape, layers)]
             for tensor in PlannedWeight(weight, packing, "BF16").stored
         ]
@@ -448,7 +448,7 @@ def test_progress_counts_every_byte_once(source: Path, out: Path) -> None:
     seen: list[convert.Progress] = []
     convert.convert_to_mlx(source, out, bits=4, progress=seen.append)
     done = [step.done_bytes for step in seen]
-    elements = sum(int(np.prod(tensor.shape)) for tensor in qwen3.tensors(read_config(config(Shape()))))
+    elements = sum(int(np.prod(tensor.shape)) for tensor in qwen3.tensors(qwen3_config.parse(config(Shape()))))
     assert done == sorted(done)
     assert done[-1] == seen[-1].total_bytes == 2 * elements
 
@@ -480,7 +480,7 @@ def sparse_checkpoint(folder: Path, shape: Shape) -> Path:
     make_checkpoint(folder)
     write_json(folder / "config.json", config(shape))
     header, offset = {}, 0
-    for weight in mlx_layout.weights(read_config(config(shape))):
+    for weight in mlx_layout.weights(qwen3_config.parse(config(shape))):
         size = weight.shape[len(weight.sources) > 1 :]
         for name in weight.sources:
             end = offset + 2 * int(np.prod(size))

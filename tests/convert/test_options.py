@@ -256,7 +256,7 @@ def test_yarn_stretches_the_hybrids(factor: int, context: int, source: Path, tmp
         (
             2,
             {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32_768}},
-            "by YaRN already",
+            "stretched already, by YaRN 4",
         ),
     ],
 )

@@ -18,9 +18,9 @@ from quantised_checkpoints import Exact, awq_checkpoint, fp8_checkpoint, gptq_ch
 
 import convert
 from convert.checkpoint import Checkpoint
-from convert.safetensors import SafetensorsFile
 from convert.storage import Piece, _e4m3, decoded
 from localqwen.errors import CheckpointError
+from localqwen.formats.safetensors import SafetensorsFile
 
 ROOT = Path(__file__).parents[2]
 MIXTURE = Shape(layers=1, experts=3, tied=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -242,14 +241,11 @@ def test_run_answers_with_it(
     assert capsys.readouterr().out != with_it.out
 
 
-def test_a_server_applies_it_to_the_model_of_its_command_line(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_server_applies_it_to_the_model_of_its_command_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     base = make_checkpoint(tmp_path / "m")
     make_adapter(tmp_path / "lora", ATTENTION)
     options = LoadOptions(context_length=8192, threads=1, adapter=str(tmp_path / "lora"))
     catalogue = Catalogue([selection.resolve(base)], options)
-    monkeypatch.setattr(logging.getLogger("localqwen.serve"), "propagate", True)
     setups = {}
     for asked in (catalogue.served[0], "demo"):
         opened = catalogue.open(catalogue.resolve(asked))

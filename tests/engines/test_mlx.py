@@ -18,7 +18,8 @@ from localqwen import engines
 from localqwen.engines.engine import Sampling
 from localqwen.engines.mlx.engine import MlxEngine
 from localqwen.errors import EngineError, LocalqwenError, ModelNotFound, NotEnoughMemory, Unsupported, UsageError
-from localqwen.models import checkpoint_header, converted
+from localqwen.formats import model_header
+from localqwen.models import converted
 
 MIXTURE = {"experts": 8, "experts_used": 2, "expert_feed_forward": 128, "tied": False}
 
@@ -151,7 +152,7 @@ def test_what_is_no_qwen3_or_not_whole_is_refused_by_name(tmp_path: Path) -> Non
     with pytest.raises(EngineError, match=r"tokenizer\.json"):
         engines.open(folder, engine="mlx")
     with pytest.raises(ModelNotFound):
-        checkpoint_header.read(tmp_path)
+        model_header.read(tmp_path)
 
 
 # Memory

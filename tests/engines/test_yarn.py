@@ -1,10 +1,9 @@
-"""Contexts beyond what a model's file says: one rule, the same as the converter's, and the numbers of transformers."""
+"""Contexts beyond what a model's file says: memory, and the numbers of transformers."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import replace
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -15,94 +14,26 @@ from engine_runs import ENGINES, evaluated, torch_logprobs
 from numpy.typing import NDArray
 
 import convert
-from convert import gguf_file
 from localqwen import engines
 from localqwen.chat.local import LocalChatModel
 from localqwen.chat.messages import Message, Request, Started
 from localqwen.cli import main
 from localqwen.engines.scripted import ScriptedEngine
-from localqwen.errors import LocalqwenError, NotEnoughMemory, Unsupported, UsageError
+from localqwen.errors import NotEnoughMemory
+from localqwen.formats import model_header
+from localqwen.formats.yarn import Scaling
 from localqwen.machine import this_machine
-from localqwen.models import checkpoint_header, fit, gguf_header, yarn
-from localqwen.models.yarn import Scaling
+from localqwen.models import fit
 
 HYBRID, BASE, JULY = 40_960, 32_768, 262_144
 
-# The rule
-
-
-@pytest.mark.parametrize(
-    ("asked", "native", "factor"),
-    [
-        (1, HYBRID, None),
-        (40_960, HYBRID, None),
-        (40_961, HYBRID, 2),
-        (65_536, HYBRID, 2),
-        (65_537, HYBRID, 4),
-        (131_072, HYBRID, 4),
-        (32_768, BASE, None),
-        (40_960, BASE, 2),
-        (131_072, BASE, 4),
-        (262_144, JULY, None),
-        (20_000, 8192, 4),
-    ],
-)
-def test_the_smallest_factor_of_the_makers_that_reaches_is_taken(asked: int, native: int, factor: int | None) -> None:
-    found = yarn.needed(asked, native, None)
-    assert found == (Scaling(factor, min(native, BASE)) if factor else None)
-
-
-@pytest.mark.parametrize(
-    ("asked", "native", "carried", "numbers", "hint"),
-    [
-        (131_073, HYBRID, None, ["131,073", "40,960", "131,072 with YaRN"], "--ctx 131072"),
-        (262_145, JULY, None, ["262,145", "262,144"], "--ctx 262144"),
-        (65_537, 65_536, Scaling(2.0, BASE), ["65,537", "65,536", "YaRN 2"], "--ctx 65536"),
-        (50_000, HYBRID, Scaling(1.5, 0, "linear"), ["50,000", "40,960", "linear 1.5"], "--ctx 40960"),
-        (0, HYBRID, None, ["of 0 tokens"], "--ctx 131072"),
-    ],
-)
-def test_beyond_what_the_model_was_made_for_the_error_says_what_is_possible(
-    asked: int, native: int, carried: Scaling | None, numbers: list[str], hint: str
-) -> None:
-    with pytest.raises(UsageError) as caught:
-        yarn.needed(asked, native, carried, name="x.gguf")
-    assert all(number in caught.value.message for number in [*numbers, "x.gguf"])
-    assert hint in caught.value.hint
-
-
-def test_a_scaling_that_the_file_carries_is_left_as_it_is() -> None:
-    """The makers' model cards add it to config.json and leave max_position_embeddings at 40,960."""
-    assert yarn.needed(131_072, HYBRID, Scaling(4.0, BASE)) is None
-    assert yarn.needed(65_536, 65_536, Scaling(2.0, BASE)) is None
-
-
-@pytest.mark.parametrize(("native", "factor"), [*product([64, 8192, BASE, HYBRID, 131_072, JULY], [2, 4])])
-def test_opening_and_converting_stretch_alike(native: int, factor: int, tmp_path: Path) -> None:
-    """The longest context of `convert --yarn N` takes factor N here; what one refuses the other refuses."""
-    folder = make_checkpoint(tmp_path / "m", Shape(layers=1, hidden=64, feed_forward=64, heads=1, kv_heads=1))
-    write_json(folder / "config.json", config(_TINY) | {"max_position_embeddings": native})
-    asked = factor * min(native, BASE)
-    try:
-        options = convert.Options(yarn=factor)
-        convert.convert(folder, tmp_path / "a.gguf", quant="bf16", threads=1, options=options)
-    except LocalqwenError:
-        assert yarn.reach(native, None) == native
-        return
-    written = gguf_header.read(tmp_path / "a.gguf")
-    assert written.scaling == yarn.needed(asked, native, None)
-    assert written.context_length == asked
-    assert yarn.reach(native, None) == yarn.FACTORS[-1] * min(native, BASE)
-    assert yarn.reach(asked, written.scaling) == asked
-
-
-_TINY = Shape(layers=1, hidden=64, feed_forward=64, heads=1, kv_heads=1)
+# Memory
 
 
 def test_memory_is_predicted_for_the_stretched_context(tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path / "m")
     write_json(folder / "config.json", config(Shape()) | {"max_position_embeddings": HYBRID})
-    header = checkpoint_header.read(folder)
+    header = model_header.read(folder)
     machine = replace(this_machine(), memory=fit.needed_bytes(header, 65_536))
     granted = [
         fit.granted_context(header, asked, machine, max_runs=1, kv="f16", force=force)
@@ -116,49 +47,13 @@ def test_memory_is_predicted_for_the_stretched_context(tmp_path: Path) -> None:
 def test_the_hint_is_the_context_that_fits_for_each_run(tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path / "m")
     write_json(folder / "config.json", config(Shape()) | {"max_position_embeddings": HYBRID})
-    header = checkpoint_header.read(folder)
+    header = model_header.read(folder)
     machine = replace(this_machine(), memory=fit.needed_bytes(header, 0) + header.kv_bytes_per_token * 4 * 100_000)
     with pytest.raises(NotEnoughMemory, match="for each of 4 runs") as caught:
         fit.granted_context(header, 131_072, machine, max_runs=4, kv="f16", force=False)
     fits = int(caught.value.hint.partition("--ctx ")[2].partition(";")[0])
     assert 99_000 < fits <= 100_000, "so many that attention goes without scores"
     assert fit.granted_context(header, fits, machine, max_runs=4, kv="f16", force=False) == fits
-
-
-@pytest.mark.parametrize(
-    ("values", "words"),
-    [
-        ({"factor": -4.0}, "factor is -4"),
-        ({"factor": 4}, "factor is 4"),
-        ({"type": 2}, "is no text"),
-        ({"original_context_length": 0}, "original_context_length is 0"),
-    ],
-)
-def test_scalings_that_no_gguf_file_has(values: dict[str, Any], words: str, tmp_path: Path) -> None:
-    scaling = {"type": "yarn", "factor": 4.0, "original_context_length": BASE} | values
-    sizes = {"context_length": HYBRID, "block_count": 1, "embedding_length": 64, "attention.head_count": 1}
-    keys = sizes | {f"rope.scaling.{key}": value for key, value in scaling.items()}
-    entries = gguf_file.entries(
-        {"general.architecture": "qwen3", **{f"qwen3.{key}": value for key, value in keys.items()}}
-    )
-    (tmp_path / "a.gguf").write_bytes(gguf_file.head(entries, []))
-    with pytest.raises(Unsupported, match=words):
-        gguf_header.read(tmp_path / "a.gguf")
-
-
-@pytest.mark.parametrize("key", ["rope_scaling", "rope_parameters"])
-@pytest.mark.parametrize("name", ["type", "rope_type"])
-def test_a_folder_says_what_it_carries(key: str, name: str, tmp_path: Path) -> None:
-    folder = make_checkpoint(tmp_path / "m", _TINY)
-    rope = {name: "yarn", "factor": 4, "original_max_position_embeddings": BASE}
-    write_json(folder / "config.json", config(_TINY) | {key: rope})
-    assert checkpoint_header.read(folder).scaling == Scaling(4.0, BASE)
-    write_json(folder / "config.json", config(_TINY) | {key: {name: "default", "rope_theta": 1e6}})
-    assert checkpoint_header.read(folder).scaling is None
-    for nonsense in ("yarn", [4], {name: "yarn", "factor": "4"}, {name: "yarn", "factor": -1}):
-        write_json(folder / "config.json", config(_TINY) | {key: nonsense})
-        with pytest.raises(LocalqwenError, match="rope_scaling"):
-            checkpoint_header.read(folder)
 
 
 # The numbers. 64 tokens stand for the 32,768 that were trained, so that it costs nothing.

@@ -1,87 +1,25 @@
 """Names, files, sizes: the registry, the store, the header reader, what fits."""
 
 import json
-import struct
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from checkpoints import make_checkpoint, write_json
+from gguf_bytes import SHAPE, head
 from resolved import file_of
 
 from localqwen.engines import selection
-from localqwen.errors import ModelNotFound, NotEnoughMemory, Unsupported
+from localqwen.errors import ModelNotFound, NotEnoughMemory
+from localqwen.formats import model_header
+from localqwen.formats.model_header import ModelHeader
 from localqwen.machine import Machine
-from localqwen.models import checkpoint_header, describe, fit, gguf_header, inventory, store
-from localqwen.models.gguf_header import GgufHeader
+from localqwen.models import describe, fit, inventory, store
 from localqwen.models.local_files import LocalFile
 
 MACHINE = Machine("Linux", "x86_64", "a chip", 4, 16 << 30, 8 << 30)
 #: Qwen3-4B at Q4_K_M.
-HEADER = GgufHeader(Path("x.gguf"), 2_497_280_256, "Qwen3 4B", "qwen3", 40960, 36, 8, 128)
-
-
-def entry(key: str, kind: int, data: bytes) -> bytes:
-    return struct.pack("<Q", len(key)) + key.encode() + struct.pack("<I", kind) + data
-
-
-def text(value: str) -> bytes:
-    return struct.pack("<Q", len(value)) + value.encode()
-
-
-def header_bytes(*entries: bytes, count: int | None = None) -> bytes:
-    return b"GGUF" + struct.pack("<IQQ", 3, 0, len(entries) if count is None else count) + b"".join(entries)
-
-
-ENTRIES = [
-    entry("general.architecture", 8, text("qwen3")),
-    entry("general.name", 8, text("Tiny")),
-    entry("general.tags", 9, struct.pack("<IQ", 8, 2) + text("a") + text("b")),
-    entry("general.numbers", 9, struct.pack("<IQ", 4, 3) + bytes(12)),
-    entry("qwen3.context_length", 4, struct.pack("<I", 40960)),
-    entry("qwen3.block_count", 4, struct.pack("<I", 28)),
-    entry("qwen3.embedding_length", 4, struct.pack("<I", 1024)),
-    entry("qwen3.attention.head_count", 4, struct.pack("<I", 16)),
-    entry("qwen3.attention.head_count_kv", 4, struct.pack("<I", 8)),
-    entry("qwen3.attention.key_length", 4, struct.pack("<I", 128)),
-]
-
-
-def test_a_header_is_read_without_an_engine(tmp_path: Path) -> None:
-    file = tmp_path / "m.gguf"
-    file.write_bytes(header_bytes(*ENTRIES))
-    header = gguf_header.read(file)
-    assert (header.name, header.architecture, header.context_length) == ("Tiny", "qwen3", 40960)
-    assert header.kv_bytes_per_token == 114_688  # the value of the 0.6B
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        b"",
-        b"GG",
-        b"not a model at all",
-        b"GGUF" + struct.pack("<I", 99),
-        header_bytes(*ENTRIES)[:150],
-        header_bytes(*ENTRIES[:4]),
-        header_bytes(*ENTRIES, count=1 << 60),
-        header_bytes(entry("general.architecture", 8, struct.pack("<Q", 1 << 62))),
-        header_bytes(entry("general.architecture", 77, b"")),
-    ],
-)
-def test_a_damaged_header_is_an_error_that_names_the_file(tmp_path: Path, data: bytes) -> None:
-    file = tmp_path / "bad.gguf"
-    file.write_bytes(data)
-    with pytest.raises(Unsupported, match=r"bad\.gguf"):
-        gguf_header.read(file)
-
-
-def test_every_cut_of_a_header_is_an_error(tmp_path: Path) -> None:
-    data, file = header_bytes(*ENTRIES), tmp_path / "cut.gguf"
-    for length in range(len(data)):
-        file.write_bytes(data[:length])
-        with pytest.raises(Unsupported):
-            gguf_header.read(file)
+HEADER = ModelHeader(Path("x.gguf"), 2_497_280_256, "Qwen3 4B", "qwen3", 40960, 36, 8, 128)
 
 
 @pytest.mark.parametrize(
@@ -115,9 +53,9 @@ def test_the_largest_that_fits_passes_over_files_that_do_not_or_are_damaged(tmp_
     files = []
     for name, size in [("small", 1 << 20), ("large", 3 << 20), ("broken", 2 << 20)]:
         path = tmp_path / f"{name}.gguf"
-        path.write_bytes((b"x" if name == "broken" else header_bytes(*ENTRIES)).ljust(size, b"\0"))
+        path.write_bytes((b"x" if name == "broken" else head(SHAPE)).ljust(size, b"\0"))
         files.append(LocalFile(name, path, size, "", 0.0))
-    small = fit.needed_bytes(gguf_header.read(files[0].path), fit.SMALLEST_DEFAULT_CONTEXT)
+    small = fit.needed_bytes(model_header.read(files[0].path), fit.SMALLEST_DEFAULT_CONTEXT)
     for memory, expected in [(small + (8 << 20), "large"), (small, "small"), (small - 1, None)]:
         found = fit.largest_that_fits(files, replace(MACHINE, available_memory=memory))
         assert (found.name if found else None) == expected
@@ -126,7 +64,7 @@ def test_the_largest_that_fits_passes_over_files_that_do_not_or_are_damaged(tmp_
 def test_the_largest_that_fits_may_be_a_folder_for_mlx(tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path / "folder")
     file = LocalFile("folder", folder, 1 << 20, "4bit", 0.0, "mlx")
-    needed = fit.needed_bytes(checkpoint_header.read(folder), fit.SMALLEST_DEFAULT_CONTEXT)
+    needed = fit.needed_bytes(model_header.read(folder), fit.SMALLEST_DEFAULT_CONTEXT)
     assert fit.largest_that_fits([file], replace(MACHINE, available_memory=needed)) == file
     assert fit.largest_that_fits([file], replace(MACHINE, available_memory=needed - 1)) is None
 

@@ -22,8 +22,9 @@ from localqwen.engines.scheduling import checks, passes
 from localqwen.engines.scheduling.passes import Passes, Share
 from localqwen.engines.scheduling.slots import Placement, RunState, Slot, Slots, state_of
 from localqwen.errors import EngineError, Unsupported, UsageError
+from localqwen.formats import model_header
 from localqwen.machine import this_machine
-from localqwen.models import fit, gguf_header
+from localqwen.models import fit
 
 if TYPE_CHECKING:
     import numpy as np
@@ -247,7 +248,7 @@ def open(  # noqa: A001  (the name every engine module offers)
     """
     from localqwen.engines.llama_cpp.probe import probe
 
-    header = gguf_header.read(path)
+    header = model_header.read(path)
     if header.architecture not in ("qwen3", "qwen3moe"):
         raise Unsupported(
             f"{path.name} is a {header.architecture} model", "localqwen runs Qwen3: qwen3 and qwen3moe files"

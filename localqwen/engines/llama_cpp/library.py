@@ -15,7 +15,7 @@ from typing import Any
 from localqwen import machine
 from localqwen.engines.engine import Sampling
 from localqwen.errors import EngineError, EngineUnavailable
-from localqwen.models.yarn import Scaling
+from localqwen.formats.yarn import Scaling
 
 _ERROR_LEVEL = 4  # ggml_log_level: 1 debug, 2 info, 3 warning, 4 error, 5 continues the line before
 _RANDOM_SEED = 0xFFFFFFFF  # LLAMA_DEFAULT_SEED: the library draws one

@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from localqwen.formats.yarn import Scaling
 from localqwen.models import store
 from localqwen.models.fit import BATCH
-from localqwen.models.yarn import Scaling
 
 
 @dataclass(frozen=True)

@@ -25,9 +25,10 @@ from localqwen.engines.scheduling import checks, passes
 from localqwen.engines.scheduling.passes import Passes, Share
 from localqwen.engines.scheduling.slots import Placement, RunState, Slots, state_of
 from localqwen.errors import NotEnoughMemory
+from localqwen.formats import model_header, qwen3_config
+from localqwen.formats.yarn import Scaling
 from localqwen.machine import this_machine
-from localqwen.models import checkpoint_header, fit
-from localqwen.models.yarn import Scaling
+from localqwen.models import fit
 
 #: Ids of prompts per pass, at the most.
 LARGEST_SLICE = 512
@@ -224,7 +225,7 @@ def open(  # noqa: A001  (the name every engine module offers)
 ) -> MlxEngine:
     """Open a checkpoint folder, official or quantised for MLX, with the context that the memory allows. `adapter` is a
     safetensors file, read at once."""
-    header = checkpoint_header.read(path)
+    header = model_header.read(path)
     if adapter is not None:
         header = replace(header, bytes=header.bytes + adapter.stat().st_size)
     kv = fit.kv_type(kv_quant)
@@ -232,7 +233,7 @@ def open(  # noqa: A001  (the name every engine module offers)
     context = fit.granted_context(header, context_length, machine, max_runs=max_runs, kv=kv, force=force)
     limit = model.use_memory(int(machine.memory * fit.USABLE_SHARE))
     yarn = fit.stretched(header, context)
-    rope = yarn.as_config if yarn else checkpoint_header.rope_settings(checkpoint_header.config_of(path))
+    rope = yarn.as_config if yarn else qwen3_config.read(path).rope
     weights = Weights(path, rope=rope, adapter=adapter)
     scaling = yarn or header.scaling
     return MlxEngine(

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from localqwen.errors import EngineError, EngineUnavailable
+from localqwen.formats import qwen3_config
+from localqwen.formats.qwen3_config import Qwen3Config
 
 try:
     import mlx.core as mx
@@ -43,7 +45,7 @@ class Weights:
         """`rope` scales the rotary positions, as config.json would say it; `adapter` is a LoRA adapter's file
         (convert/adapter_files.py), read now."""
         try:
-            self.model: Any = load_model(folder)[0]
+            self.model: Any = load_model(folder, model_config=_arguments(qwen3_config.read(folder)))[0]
             if rope is not None:
                 _scale_positions(self.model, rope)
             if adapter is not None:
@@ -97,6 +99,19 @@ class Weights:
         tied = self.model.args.tie_word_embeddings
         logits: mx.array = self.model.model.embed_tokens.as_linear(normed) if tied else self.model.lm_head(normed)
         return logits.astype(mx.float32)
+
+
+def _arguments(config: Qwen3Config) -> dict[str, Any]:
+    """Return what mlx_lm takes from config.json by names that not every config.json has, or has null."""
+    mixture = {"num_experts": config.experts, "decoder_sparse_step": 1, "mlp_only_layers": []}
+    return {
+        "model_type": "qwen3_moe" if config.experts else "qwen3",
+        "head_dim": config.head_size,
+        "num_key_value_heads": config.kv_heads,
+        "rope_theta": config.rope_theta,
+        "tie_word_embeddings": config.tied,
+        **(mixture if config.experts else {}),
+    }
 
 
 def _scale_positions(model: Any, rope: Mapping[str, Any]) -> None:

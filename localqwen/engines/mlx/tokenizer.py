@@ -5,7 +5,6 @@ Uses the `tokenizers` library itself. transformers, and mlx_lm's wrapper around 
 
 from __future__ import annotations
 
-import json
 import unicodedata
 from functools import cached_property
 from pathlib import Path
@@ -14,12 +13,13 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer
 
 from localqwen.errors import EngineError
+from localqwen.formats import json_file
 
 _HINT = "take the folder whole: tokenizer.json, tokenizer_config.json and config.json of one checkpoint"
 
 
 class FolderTokenizer:
-    """Raises EngineError where the folder's files are missing or do not agree."""
+    """Raises EngineError where the folder's files are missing or do not agree, FormatError where they are no JSON."""
 
     def __init__(self, folder: Path, rows: int) -> None:
         self._folder = folder
@@ -100,11 +100,7 @@ class FolderTokenizer:
 
     def _json(self, name: str) -> dict[str, Any]:
         file = self._folder / name
-        try:
-            content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-        except ValueError as exc:
-            raise EngineError(f"{file} is not JSON: {exc}", _HINT) from exc
-        return content if isinstance(content, dict) else {}
+        return json_file.read_object(file) if file.is_file() else {}
 
 
 def _number(item: tuple[str, Any]) -> int:

@@ -15,8 +15,8 @@ from localqwen.chat.model_info import thinking_mode_of
 from localqwen.chat.sampling import Presets
 from localqwen.chat.template import ChatTemplate
 from localqwen.errors import LocalqwenError, NotPulled
-from localqwen.models import card, digests, names, pull
-from localqwen.models.card import Card
+from localqwen.models import digests, metadata, names, pull
+from localqwen.models.metadata import ModelMetadata
 from localqwen.models.names import LocalPath, Named
 from localqwen.models.pull import Plan, Step
 from localqwen.models.registry import Model
@@ -45,7 +45,7 @@ def tags(known: Sequence[KnownModel]) -> dict[str, Any]:
 
 
 def _listed(known: KnownModel) -> dict[str, Any]:
-    name, found = _tagged(known.name), _card(known)
+    name, found = _tagged(known.name), _metadata(known)
     return {
         "name": name,
         "model": name,
@@ -77,18 +77,18 @@ def _tagged(name: str) -> str:
     return name if ":" in name else f"{name}:latest"
 
 
-def _card(known: KnownModel) -> Card | None:
+def _metadata(known: KnownModel) -> ModelMetadata | None:
     """None where its files cannot be read (any more): a list of models names it all the same.
 
     A model that is converted when it is opened is told by what it is made from.
     """
     try:
-        return card.of(known.files.path) if known.files else None
+        return metadata.of(known.files.path) if known.files else None
     except LocalqwenError:
         return None
 
 
-def _details(known: KnownModel, found: Card | None) -> dict[str, Any]:
+def _details(known: KnownModel, found: ModelMetadata | None) -> dict[str, Any]:
     model = known.entry
     family = "qwen3moe" if model is not None and model.mixture else "qwen3"
     if found is not None:
@@ -115,7 +115,7 @@ def show(known: KnownModel) -> dict[str, Any]:
     """Return what a model is, by its entry and its header. Raise NotPulled where its files are gone, Unsupported."""
     if known.files is None:
         raise NotPulled(f"the files of {known.name} are not on this machine any more", f"localqwen pull {known.name}")
-    found, model = card.of(known.files.path), known.entry
+    found, model = metadata.of(known.files.path), known.entry
     mode = model.thinking if model is not None else _mode(found.template)
     return {
         "modified_at": timestamp(known.files.modified),

@@ -9,7 +9,7 @@ from quantised_checkpoints import DENSE, awq_checkpoint, fp8_checkpoint, gptq_ch
 
 import convert
 from localqwen.errors import ModelNotFound, Unsupported
-from localqwen.models import card, converted
+from localqwen.models import converted, metadata
 
 
 def size(shape: Shape) -> int:
@@ -21,7 +21,7 @@ def test_weights_are_counted_alike_in_every_form(tmp_path: Path, shape: Shape) -
     folder = make_checkpoint(tmp_path / "plain", shape, duplicate_head=shape.tied, shards=2)
     gguf = converted.convert(folder, tmp_path / "Some-Q8_0.gguf", quant="q8_0", name="Some")
     convert.convert_to_mlx(folder, tmp_path / "mlx", bits=4, group_size=32)
-    cards = [card.of(place) for place in (folder, gguf, tmp_path / "mlx")]
+    cards = [metadata.of(place) for place in (folder, gguf, tmp_path / "mlx")]
     assert [each.parameters for each in cards] == [size(shape)] * 3
     assert [each.info["general.parameter_count"] for each in cards] == [size(shape)] * 3
     assert [(each.form, each.quant) for each in cards] == [
@@ -40,23 +40,23 @@ def test_weights_are_counted_alike_in_every_form(tmp_path: Path, shape: Shape) -
 def test_packed_weights_are_counted_one_by_one(
     tmp_path: Path, make: Callable[[Path], tuple[Path, object]], quant: str
 ) -> None:
-    found = card.of(make(tmp_path / "packed")[0])
+    found = metadata.of(make(tmp_path / "packed")[0])
     assert (found.parameters, found.quant) == (size(DENSE), quant)
 
 
 def test_a_file_that_changed_is_read_anew(tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path / "a")
     file = converted.convert(folder, tmp_path / "a.gguf", quant="q8_0", name="A")
-    before = card.of(file).parameters
+    before = metadata.of(file).parameters
     untied = make_checkpoint(tmp_path / "b", Shape(tied=False))
     converted.convert(untied, tmp_path / "b.gguf", quant="q8_0", name="B").replace(file)
-    assert card.of(file).parameters > before
+    assert metadata.of(file).parameters > before
 
 
 def test_what_cannot_be_read_is_said(tmp_path: Path) -> None:
     with pytest.raises(ModelNotFound):
-        card.of(tmp_path / "nothing")
+        metadata.of(tmp_path / "nothing")
     folder = make_checkpoint(tmp_path / "cut")
     next(folder.glob("*.safetensors")).write_bytes(b"\x00" * 4)
-    with pytest.raises(Unsupported, match="not a whole safetensors file"):
-        card.of(folder)
+    with pytest.raises(Unsupported, match="too few for a safetensors file"):
+        metadata.of(folder)

@@ -1,15 +1,15 @@
-"""How far a context reaches: as the model was trained, or stretched by YaRN when it is opened. Pure.
+"""How far a context reaches: as the model was trained, or stretched by YaRN, when it is opened or converted. Pure.
 
 The makers' rule (model cards of Qwen3, "Processing Long Texts"): the models of 32,768 tokens are validated with YaRN up
-to 131,072, by the factor that the texts need, 2 or 4; the models of July 2025 read 262,144 without it. `convert --yarn`
-writes what is applied here; it cannot import this module, so a test holds the two together.
+to 131,072, by the factor that the texts need, 2 or 4; the models of July 2025 read 262,144 without it. The scaling is
+static: it changes the positions of short texts too, which hurts them a little.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from localqwen.errors import UsageError
+from localqwen.errors import ConversionError, UsageError
 
 FACTORS = (2, 4)
 #: What the hybrids were trained on; the 40,960 that their files say add room for an answer.
@@ -70,6 +70,25 @@ def needed(asked: int, native: int, carried: Scaling | None, *, name: str = "thi
         return None
     original = min(native, TRAINED)
     return Scaling(float(next(factor for factor in FACTORS if factor * original >= asked)), original)
+
+
+def by_factor(factor: int, native: int, carried: Scaling | None) -> Scaling:
+    """Return the scaling that a conversion writes into a file whose context is `native` tokens.
+
+    Raises UsageError for a factor that the makers do not advise, ConversionError for a model that was not made for it.
+    """
+    if factor not in FACTORS:
+        raise UsageError(
+            f"YaRN by {factor} is not what the model was made for", f"--yarn {' or --yarn '.join(map(str, FACTORS))}"
+        )
+    if carried is not None:
+        raise ConversionError(f"this checkpoint is stretched already, by {carried.label}", "convert it without --yarn")
+    if native > WITH_ANSWER:
+        raise ConversionError(
+            f"this model reads {native:,} tokens without YaRN, which is made for models of {TRAINED:,}",
+            "convert it without --yarn",
+        )
+    return Scaling(float(factor), min(native, TRAINED))
 
 
 def _made_for(native: int, longest: int, carried: Scaling | None) -> str:
