@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import ipaddress
 import logging
-import re
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from localqwen import units
 from localqwen.cli import chat
 from localqwen.cli.config import ConfiguredCommand
 from localqwen.cli.loading import Loading, serving_options
@@ -20,24 +20,19 @@ if TYPE_CHECKING:
     from localqwen.models.resolve import ResolvedModel
     from localqwen.serve.http.app import Settings
 
-_UNITS = {"s": 1, "m": 60, "h": 3600, "": 1}
-
 
 class Duration(click.ParamType[float]):
-    """`90s`, `5m`, `1h`, a number of seconds; -1 for ever."""
+    """`90s`, `5m`, `1h30m`, a number of seconds; below 0 for ever. In seconds."""
 
     name = "text"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         if isinstance(value, float):
             return value
-        text = str(value).strip()
-        if text.startswith("-"):
-            return float("inf")
-        number, unit = (text[:-1], text[-1]) if text and text[-1] in "smh" else (text, "")
-        if not re.fullmatch(r"\d+(\.\d+)?", number):
+        seconds = units.parse_duration(str(value))
+        if seconds is None:
             self.fail(f"{value!r} is not a duration: write 90s, 5m, 1h, or -1 for ever", param, ctx)
-        return float(number) * _UNITS[unit]
+        return seconds if seconds >= 0 else float("inf")
 
 
 @click.command("serve", cls=ConfiguredCommand)

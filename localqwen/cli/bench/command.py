@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from localqwen import units
 from localqwen.cli.bench import history, measure
 from localqwen.cli.config import ConfiguredCommand
 from localqwen.cli.loading import benchmark_options
@@ -21,7 +21,6 @@ SUBCOMMANDS = {
     "compare": (history.compare, "Say which of two runs is faster, if the noise allows."),
     "plot": (history.plot, "Draw charts and an HTML report."),
 }
-_SECONDS = {"s": 1, "m": 60, "h": 3600}
 
 
 class BenchCommand(ConfiguredCommand):
@@ -67,17 +66,17 @@ class Names(click.ParamType[str]):
 
 
 class Duration(click.ParamType[float]):
-    """`90s`, `10m`, `1h`, in seconds."""
+    """`90s`, `10m`, `1h30m`, a number of seconds; above 0. In seconds."""
 
     name = "text"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         if isinstance(value, float):
             return value
-        found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", str(value).strip())
-        if not found or float(found.group(1)) <= 0:
+        seconds = units.parse_duration(str(value))
+        if seconds is None or seconds <= 0:
             self.fail(f"{value!r} is no length of time, like 90s, 10m or 1h", param, ctx)
-        return float(found.group(1)) * _SECONDS[found.group(2)]
+        return seconds
 
 
 def _several(flag: str, default: str, help: str, *, least: int = 0) -> Callable[[Any], Any]:

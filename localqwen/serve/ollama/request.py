@@ -7,9 +7,9 @@ Unknown options (and those of loading, as `num_gpu`) are not looked at.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 
+from localqwen import units
 from localqwen.chat.messages import JsonFormat, Message, Overrides, Request, Role, Tool, ToolCall
 from localqwen.serve.api import EFFORTS, FOR_EVER, ParsedRequest
 from localqwen.serve.fields import Fields, kind
@@ -19,9 +19,6 @@ from localqwen.serve.openai import request as openai_request
 _HUBS = {"hf.co/": "hf:", "huggingface.co/": "hf:", "modelscope.cn/": "ms:"}
 _ROLES: Mapping[str, Role] = {"system": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
 NO_IMAGES = "cannot be taken: Qwen3 reads text only"
-#: A duration as Go writes it, "1h30m": parts of a number and a unit, in seconds.
-_PART = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h)")
-_SECONDS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
 def model_name(parsed: str) -> str:
@@ -144,17 +141,7 @@ def _logprobs(fields: Fields) -> int | None:
 def keep_alive(fields: Fields) -> float | None:
     """Seconds that the model stays loaded: a number, or a duration as "5m", "1h30m"; below 0 is for ever."""
     value = fields.data.get("keep_alive")
-    seconds = _duration(value) if isinstance(value, str) else fields.number("keep_alive", -1e18, 1e18)
+    seconds = units.parse_duration(value) if isinstance(value, str) else fields.number("keep_alive", -1e18, 1e18)
     if seconds is None and value is not None:
         raise fields.wrong("keep_alive", f'is {value!r}, it must be seconds or a duration such as "5m"')
     return FOR_EVER if seconds is not None and seconds < 0 else seconds
-
-
-def _duration(text: str) -> float | None:
-    sign, body = (-1, text[1:]) if text.startswith("-") else (1, text.removeprefix("+"))
-    if re.fullmatch(r"\d+(\.\d+)?", body):
-        return sign * float(body)
-    parts = _PART.findall(body)
-    if not parts or "".join(number + unit for number, unit in parts) != body:
-        return None
-    return sign * sum(float(number) * _SECONDS[unit] for number, unit in parts)
