@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from localqwen.engines import Sampling
+from localqwen.engines.engine import Sampling
 from localqwen.engines.llama_cpp.engine import OwnModelEngine
 from localqwen.engines.llama_cpp.library import ModelFile, library
 from localqwen.engines.llama_cpp.probe import probe

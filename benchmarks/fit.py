@@ -28,7 +28,7 @@ def measure(path: Path, context: int, kv: str, *, repack: bool) -> int:
 
 
 def child(path: Path, context: int, kv: str, *, repack: bool) -> None:
-    from localqwen.engines import Sampling
+    from localqwen.engines.engine import Sampling
     from localqwen.engines.llama_cpp.engine import OwnModelEngine
     from localqwen.engines.llama_cpp.settings import Settings
     from localqwen.machine import usable_cores

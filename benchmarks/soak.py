@@ -22,6 +22,7 @@ import time
 import urllib.error
 import urllib.request
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -89,22 +90,25 @@ def state(url: str, process: psutil.Process) -> dict[str, float]:
 
 def serve_scripted(port: int) -> None:
     """What `localqwen serve` runs, on an engine that says the same for ever."""
-    from localqwen.chat.local import facts_of
+    from localqwen.chat.load_options import LoadOptions
+    from localqwen.chat.model_info import LoadedModel, info_of
     from localqwen.engines.scripted import ScriptedEngine
+    from localqwen.models.names import LocalPath
+    from localqwen.models.resolve import ResolvedModel
     from localqwen.serve.http import server as http_server
     from localqwen.serve.http.app import Service
-    from localqwen.serve.model_names import Catalogue, Opening
-    from localqwen.serve.runs import Opened
+    from localqwen.serve.model_names import Catalogue
 
     class Forgetting(ScriptedEngine):
         """The scripted engine keeps what it ran, for tests to look at."""
 
         def step(self) -> list[Any]:
-            del self.runs[:-100], self._held[:-100]
+            del self.runs[:-100], self._cached[:-100]
             return super().step()
 
     engine = Forgetting(itertools.repeat("<think>\n" + "hm " * 20 + "\n</think>\n\n" + "word " * 20))
-    service = Service(Catalogue(["scripted"], Opening()), lambda name: Opened(engine, facts_of(engine, name)))
+    model = ResolvedModel("scripted", LocalPath(Path("scripted")), engine.name)
+    service = Service(Catalogue([model], LoadOptions()), lambda name: LoadedModel(engine, info_of(engine, name)))
     service.start(service.catalogue.served)
     http_server.run(http_server.Listening(service), http_server.bind("127.0.0.1", port))
 

@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 from localqwen import machine
-from localqwen.engines import Sampling
+from localqwen.engines.engine import Sampling
 
 SECONDS = 6
 BUSY = "while True: pass"

@@ -3,10 +3,10 @@
     import localqwen
     from localqwen import Message, Request, Text
 
-    model = localqwen.load("demo")
-    for event in model.stream(Request([Message("user", "What is 17 + 25?")])):
-        if isinstance(event, Text):
-            print(event.text, end="", flush=True)
+    with localqwen.load("demo") as model:
+        for event in model.stream(Request([Message("user", "What is 17 + 25?")])):
+            if isinstance(event, Text):
+                print(event.text, end="", flush=True)
 
 Everything named in `__all__` is public and stable; it is imported when it is first used.
 """
@@ -19,13 +19,15 @@ from typing import TYPE_CHECKING, Any
 from localqwen._version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from localqwen.chat.local import load as load
+    from localqwen.chat.load import load as load
     from localqwen.chat.messages import Event as Event
     from localqwen.chat.messages import Finished as Finished
     from localqwen.chat.messages import JsonFormat as JsonFormat
     from localqwen.chat.messages import Message as Message
     from localqwen.chat.messages import Overrides as Overrides
+    from localqwen.chat.messages import PrefillProgress as PrefillProgress
     from localqwen.chat.messages import Request as Request
+    from localqwen.chat.messages import SamplingOverrides as SamplingOverrides
     from localqwen.chat.messages import Started as Started
     from localqwen.chat.messages import Text as Text
     from localqwen.chat.messages import Thinking as Thinking
@@ -37,12 +39,12 @@ if TYPE_CHECKING:
     from localqwen.errors import LocalqwenError as LocalqwenError
 
 _MESSAGES = (
-    "Event", "Finished", "JsonFormat", "Message", "Overrides", "Request", "Started", "Text", "Thinking", "Tool",
-    "ToolCall", "Working",
+    "Event", "Finished", "JsonFormat", "Message", "Overrides", "PrefillProgress", "Request", "SamplingOverrides",
+    "Started", "Text", "Thinking", "Tool", "ToolCall", "Working",
 )  # fmt: skip
 _PUBLIC = {
     **dict.fromkeys(_MESSAGES, "localqwen.chat.messages"),
-    "load": "localqwen.chat.local",
+    "load": "localqwen.chat.load",
     "ParsedOutput": "localqwen.chat.thinking",
     "parse_output": "localqwen.chat.thinking",
     "LocalqwenError": "localqwen.errors",

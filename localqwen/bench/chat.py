@@ -13,8 +13,18 @@ from typing import Protocol
 
 from localqwen.bench.samples import Sample, Test
 from localqwen.bench.workloads import Count, Script, Workload
-from localqwen.chat.messages import Event, Finished, Message, Overrides, Request, Text, Thinking, ThinkingMode, ToolCall
-from localqwen.errors import EngineError
+from localqwen.chat.answer import AnswerAssembler
+from localqwen.chat.messages import (
+    Event,
+    Finished,
+    Message,
+    Request,
+    SamplingOverrides,
+    Text,
+    Thinking,
+    ThinkingMode,
+    ToolCall,
+)
 
 
 class Answering(Protocol):
@@ -56,41 +66,28 @@ class _Watch:
     answer: float | None = None
     end: float = 0.0
     times: list[float] = field(default_factory=list)
-    content: str = ""
-    thought: str = ""
-    calls: list[ToolCall] = field(default_factory=list)
-    finished: Finished | None = None
+    assembler: AnswerAssembler = field(default_factory=AnswerAssembler)
 
     def listen(self, model: Answering, request: Request) -> None:
+        """Read an answer to its end."""
         self.began = self.clock()
         for event in model.stream(request):
             now = self.clock() - self.began
-            match event:
-                case Thinking(text):
-                    self.thought += text
-                case Text(text):
-                    self.content += text
-                case ToolCall():
-                    self.calls.append(event)
-                case Finished():
-                    self.finished, self.end = event, now
-                    continue
-                case _:
-                    continue
+            self.assembler.add(event)
+            if isinstance(event, Finished):
+                self.end = now
+            if not isinstance(event, Thinking | Text | ToolCall):
+                continue
             self.first = now if self.first is None else self.first
             if not isinstance(event, Thinking) and self.answer is None:
                 self.answer = now
             self.times.append(now)
 
-    @property
-    def message(self) -> Message:
-        return Message("assistant", self.content, self.thought or None)
-
     def values(self) -> dict[str, float]:
-        """Metrics by name; what did not come (an answer, if all was thinking) is left out."""
-        if self.finished is None:
-            raise EngineError("an answer ended without an end", "run it again")
-        usage = self.finished.usage
+        """Return metrics by name; what did not come (an answer, if all was thinking) is left out. Raises EngineError
+        for an answer without an end."""
+        finished = self.assembler.answer().end
+        usage = finished.usage
         found = {
             "total_ms": self.end * 1000,
             "prompt_tokens": float(usage.prompt_tokens),
@@ -100,13 +97,11 @@ class _Watch:
         }
         if usage.completion_tokens:
             found["thinking_share"] = usage.thinking_tokens / usage.completion_tokens
-        return found | self._waits(usage.completion_tokens)
+        return found | self._waits(usage.completion_tokens, finished.timing.first_token_ms)
 
-    def _waits(self, tokens: int) -> dict[str, float]:
+    def _waits(self, tokens: int, first_token_ms: float | None) -> dict[str, float]:
         """The engine knows when its first token came; what shows of it may come later (a tag is not shown)."""
-        assert self.finished is not None
-        told = self.finished.timing.first_token_ms
-        first = told / 1000 if told is not None else self.first
+        first = first_token_ms / 1000 if first_token_ms is not None else self.first
         if first is None:
             return {}
         found = {"first_token_ms": first * 1000}
@@ -156,7 +151,7 @@ def measure(
             think=workload.think,
             budget=workload.budget,
             max_tokens=workload.answer,
-            sampling=Overrides(seed=seed),
+            sampling=SamplingOverrides(seed=seed),
         )
         watch = _Watch(clock)
         watch.listen(model, request)
@@ -164,4 +159,4 @@ def measure(
         latencies = tuple(after - before for before, after in zip(watch.times, watch.times[1:], strict=False))
         yield Sample(subject, replace(test, turn=turn), watch.values() | _in_time(workload, watch), latencies)
         if not workload.tools:  # a tool loop's next step brings the call that it answers
-            messages.append(watch.message)
+            messages.append(replace(watch.assembler.answer().message(), tool_calls=()))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 
 from localqwen.bench.samples import Sample
-from localqwen.engines.llama_cpp import threads
+from localqwen.machine.cpu_time import CpuTime, accounting
 
 #: Of a processor: a desktop at rest takes less.
 AT_REST = 0.2
@@ -18,8 +18,8 @@ AT_REST = 0.2
 class Others:
     """Counts from one call of `since` to the next."""
 
-    def __init__(self, account: Callable[[], threads.Sample] | None = None) -> None:
-        self._account = account or threads.accounting()
+    def __init__(self, account: Callable[[], CpuTime] | None = None) -> None:
+        self._account = account or accounting()
         self._last = self._account() if self._account else None
 
     def since(self) -> Mapping[str, float]:
@@ -27,9 +27,8 @@ class Others:
         if self._account is None or self._last is None:
             return {}
         before, self._last = self._last, self._account()
-        elapsed = self._last.time - before.time
-        others = (self._last.busy - before.busy) - (self._last.own - before.own)
-        return {"elapsed_seconds": elapsed, "others_seconds": max(0.0, others)}
+        elapsed, others = self._last.since(before)
+        return {"elapsed_seconds": elapsed, "others_seconds": others}
 
 
 def processors(samples: Iterable[Sample]) -> float | None:

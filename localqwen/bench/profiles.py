@@ -11,6 +11,7 @@ from difflib import get_close_matches
 from importlib import resources
 from typing import Any
 
+from localqwen import units
 from localqwen.bench import workloads
 from localqwen.bench.history import Benchmark
 from localqwen.bench.samples import Row, rows
@@ -28,7 +29,6 @@ LIMITS = {
     "tokens_per_second": ("tokens/s", False),
     "joules_per_token": ("J", True),
 }
-_UNITS = {"GB": 10**9, "MB": 10**6, "GiB": 1 << 30, "MiB": 1 << 20}
 
 
 @dataclass(frozen=True)
@@ -123,11 +123,10 @@ class _Table:
         return float(value)
 
     def _size(self, text: str) -> float:
-        unit = next((unit for unit in _UNITS if text.endswith(unit)), None)
-        number = text.removesuffix(unit).strip() if unit else ""
-        if unit is None or not number.replace(".", "", 1).isdecimal() or not float(number):
+        size = units.parse_size(text)
+        if size is None:
             raise self._wrong("memory", f"memory {text!r} is no size", 'write it like "5GB"')
-        return float(number) * _UNITS[unit]
+        return float(size)
 
     def _wrong(self, key: str, message: str, hint: str) -> ConfigError:
         line = self._line(key)

@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 from functools import cached_property
 
-from localqwen.engines import Engine
+from localqwen.engines.engine import Engine
 
 
 class RandomPrompts:

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
-from localqwen import engines
 from localqwen.bench import quality
 from localqwen.bench.quality import Reference
 from localqwen.bench.samples import Sample, Subject, Test
-from localqwen.engines import Engine
+from localqwen.chat import load
+from localqwen.chat.load_options import LoadOptions
 from localqwen.errors import UsageError
-from localqwen.models import names
+from localqwen.models.resolve import ResolvedModel
 
-_CONTEXT = quality.WINDOW
 Tell = Callable[[str, int, int], None]
 
 
 def check(models: int, reference: str | None) -> None:
-    """Before anything is measured: raises UsageError where there is nothing to compare with."""
+    """Raise UsageError where there is nothing to compare with: before anything is measured."""
     if reference is None and models < 2:
         raise UsageError(
             "quality is measured beside a reference", "name it: --reference FILE, best in 16 bit; or give two models"
@@ -26,34 +25,31 @@ def check(models: int, reference: str | None) -> None:
 
 
 def measure(
-    reference: str | None,
-    models: Sequence[tuple[str, Subject]],
+    reference: ResolvedModel | None,
+    models: Sequence[tuple[ResolvedModel, Subject]],
     text: str,
     tell: Tell,
-    *,
-    threads: int | None,
-    force: bool,
+    options: LoadOptions,
 ) -> Iterator[Sample]:
-    """A sample for each model, the reference's predictions being made once. Without a reference it is the largest of
-    the models: it has lost the least. Raises what `quality` raises."""
-    path, largest = max(models, key=lambda pair: pair[1].bytes)
-    name = names.display(reference) if reference else largest.label
-    opened = _open(reference or path, None if reference else largest.engine, threads, force)
+    """Yield a sample for each model; the reference's predictions are made once, with keys and values in 16 bit.
+
+    Without a reference it is the largest of the models: it has lost the least. Raise what `quality` raises.
+    """
+    model, largest = max(models, key=lambda pair: pair[1].bytes)
+    name = reference.display if reference else largest.label
+    options = replace(options, context_length=quality.WINDOW)
+    opened = load.open_engine(reference or model, replace(options, kv_quant=None))
     try:
         made = Reference(opened, text, lambda done, total: tell(f"{name}: predictions of the reference", done, total))
     finally:
         opened.close()
     with made:
-        for path, subject in models:
+        for model, subject in models:
             tell(f"{subject.label}: quality", 0, 0)
-            engine = _open(path, subject.engine, threads, force)
+            engine = load.open_engine(model, options)
             try:
                 found = quality.compare(made, engine, lambda done, total: tell("quality", done, total))
             finally:
                 engine.close()
             values = {metric: float(value) for metric, value in asdict(found).items()}
             yield Sample(subject.label, Test("quality", name), values)
-
-
-def _open(name: str, engine: str | None, threads: int | None, force: bool) -> Engine:
-    return engines.open(name, engine=engine, context_length=_CONTEXT, threads=threads, force=force)

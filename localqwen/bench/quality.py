@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from localqwen.engines import Engine
+from localqwen.engines.engine import Engine
 from localqwen.engines.logits import log_softmax
 from localqwen.errors import StorageError, UsageError
 from localqwen.models import store

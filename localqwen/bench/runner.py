@@ -5,23 +5,24 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from typing import Any
 
-from localqwen import engines
 from localqwen._version import __version__
 from localqwen.bench import bandwidth, history, qualities, targets
 from localqwen.bench.history import Benchmark, Log, Recording
 from localqwen.bench.samples import Sample, Subject, Test
 from localqwen.bench.speed import context_needed
-from localqwen.bench.worker import Opening, Worker, interleaved
+from localqwen.bench.worker import Target, Worker, interleaved
+from localqwen.chat.load_options import LoadOptions
 from localqwen.errors import NotEnoughMemory, Unsupported, UsageError
 from localqwen.formats import model_header, yarn
 from localqwen.formats.model_header import ModelHeader
 from localqwen.machine import Machine, this_machine
 from localqwen.machine.limits import NO_LIMITS, Limits
-from localqwen.models import fit, provide
+from localqwen.models import converted, fit
+from localqwen.models.resolve import MLX, ResolvedModel
 
 #: Told what is going on, and how many samples of how many are there.
 Tell = Callable[[str, int, int], None]
@@ -32,20 +33,21 @@ _APART = "the models do not fit into memory together: each was loaded anew for e
 
 @dataclass(frozen=True)
 class Plan:
-    """What to measure. Every model is measured on every engine and with every number of threads; None leaves those to
-    the machine. `context_length` is what chat and workloads need; raw speed takes what its tests need. `adapter` is a
-    folder with a LoRA adapter, applied to all models."""
+    """What to measure. Every model is measured with every number of threads; None leaves it to the machine.
 
-    models: Sequence[str]
+    A model that is measured on several engines stands in `models` for each; `label_engines` tells them apart in the
+    report. `context_length` is what chat and workloads need; raw speed takes what its tests need. `options` hold for
+    all models; their threads, context and parallel answers come from the plan."""
+
+    models: Sequence[ResolvedModel]
     tests: Sequence[Test]
     repeats: int = 5
-    engines: Sequence[str | None] = (None,)
+    label_engines: bool = False
     threads: Sequence[int | None] = (None,)
     context_length: int = 0
-    force: bool = False
-    adapter: str | None = None
+    options: LoadOptions = field(default_factory=LoadOptions)
     limits: Limits = NO_LIMITS
-    options: Mapping[str, Any] | None = None  # for chat, workloads and endurance: what the child needs to know
+    details: Mapping[str, Any] | None = None  # for chat, workloads and endurance: what the worker needs to know
 
     def __post_init__(self) -> None:
         if not self.tests:
@@ -106,43 +108,51 @@ class Runner(Recording):
     def __init__(self, plan: Plan, run: Benchmark, log: Log, tell: Tell) -> None:
         super().__init__(run, log)
         self.plan, self._tell = plan, tell
-        self._openings: list[Opening] = []
+        self._targets: list[Target] = []
 
     def measure(self) -> None:
         """Raises what opening or measuring a model raises; samples that came before stay in `run`."""
         self._describe()
-        if self.plan.adapter:
-            self._note(f"with the adapter {self.plan.adapter}")
+        if self.plan.options.adapter:
+            self._note(f"with the adapter {self.plan.options.adapter}")
+        if self.plan.options.kv_quant:
+            self._note(f"keys and values in {self.plan.options.kv_quant} bits")
         with ExitStack() as stack:
             if self._fit_together():
-                self._turns([stack.enter_context(self._open(opening)) for opening in self._openings])
+                self._turns([stack.enter_context(self._open(target)) for target in self._targets])
             else:
                 self._apart()
 
-    def add_quality(self, reference: str | None, text: str) -> None:
-        """Beside the reference, or the largest of the models; after the speed, so that nothing else is in memory."""
-        pairs = zip((opening.name for opening in self._openings), self.run.subjects, strict=True)
-        once = {(name, subject.engine): (name, subject) for name, subject in reversed([*pairs])}
-        models, threads = [*reversed(once.values())], self.plan.threads[0]
-        for sample in qualities.measure(reference, models, text, self._tell, threads=threads, force=self.plan.force):
+    def add_quality(self, reference: ResolvedModel | None, text: str) -> None:
+        """Measure quality beside the reference, or the largest of the models.
+
+        It comes after the speed, so that nothing else is in memory."""
+        pairs = zip((target.model for target in self._targets), self.run.subjects, strict=True)
+        once = {(model.name, subject.engine): (model, subject) for model, subject in reversed([*pairs])}
+        models, options = [*reversed(once.values())], replace(self.plan.options, threads=self.plan.threads[0])
+        for sample in qualities.measure(reference, models, text, self._tell, options):
             self._keep(sample)
 
     def _describe(self) -> None:
         """Before anything is loaded: what does not exist or does not fit is told in the first second."""
-        for opening in _openings(self.plan):
-            self._tell(f"reading {opening.label}", 0, 0)
-            engine = engines.choose_for(opening.name, opening.engine).engine
-            subject = targets.describe(opening.name, engine, label=opening.label)
-            self._check(opening.name, engine)
-            self._openings.append(opening)
+        for target in _targets(self.plan):
+            self._tell(f"reading {target.label}", 0, 0)
+            subject = targets.describe(target.model, label=target.label, kv=self._kv)
+            self._check(target.model)
+            self._targets.append(target)
             self.run = replace(self.run, subjects=(*self.run.subjects, subject))
         threads = max(filter(None, self.plan.threads), default=0) or this_machine().cores
         self._tell("measuring memory bandwidth", 0, 0)
         measured = bandwidth.measured(min(threads, self.plan.limits.cpus or threads))
         self.run = replace(self.run, subjects=tuple(replace(each, bandwidth=measured) for each in self.run.subjects))
 
-    def _check(self, name: str, engine: str) -> None:
-        path = provide.provide(name, engine=engine)
+    @property
+    def _kv(self) -> str:
+        """The type of keys and values."""
+        return fit.kv_type(self.plan.options.kv_quant)
+
+    def _check(self, model: ResolvedModel) -> None:
+        path = model.path()
         header = model_header.read(path)
         try:
             scaling = fit.stretched(header, self.plan.context)
@@ -154,15 +164,16 @@ class Runner(Recording):
             ) from exc
         if scaling is not None:
             self._note(f"{path.name}: {scaling.warning}")
-        with provide.adapted(self.plan.adapter, path, engine=engine):
+        with converted.adapted(self.plan.options.adapter, path, for_mlx=model.engine == MLX):
             pass  # it fits, or says why not
-        if not self.plan.force:
-            fit.check(header, self.plan.context, this_machine(), max_runs=self.plan.max_runs)
+        if not self.plan.options.force:
+            fit.check(header, self.plan.context, this_machine(), self._kv, max_runs=self.plan.max_runs)
             self._check_held(header)
 
     def _check_held(self, header: ModelHeader) -> None:
         """What is held has less than the machine."""
-        needed, allowed = fit.needed_bytes(header, self.plan.context * self.plan.max_runs), self.plan.limits.memory
+        needed = fit.needed_bytes(header, self.plan.context * self.plan.max_runs, self._kv)
+        allowed = self.plan.limits.memory
         if allowed is not None and needed > allowed:
             raise NotEnoughMemory(
                 f"{header.path.name} needs about {needed / 1e9:.2f} GB for these tests, it is held to "
@@ -171,7 +182,7 @@ class Runner(Recording):
             )
 
     def _fit_together(self) -> bool:
-        if len(self._openings) == 1:
+        if len(self._targets) == 1:
             return True
         together = sum(self._needed(subject) for subject in self.run.subjects)
         fits = fit.fits(together, this_machine().available_memory)
@@ -181,10 +192,10 @@ class Runner(Recording):
     def _needed(self, subject: Subject) -> int:
         return fit.OVERHEAD_BYTES + subject.bytes + int(self.plan.context * self.plan.max_runs * subject.kv_bytes)
 
-    def _open(self, opening: Opening) -> Worker:
-        self._tell(f"loading {opening.label}", 0, 0)
-        worker = Worker(opening)
-        self._opened(opening.label, worker.facts)
+    def _open(self, target: Target) -> Worker:
+        self._tell(f"loading {target.label}", 0, 0)
+        worker = Worker(target)
+        self._opened(target.label, worker.facts)
         return worker
 
     def _opened(self, label: str, facts: Mapping[str, Any]) -> None:
@@ -209,10 +220,10 @@ class Runner(Recording):
 
     def _apart(self) -> None:
         plan = self.plan
-        total, done = plan.repeats * len(plan.tests) * len(self._openings), 0
+        total, done = plan.repeats * len(plan.tests) * len(self._targets), 0
         for repeat in range(plan.repeats):
-            for opening in self._openings:
-                with self._open(opening) as worker:
+            for target in self._targets:
+                with self._open(target) as worker:
                     if not done:
                         self._tell_sensors(worker)
                     for test in plan.tests:
@@ -227,34 +238,30 @@ class Runner(Recording):
             self._note("; ".join(found))
 
     def _measure(self, worker: Worker, test: Test, repeat: int, done: int, total: int) -> None:
-        self._tell(f"{worker.opening.label}: {test.label}, repeat {repeat + 1} of {self.plan.repeats}", done, total)
-        for sample in worker.measure(test, repeat, **(self.plan.options or {})):
+        self._tell(f"{worker.target.label}: {test.label}, repeat {repeat + 1} of {self.plan.repeats}", done, total)
+        for sample in worker.measure(test, repeat, **(self.plan.details or {})):
             self._keep(sample)
 
     def _memory(self, worker: Worker) -> None:
-        label = worker.opening.label
+        label = worker.target.label
         subject = self.run.subject(label)
         values = {"kv_bytes": subject.kv_bytes * subject.context_length * self.plan.max_runs}
         peak = worker.peak_memory()
         self._keep(Sample(label, Test("memory"), values if peak is None else {"peak_memory": peak, **values}))
 
 
-def _openings(plan: Plan) -> Iterator[Opening]:
+def _targets(plan: Plan) -> Iterator[Target]:
     """Labels tell apart what differs: the model, and where there are several, engine and threads."""
-    from localqwen.models import names
-
     seen: dict[str, int] = {}
-    for name in plan.models:
-        for engine in plan.engines:
-            for threads in plan.threads:
-                label = names.display(name)
-                label += f" {engine}" if len(plan.engines) > 1 else ""
-                label += f" {threads} thread{'s' * (threads != 1)}" if len(plan.threads) > 1 else ""
-                seen[label] = seen.get(label, 0) + 1
-                label += f" #{seen[label]}" if seen[label] > 1 else ""
-                yield Opening(
-                    name, label, engine, threads, plan.context, plan.max_runs, plan.force, plan.limits, plan.adapter
-                )
+    for model in plan.models:
+        for threads in plan.threads:
+            label = model.display
+            label += f" {model.engine}" if plan.label_engines else ""
+            label += f" {threads} thread{'s' * (threads != 1)}" if len(plan.threads) > 1 else ""
+            seen[label] = seen.get(label, 0) + 1
+            label += f" #{seen[label]}" if seen[label] > 1 else ""
+            options = replace(plan.options, threads=threads, context_length=plan.context, parallel=plan.max_runs)
+            yield Target(model, label, options, plan.limits)
 
 
 def settings_of(plan: Plan) -> dict[str, Any]:
@@ -265,5 +272,5 @@ def settings_of(plan: Plan) -> dict[str, Any]:
         "context_length": plan.context,
         "max_runs": plan.max_runs,
         "limits": plan.limits.to_json(),
-        **({"adapter": plan.adapter} if plan.adapter else {}),
+        **{name: told for name in ("adapter", "kv_quant") if (told := getattr(plan.options, name))},
     }

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 from localqwen.bench.prompts import RandomPrompts
 from localqwen.bench.samples import Sample, Test
-from localqwen.engines import Engine, Piece, Run, Sampling
+from localqwen.engines.engine import Engine, Run, Sampling, TokenOutput
 from localqwen.errors import EngineError, UsageError
 
 GREEDY = Sampling(temperature=0)
@@ -138,7 +138,7 @@ class _Lane:
     def _start(self) -> Run:
         return self._engine.start(self._tokens, GREEDY, max_tokens=self._engine.context_length)
 
-    def take(self, pieces: Sequence[tuple[Run, Piece]]) -> None:
+    def take(self, pieces: Sequence[tuple[Run, TokenOutput]]) -> None:
         self._tokens += [token for run, piece in pieces if run is self.run for token in piece.tokens]
 
     def go_on(self) -> None:

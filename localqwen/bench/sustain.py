@@ -15,7 +15,7 @@ from localqwen.bench.prompts import RandomPrompts
 from localqwen.bench.samples import Sample, Test
 from localqwen.bench.sensors import Reading, Sensors
 from localqwen.bench.speed import GREEDY
-from localqwen.engines import Engine
+from localqwen.engines.engine import Engine
 
 #: Seconds that a point of the series stands for, in long runs; short ones get about twenty points.
 LONGEST_WINDOW = 10.0

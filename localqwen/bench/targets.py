@@ -8,25 +8,26 @@ from pathlib import Path
 
 from localqwen.bench.samples import Subject
 from localqwen.formats import model_header
-from localqwen.models import digests, fit, metadata, names, provide, store
+from localqwen.models import digests, fit, metadata, store
+from localqwen.models.resolve import ResolvedModel
 
 _PIECE = 1 << 22
 Progress = Callable[[str, int], None]
 
 
-def describe(name: str, engine: str, *, label: str = "", progress: Progress | None = None) -> Subject:
-    """Return what a report says of a model and its engine. Raises ModelNotFound, NotPulled and FormatError."""
-    path = provide.provide(name, engine=engine)
+def describe(model: ResolvedModel, *, label: str, kv: str = "f16", progress: Progress | None = None) -> Subject:
+    """Return what a model is. `kv` is the type of its keys and values. Raise ModelNotFound, NotPulled, FormatError."""
+    path = model.path()
     header, found = model_header.read(path), metadata.of(path)
     return Subject(
-        label=label or names.display(name),
-        engine=engine,
+        label=label,
+        engine=model.engine,
         file=path.name,
         sha256=_sha256_of_folder(path, progress) if path.is_dir() else sha256(path, progress),
         quant=found.quant.lower() if path.is_dir() else found.quant,
         bytes=header.bytes,
         active_bytes=int(header.bytes * found.count.active_share),
-        kv_bytes=header.kv_elements_per_token * fit.KV_BYTES["f16"],
+        kv_bytes=header.kv_elements_per_token * fit.KV_BYTES[kv],
         parameters=found.count.parameters,
     )
 

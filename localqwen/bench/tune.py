@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from localqwen.engines import Sampling
+from localqwen.engines.engine import Sampling
 from localqwen.engines.llama_cpp.engine import LlamaCppEngine
 from localqwen.engines.llama_cpp.library import ModelFile
 from localqwen.engines.llama_cpp.settings import Settings

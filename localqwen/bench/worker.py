@@ -12,39 +12,42 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from localqwen import engines, errors
+from localqwen import errors
 from localqwen.bench.samples import Sample, Test
+from localqwen.chat.load_options import LoadOptions
 from localqwen.errors import EngineError, LocalqwenError, Unsupported
 from localqwen.machine import cgroup, posix
 from localqwen.machine.cgroup import Group
 from localqwen.machine.limits import NO_LIMITS, Limits
-from localqwen.models import provide
+from localqwen.models.resolve import ResolvedModel
 
 
 @dataclass(frozen=True)
-class Opening:
-    """How a worker opens its model. None leaves it to the machine."""
+class Target:
+    """One model under measurement: how it is opened, what the report calls it, and its limits."""
 
-    name: str
+    model: ResolvedModel
     label: str
-    engine: str | None = None
-    threads: int | None = None
-    context_length: int | None = None
-    max_runs: int = 1
-    force: bool = False
+    options: LoadOptions
     limits: Limits = NO_LIMITS
-    adapter: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The arguments of the worker's `Bench`.
+
+        Name and engine are those that were chosen here: under limits another choice might be made."""
+        options = replace(self.options, engine=self.model.engine).to_json()
+        return {"name": self.model.name, "label": self.label, "options": options, "limits": self.limits.of_process}
 
 
 class Worker:
     """Use with `with`. The model is loaded when it is made; `facts` are what the engine tells: engine, threads,
     context_length, load_ms. Raises what opening the model raises."""
 
-    def __init__(self, opening: Opening) -> None:
-        self.opening = opening
+    def __init__(self, target: Target) -> None:
+        self.target = target
         self._group: Group | None = None
         command = [sys.executable, "-m", "localqwen.bench.worker_main"]
         # Ctrl-C reaches the parent alone, which keeps what was measured and ends the child.
@@ -53,7 +56,7 @@ class Worker:
         )
         try:
             self._move_to_group()
-            self._send({"open": {**asdict(opening), "limits": opening.limits.of_process}})
+            self._send({"open": target.to_json()})
             self.facts: Mapping[str, Any] = self._receive()["opened"]
         except BaseException:
             self.close()
@@ -61,16 +64,15 @@ class Worker:
 
     def _move_to_group(self) -> None:
         """Before it has loaded anything: memory stays counted where it was taken."""
-        self._group = self.opening.limits.group()
+        self._group = self.target.limits.group()
         if self._group is None:
             return
         try:
             self._group.add(self.pid)
         except OSError as exc:
             raise Unsupported(f"the process cannot be moved to its cgroup: {exc.strerror}", "leave out --hold") from exc
-        if "memory.max" in self.opening.limits.group_settings:
-            engine = engines.choose_for(self.opening.name, self.opening.engine).engine
-            path = provide.provide(self.opening.name, engine=engine)
+        if "memory.max" in self.target.limits.group_settings:
+            path = self.target.model.path()
             cgroup.drop_cached([path] if path.is_file() else sorted(path.glob("*.safetensors")))
 
     @property
@@ -116,16 +118,16 @@ class Worker:
         code = self._process.wait()
         if self._group is not None and self._group.out_of_memory:
             return errors.NotEnoughMemory(
-                f"{self.opening.label} takes more memory than it is held to: {self.opening.limits.text}",
+                f"{self.target.label} takes more memory than it is held to: {self.target.limits.text}",
                 "use a smaller model, quantisation or context, or leave out --hold",
             )
         if posix.was_killed(code):
             return errors.NotEnoughMemory(
-                f"the system ended the process of {self.opening.label}: most often it takes more memory than there is",
+                f"the system ended the process of {self.target.label}: most often it takes more memory than there is",
                 "use a smaller model, quantisation or context",
             )
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        return EngineError(f"the process of {self.opening.label} ended with {how}", "localqwen doctor")
+        return EngineError(f"the process of {self.target.label} ended with {how}", "localqwen doctor")
 
     def close(self) -> None:
         assert self._process.stdin is not None

@@ -11,8 +11,8 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, is_dataclass, replace
+from collections.abc import Callable, Generator, Iterator, Mapping
+from dataclasses import asdict, dataclass, is_dataclass, replace
 from functools import cached_property
 from typing import Any, TextIO
 
@@ -23,12 +23,16 @@ from localqwen.bench.sensors import Sensors
 from localqwen.bench.speed import SpeedBench
 from localqwen.bench.sustain import Endurance
 from localqwen.bench.workloads import Workload
-from localqwen.chat.local import LocalChatModel
-from localqwen.engines import Engine
+from localqwen.chat import load
+from localqwen.chat.load_options import LoadOptions
+from localqwen.chat.messages import Event, Request
+from localqwen.chat.model_info import LoadedModel
+from localqwen.chat.scheduler import events_of
+from localqwen.engines import selection
+from localqwen.engines.engine import Engine
 from localqwen.errors import LocalqwenError
 from localqwen.machine import memory
 from localqwen.machine.limits import hold
-from localqwen.models import names
 
 Answer = Mapping[str, Any]
 _NO_MEMORY = "the process may not take more memory: the model does not fit the limit that it is held to"
@@ -76,6 +80,17 @@ def _for_want_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError)
 
 
+@dataclass(frozen=True)
+class _Answering:
+    """Answers in this thread, which is the engine's."""
+
+    loaded: LoadedModel
+
+    def stream(self, request: Request) -> Generator[Event, None, None]:
+        """Yield the events of an answer."""
+        return events_of(self.loaded, request)
+
+
 class Bench:
     """The model, opened within its limits, and what measures it."""
 
@@ -83,29 +98,15 @@ class Bench:
         self,
         name: str,
         label: str,
-        engine: str | None,
-        threads: int | None,
-        context_length: int | None,
-        max_runs: int,
-        force: bool,
+        options: Mapping[str, Any],
         limits: Mapping[str, int | None],
-        adapter: str | None = None,
     ) -> None:
         hold(**limits)
-        from localqwen import engines
-
         began = time.perf_counter()
-        self.engine: Engine = engines.open(
-            name,
-            engine=engine,
-            threads=threads,
-            context_length=context_length,
-            max_runs=max_runs,
-            force=force,
-            adapter=adapter,
-        )
+        wanted = LoadOptions.from_json(options)
+        self._resolved, self._label = selection.resolve(name, wanted.engine), label
+        self.engine: Engine = load.open_engine(self._resolved, wanted)
         self._load_ms = (time.perf_counter() - began) * 1000
-        self._name, self._label = name, label
         self._speed = SpeedBench(self.engine, label)
         self._speed.warm_up()
         self._sensors: Sensors | None = None
@@ -130,7 +131,7 @@ class Bench:
 
     def _converse(self, test: Test, repeat: int, options: Mapping[str, Any]) -> Iterator[Sample]:
         workload = Workload(**options["workloads"]["conversation" if test.kind == "chat" else test.name])
-        mode = self._model.thinking_mode
+        mode = self._model.loaded.info.thinking_mode
         if test.kind == "chat" and not chat.can(mode, test):
             return
         workload = chat.in_mode(workload, test.name) if test.kind == "chat" else workload
@@ -140,9 +141,10 @@ class Bench:
         return len(self.engine.tokenize(text, special=False))
 
     @cached_property
-    def _model(self) -> LocalChatModel:
-        model = names.model_of(self._name)
-        return LocalChatModel(self.engine, self._label, thinking_mode=model.thinking if model else None)
+    def _model(self) -> _Answering:
+        """What `localqwen run` would answer with: its entry's thinking mode and sampling among it."""
+        info = load.info_for(self._resolved, self.engine, name=self._label, load_ms=self._load_ms)
+        return _Answering(LoadedModel(self.engine, info))
 
     @cached_property
     def _endurance(self) -> Endurance:

@@ -18,24 +18,27 @@ class ChatModel(Protocol):
     load_ms: float
 
     @property
-    def setup(self) -> str:
+    def backend_description(self) -> str:
         """What computes at the moment, in a few words; "" where that is not known."""
         ...
 
     def stream(self, request: Request) -> Generator[Event, None, None]:
-        """Started; Thinking, Text and ToolCall as they come, Working between them; Finished."""
+        """Return the events of an answer: Started; Thinking, Text and ToolCall as they come, PrefillProgress between
+        them; Finished."""
         ...
 
-    def read_ahead(self, request: Request, answer: Message) -> Iterator[None]:
-        """Compute what a turn after this one will begin with, a short step per `next`; for while nobody waits."""
+    def prefill_ahead(self, request: Request, answer: Message) -> Iterator[None]:
+        """Compute what a turn after this answer will begin with, a short step per `next`; for while nobody waits."""
         ...
 
     def end_thinking(self) -> None:
-        """End the thinking of the answer that streams: call it between two events."""
+        """End the thinking of the latest answer: call it between two of its events."""
         ...
 
     def preset(self, request: Request) -> Mapping[str, float | int]:
-        """The sampling that the first phase of this request would get, by name."""
+        """Return the sampling that the first phase of this request would get, by name."""
         ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Free the memory. Every later call raises EngineError, and so does the next event of a live answer."""
+        ...

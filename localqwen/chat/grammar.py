@@ -77,8 +77,8 @@ class Grammars:
 
 
 class TokenConstraint:
-    """`localqwen.engines.Constraint` for one run. Where the grammar fails (llguidance bounds its own work), the run may
-    only stop, and `problem` says why: an answer that fails must not take those beside it along."""
+    """A `Constraint` (engines/engine.py) for one run. Where the grammar fails (llguidance bounds its own work), the run
+    may only stop, and `problem` says why: an answer that fails must not take those beside it along."""
 
     def __init__(self, matcher: Any, size: int, stop_tokens: frozenset[int]) -> None:
         self._matcher = matcher

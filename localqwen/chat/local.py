@@ -1,190 +1,117 @@
-"""A ChatModel on an engine in this process: one loop around `Reply`."""
+"""A ChatModel on an engine in this process."""
 
 from __future__ import annotations
 
-import functools
 import time
-from collections import deque
-from collections.abc import Generator, Iterator, Mapping
-from dataclasses import replace
-from pathlib import Path
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from types import TracebackType
 
 from localqwen.chat import sampling
-from localqwen.chat.grammar import Grammars
-from localqwen.chat.messages import Event, Message, Request, Started, ThinkingMode, Working
-from localqwen.chat.prefill_ahead import ReadingAhead, next_turn
-from localqwen.chat.prompts import ModelFacts
-from localqwen.chat.reply import Reply
-from localqwen.chat.sampling import MAKERS, Presets
-from localqwen.chat.template import ChatTemplate
+from localqwen.chat.answer_stream import AnswerStream
+from localqwen.chat.engine_thread import EngineThread
+from localqwen.chat.messages import Message, Request, ThinkingMode
+from localqwen.chat.model_info import LoadedModel, info_of
+from localqwen.chat.prefill_ahead import PendingPrefix
+from localqwen.chat.sampling import QWEN_DEFAULTS, Presets
 from localqwen.chat.thinking import resolve_thinking
-from localqwen.engines import Engine, Piece, Run
-from localqwen.errors import EngineError, TemplateError
+from localqwen.engines.engine import Engine
 
-_PROBE = ({"role": "user", "content": "x"},)
-
-
-def thinking_mode_of(template: ChatTemplate) -> ThinkingMode:
-    """What a template says of its model: obeys `enable_thinking` (switch), always opens a think block, or neither."""
-    try:
-        asked, off = template.render(_PROBE), template.render(_PROBE, enable_thinking=False)
-    except TemplateError:
-        return "never"
-    if asked != off:
-        return "switch"
-    return "always" if asked.rstrip().endswith("<think>") else "never"
-
-
-def facts_of(
-    engine: Engine,
-    name: str,
-    *,
-    thinking_mode: ThinkingMode | None = None,
-    load_ms: float = 0,
-    presets: Presets = MAKERS,
-) -> ModelFacts:
-    """What an answer needs to know of an engine's model. `thinking_mode` None asks the template.
-
-    Raises EngineError where there is no template.
-    """
-    if not engine.chat_template:
-        raise EngineError(
-            f"{name} has no chat template", "use a model that was converted with its tokenizer_config.json"
-        )
-    template = ChatTemplate(engine.chat_template, engine.special_tokens)
-    mode = thinking_mode or thinking_mode_of(template)
-    words = functools.cache(engine.vocabulary)
-    return ModelFacts(
-        name,
-        template,
-        engine.tokenize,
-        mode,
-        engine.context_length,
-        load_ms,
-        presets,
-        grammars=Grammars(lambda text: engine.tokenize(text, special=False), words, lambda: engine.stop_tokens),
-        token_bytes=words,
-    )
+#: Answers that may wait for a free run.
+QUEUE = 64
 
 
 class LocalChatModel:
-    """Owns its engine; several `stream`s may run at once where the engine has the room, all in the engine's thread."""
+    """A ChatModel whose engine runs in a thread of its own. `stream` may be called from several threads: as many
+    answers run at once as the engine has runs (`load(…, parallel=N)`), up to `queue` more wait.
+
+    `engine` is opened already, or a function that opens it, which is called in the engine's thread: MLX computes only
+    where it was opened. A model that is forgotten closes an engine that it has opened. A context manager: leaving it
+    closes the model.
+    """
 
     def __init__(
         self,
-        engine: Engine,
+        engine: Engine | Callable[[], Engine],
         name: str,
         *,
         thinking_mode: ThinkingMode | None = None,
-        load_ms: float = 0,
-        presets: Presets = MAKERS,
+        load_ms: float | None = None,
+        presets: Presets = QWEN_DEFAULTS,
+        queue: int = QUEUE,
     ) -> None:
-        self._facts = facts_of(engine, name, thinking_mode=thinking_mode, load_ms=load_ms, presets=presets)
+        """`thinking_mode` None asks the chat template, `load_ms` None measures the opening, in milliseconds. Raises
+        EngineError for a model without a chat template, and what opening raises."""
+
+        def load() -> LoadedModel:
+            began = time.perf_counter()
+            opened = engine() if callable(engine) else engine
+            milliseconds = (time.perf_counter() - began) * 1000 if load_ms is None else load_ms
+            info = info_of(opened, name, thinking_mode=thinking_mode, load_ms=milliseconds, presets=presets)
+            return LoadedModel(opened, info)
+
+        self._thread = EngineThread(name, load, queue_limit=queue, owned=callable(engine))
+        weakref.finalize(self, self._thread.stop).atexit = False  # the thread's own handler waits for it there
+        self.engine, self._info = self._thread.loaded.engine, self._thread.loaded.info
         self.name = name
-        self.engine_name = engine.name
-        self.thinking_mode: ThinkingMode = self._facts.thinking_mode
-        self.context_length = engine.context_length
-        self.load_ms = load_ms
-        self.engine = engine
-        self._inbox: dict[Run, deque[Piece]] = {}
-        self._reply: Reply | None = None
-        self._untold = engine.warnings
-        self._reading = ReadingAhead(engine)
+        self.engine_name = self.engine.name
+        self.thinking_mode: ThinkingMode = self._info.thinking_mode
+        self.context_length = self._info.context_length
+        self.load_ms = self._info.load_ms or 0.0
+        self._last: weakref.ref[AnswerStream] | None = None
 
-    def stream(self, request: Request) -> Generator[Event, None, None]:
-        reply = self._reply = Reply(request, self._facts)
-        spec, run = reply.run, self._start(reply)
-        try:
-            yield from self._warned(reply.begin(run))
-            while not reply.finished:
-                yield from self._advance(reply, run) or [Working(run.prefilled, run.prompt_tokens)]
-                if reply.run is not spec and not reply.finished:
-                    self._stop(run)
-                    spec, run = reply.run, self._start(reply)
-        finally:
-            self._stop(run)
-
-    def _warned(self, events: list[Event]) -> list[Event]:
-        """The first answer also says what the opening of the model gave reason to warn of."""
-        untold, self._untold = self._untold, ()
-        return [
-            replace(event, warnings=untold + event.warnings) if isinstance(event, Started) else event
-            for event in events
-        ]
-
-    @property
-    def setup(self) -> str:
-        return self.engine.setup
-
-    def read_ahead(self, request: Request, answer: Message) -> Iterator[None]:
-        thinking = resolve_thinking(request, self.thinking_mode, self.name)
-        ids = next_turn(request, answer, self._facts, thinking=thinking)
-        if not 0 < len(ids) < self.context_length:
-            return
-        ahead = self._reading.begin(ids)
-        while not ahead.done:
-            self._reading.read(ahead)
-            yield
+    def stream(self, request: Request) -> AnswerStream:
+        """Return the events of an answer. Raises EngineError where the model is closed; the first event raises what
+        stands against the request."""
+        self._thread.check_open()
+        stream = AnswerStream(self._thread, request, self)
+        self._last = weakref.ref(stream)
+        return stream
 
     def end_thinking(self) -> None:
-        if self._reply is not None:
-            self._reply.end_thinking()
+        """End the thinking of the latest answer. Raises EngineError where the model is closed."""
+        self._thread.check_open()
+        stream = self._last() if self._last is not None else None
+        if stream is not None:
+            stream.end_thinking()
+
+    @property
+    def backend_description(self) -> str:
+        """What computes at the moment, in a few words. Raises EngineError where the model is closed."""
+        return self._thread.call(lambda scheduler: scheduler.engine.backend_description)
 
     def preset(self, request: Request) -> Mapping[str, float | int]:
+        """Return the sampling of the first phase of an answer, by name. Raises EngineError where the model is closed,
+        Unsupported where the model cannot think as the request says."""
+        self._thread.check_open()
         thinking = resolve_thinking(request, self.thinking_mode, self.name)
         phase = request.thinking_sampling if thinking else request.text_sampling
-        return sampling.chosen(request, self._facts.presets, thinking=thinking, phase=phase)
+        return sampling.chosen(request, self._info.presets, thinking=thinking, phase=phase)
+
+    def prefill_ahead(self, request: Request, answer: Message) -> Iterator[None]:
+        """Compute what a turn after this answer will begin with, a short step per `next`, until an answer is asked for.
+        Raises EngineError where the model is closed."""
+        self._thread.check_open()
+        thinking = resolve_thinking(request, self.thinking_mode, self.name)
+        return self._prefill_ahead(request, answer, thinking)
+
+    def _prefill_ahead(self, request: Request, answer: Message, thinking: bool) -> Iterator[None]:
+        pending = self._thread.call(lambda scheduler: scheduler.next_turn(request, answer, thinking=thinking))
+        while pending is not None and not pending.complete and self._compute(pending):
+            yield
+
+    def _compute(self, pending: PendingPrefix) -> bool:
+        return self._thread.call(lambda scheduler: scheduler.compute_prefix(pending))
 
     def close(self) -> None:
-        self.engine.close()
+        """Free the memory; end the answers that still stream with an EngineError. May be called again, from any
+        thread."""
+        self._thread.close()
 
-    def _start(self, reply: Reply) -> Run:
-        run = reply.run.start(self.engine)
-        self._inbox[run] = deque()
-        return run
+    def __enter__(self) -> LocalChatModel:
+        return self
 
-    def _stop(self, run: Run) -> None:
-        self.engine.cancel(run)
-        self._inbox.pop(run, None)
-
-    def _advance(self, reply: Reply, run: Run) -> list[Event]:
-        """One step of the engine, unless an earlier one for another stream has left a piece here."""
-        if not self._inbox[run]:
-            for stepped, piece in self.engine.step():
-                if stepped in self._inbox:
-                    self._inbox[stepped].append(piece)
-        return reply.feed(self._inbox[run].popleft()) if self._inbox[run] else []
-
-
-def load(
-    name: str,
-    *,
-    engine: str | None = None,
-    context_length: int | None = None,
-    threads: int | None = None,
-    force: bool = False,
-    kv_quant: int | None = None,
-    adapter: str | Path | None = None,
-) -> LocalChatModel:
-    """Open a model by name or path and make it answer. See `localqwen.engines.open` for the parameters and errors."""
-    from localqwen import engines
-    from localqwen.models import names
-
-    begin = time.perf_counter()
-    opened = engines.open(
-        name,
-        engine=engine,
-        context_length=context_length,
-        threads=threads,
-        force=force,
-        kv_quant=kv_quant,
-        adapter=adapter,
-    )
-    model = names.model_of(name)
-    return LocalChatModel(
-        opened,
-        names.display(name),
-        thinking_mode=model.thinking if model else None,
-        load_ms=(time.perf_counter() - begin) * 1000,
-        presets=Presets.of(model.sampling if model else {}),
-    )
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

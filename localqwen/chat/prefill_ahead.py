@@ -1,31 +1,33 @@
-"""What of the next turn's prompt is known when an answer has ended.
+"""What of the next turn's prompt is known when an answer has ended, and computing it while nobody waits.
 
 Qwen3's template drops the thinking of earlier answers, so the cached prefix ends where the last answer began, and the
-next turn reads that answer again before it can reply. While nobody waits, an engine can read it: `next_turn` gives the
-ids, `Engine.start(…, max_tokens=0)` computes them.
+next turn computes that answer again before it can reply. An idle engine can do this ahead: `next_turn` returns the ids,
+`Engine.start(…, max_tokens=0)` computes them.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from localqwen.chat.messages import Message, Request, Role
-from localqwen.chat.prompts import ModelFacts, encode_request
-from localqwen.engines import Engine, Sampling, common_prefix
+from localqwen.chat.model_info import ModelInfo
+from localqwen.chat.prompts import encode_request
+from localqwen.engines.engine import Engine, Sampling
+from localqwen.engines.scheduling import common_prefix
 
-#: Seconds that reading ahead may keep a newcomer waiting, and the ids that it takes at least.
-_LONGEST_READING = 0.15
-_SMALLEST_SLICE = 8
+#: Seconds that a slice may keep a newcomer waiting, and the fewest ids that one takes.
+LONGEST_SLICE = 0.15
+SMALLEST_SLICE = 8
 
 
-def next_turn(request: Request, answer: Message, model: ModelFacts, *, thinking: bool) -> tuple[int, ...]:
-    """The ids with which every next turn begins: the history with this answer as the template will show it, up to where
-    the next user text (or, after calls, the first tool result) begins.
+def next_turn(request: Request, answer: Message, model: ModelInfo, *, thinking: bool) -> tuple[int, ...]:
+    """Return the ids with which every next turn begins: the history with this answer as the template will show it, up
+    to where the next user text (or, after calls, the first tool result) begins.
 
-    The template is asked, not imitated: two prompts that differ in that text alone agree exactly so far. Raises
-    TemplateError, and gives () for a request without messages.
+    The template is asked, not imitated: two prompts that differ in that text alone agree exactly so far. Returns () for
+    a request without messages. Raises TemplateError.
     """
     if request.prompt is not None or not request.messages:
         return ()
@@ -36,35 +38,37 @@ def next_turn(request: Request, answer: Message, model: ModelFacts, *, thinking:
 
 
 @dataclass(eq=False)
-class Ahead:
-    """What the next turn of a conversation begins with, and how many of these ids the engine has."""
+class PendingPrefix:
+    """What the next turn of a conversation begins with, and how many of these ids the engine has computed."""
 
     ids: tuple[int, ...]
-    read: int
+    computed: int
 
     @property
-    def done(self) -> bool:
-        return self.read >= len(self.ids)
+    def complete(self) -> bool:
+        """Whether the engine has all of it."""
+        return self.computed >= len(self.ids)
 
 
-class ReadingAhead:
-    """Reads ids into an engine that has nothing else to do, in slices as short as a newcomer can wait. It leaves no run
-    behind. Raises EngineError."""
+class PrefillAhead:
+    """Computes prefixes on an engine that has nothing else to do, in slices as short as a newcomer can wait: a slice
+    doubles while it takes less than half of LONGEST_SLICE, and halves when it takes longer. It leaves no run behind."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, *, clock: Callable[[], float] = time.perf_counter) -> None:
         self._engine = engine
-        self._slice = _SMALLEST_SLICE
+        self._clock = clock
+        self._slice = SMALLEST_SLICE
 
-    def begin(self, ids: tuple[int, ...]) -> Ahead:
-        """With what the engine still holds of them."""
-        return Ahead(ids, self._engine.held(ids))
+    def pending(self, ids: tuple[int, ...]) -> PendingPrefix:
+        """Return the prefix with what the engine has cached of it."""
+        return PendingPrefix(ids, self._engine.cached_prefix(ids))
 
-    def read(self, ahead: Ahead) -> None:
-        """One slice."""
-        began = time.perf_counter()
-        self._compute(ahead.ids[: ahead.read + self._slice])
-        ahead.read += self._slice
-        self._adapt_slice(time.perf_counter() - began)
+    def compute_slice(self, pending: PendingPrefix) -> None:
+        """Compute the next ids of the prefix. Raises EngineError."""
+        began = self._clock()
+        self._compute(pending.ids[: pending.computed + self._slice])
+        pending.computed += self._slice
+        self._adapt_slice(self._clock() - began)
 
     def _compute(self, ids: Sequence[int]) -> None:
         run = self._engine.start(ids, Sampling(), max_tokens=0)
@@ -72,7 +76,7 @@ class ReadingAhead:
             self._engine.step()
 
     def _adapt_slice(self, seconds: float) -> None:
-        if 2 * seconds < _LONGEST_READING:
+        if 2 * seconds < LONGEST_SLICE:
             self._slice *= 2
-        elif seconds > _LONGEST_READING:
-            self._slice = max(_SMALLEST_SLICE, self._slice // 2)
+        elif seconds > LONGEST_SLICE:
+            self._slice = max(SMALLEST_SLICE, self._slice // 2)

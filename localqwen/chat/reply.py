@@ -18,8 +18,8 @@ from localqwen.chat.grammar import TokenConstraint
 from localqwen.chat.messages import (
     Event,
     Finished,
-    Overrides,
     Request,
+    SamplingOverrides,
     Started,
     Text,
     Thinking,
@@ -28,11 +28,12 @@ from localqwen.chat.messages import (
     ToolCall,
     Usage,
 )
-from localqwen.chat.prompts import ModelFacts, encode_request
+from localqwen.chat.model_info import ModelInfo
+from localqwen.chat.prompts import encode_request
 from localqwen.chat.stop import StopStrings
 from localqwen.chat.stopwatch import Stopwatch
 from localqwen.chat.thinking import OPEN, PlainParser, ThinkingParser, prompt_start, resolve_thinking
-from localqwen.engines import Constraint, Engine, Piece, Run, Sampling
+from localqwen.engines.engine import Constraint, Engine, Run, Sampling, TokenOutput
 from localqwen.errors import ContextTooLong, Unsupported, UsageError
 
 #: How thinking is ended early; the makers' text (Qwen3 documentation, "Thinking Budget").
@@ -72,7 +73,7 @@ _OPENING = f"{OPEN}\n"
 class Reply:
     """Raises Unsupported, UsageError, TemplateError or ContextTooLong when made; nothing has been computed then."""
 
-    def __init__(self, request: Request, model: ModelFacts, *, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(self, request: Request, model: ModelInfo, *, clock: Callable[[], float] = time.perf_counter) -> None:
         if request.max_tokens is not None and request.max_tokens < 1:
             raise UsageError(f"max_tokens is {request.max_tokens}", "ask for at least one token")
         self.request = request
@@ -138,10 +139,10 @@ class Reply:
             logprobs=self.request.logprobs,
         )
 
-    def _phases(self) -> dict[Literal["thinking", "text"], Overrides]:
+    def _phases(self) -> dict[Literal["thinking", "text"], SamplingOverrides]:
         return {"thinking": self.request.thinking_sampling, "text": self.request.text_sampling}
 
-    def _phase_sampling(self, phase: Overrides) -> Sampling:
+    def _phase_sampling(self, phase: SamplingOverrides) -> Sampling:
         return samplings.sampling_for(self.request, self.model.presets, thinking=self.thinking, phase=phase)
 
     def begin(self, run: Run) -> list[Event]:
@@ -156,7 +157,7 @@ class Reply:
         if not self._parser.answering:
             self._cut = "user"
 
-    def feed(self, piece: Piece) -> list[Event]:
+    def feed(self, piece: TokenOutput) -> list[Event]:
         """Raises EngineError where the answer's grammar failed."""
         if self.finished:
             return []
@@ -170,7 +171,7 @@ class Reply:
             events += self._turn()
         return events
 
-    def _take(self, piece: Piece) -> list[Event]:
+    def _take(self, piece: TokenOutput) -> list[Event]:
         was_thinking = self._parser.thinking
         self._answer += piece.tokens
         self._generated += len(piece.tokens)
@@ -184,7 +185,7 @@ class Reply:
             self._thinking_end = "model"
         return events
 
-    def _note_logprobs(self, piece: Piece) -> None:
+    def _note_logprobs(self, piece: TokenOutput) -> None:
         """Of the answer's tokens; the line breaks that only lead it are not shown and have none."""
         found = piece.logprobs
         if (
@@ -248,7 +249,7 @@ class Reply:
         left = self._limit - self._generated
         if left < 1 or len(prompt) >= self.model.context_length:
             return self._finish("length")
-        sampling = self._sampling["text" if self._parser.answering else "thinking"]
+        sampling = self._sampling["text"]
         if sampling.seed is not None:  # the same numbers must not be drawn again
             sampling = replace(sampling, seed=sampling.seed + len(self._answer))
         self._sampling["text"] = sampling

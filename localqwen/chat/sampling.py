@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from localqwen.chat.messages import Overrides, Request
-from localqwen.engines import Sampling
+from localqwen.chat.messages import Request, SamplingOverrides
+from localqwen.engines.engine import Sampling
 from localqwen.errors import ConfigError
 
 #: Qwen3 model cards, "Best Practices": one set for thinking, one for not thinking.
-THINKING = Overrides(temperature=0.6, top_p=0.95, top_k=20, min_p=0.0)
-NOT_THINKING = Overrides(temperature=0.7, top_p=0.8, top_k=20, min_p=0.0)
+THINKING = SamplingOverrides(temperature=0.6, top_p=0.95, top_k=20, min_p=0.0)
+NOT_THINKING = SamplingOverrides(temperature=0.7, top_p=0.8, top_k=20, min_p=0.0)
 
 GREEDY_WARNING = "greedy sampling while thinking can repeat without end (the makers advise temperature 0.6)"
 
@@ -20,35 +20,37 @@ GREEDY_WARNING = "greedy sampling while thinking can repeat without end (the mak
 class Presets:
     """Of a model: one for each of its modes."""
 
-    thinking: Overrides = THINKING
-    not_thinking: Overrides = NOT_THINKING
+    thinking: SamplingOverrides = THINKING
+    not_thinking: SamplingOverrides = NOT_THINKING
 
     @classmethod
     def of(cls, own: Mapping[str, Mapping[str, float]]) -> Presets:
         """With what an entry of models.toml says of `thinking` and `not_thinking` laid over. Raises ConfigError."""
         try:
             return cls(
-                thinking=Overrides(**own.get("thinking", {})).over(THINKING),  # type: ignore[arg-type]  # top_k is checked by Sampling
-                not_thinking=Overrides(**own.get("not_thinking", {})).over(NOT_THINKING),  # type: ignore[arg-type]
+                thinking=SamplingOverrides(**own.get("thinking", {})).over(THINKING),  # type: ignore[arg-type]  # top_k is checked by Sampling
+                not_thinking=SamplingOverrides(**own.get("not_thinking", {})).over(NOT_THINKING),  # type: ignore[arg-type]
             )
         except TypeError as exc:
             raise ConfigError(f"models.toml: the sampling {dict(own)} is not understood: {exc}", _HINT) from exc
 
-    def of_mode(self, thinking: bool) -> Overrides:
+    def of_mode(self, thinking: bool) -> SamplingOverrides:
         return self.thinking if thinking else self.not_thinking
 
 
 #: What the makers advise for every Qwen3 that says nothing else.
-MAKERS = Presets()
+QWEN_DEFAULTS = Presets()
 _HINT = "write sampling = { thinking = { temperature = 0.6 }, not_thinking = { top_p = 0.8 } }"
 
 
-def chosen(request: Request, presets: Presets, *, thinking: bool, phase: Overrides) -> Mapping[str, float | int]:
+def chosen(
+    request: Request, presets: Presets, *, thinking: bool, phase: SamplingOverrides
+) -> Mapping[str, float | int]:
     """Preset < the request's sampling < its overrides for the phase; by name."""
     return phase.over(request.sampling).over(presets.of_mode(thinking)).set_values()
 
 
-def sampling_for(request: Request, presets: Presets, *, thinking: bool, phase: Overrides) -> Sampling:
+def sampling_for(request: Request, presets: Presets, *, thinking: bool, phase: SamplingOverrides) -> Sampling:
     """What is chosen, as the engines take it. Raises UsageError on a value out of range."""
     return Sampling(**chosen(request, presets, thinking=thinking, phase=phase))  # type: ignore[arg-type]  # the names and types are those of Overrides
 

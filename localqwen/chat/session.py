@@ -22,7 +22,7 @@ from typing import Any
 
 from localqwen.chat.conversation import Conversation, Record, apply
 from localqwen.chat.messages import Message
-from localqwen.errors import SessionError
+from localqwen.errors import SessionError, UsageError
 from localqwen.machine import posix
 
 FORMAT = "localqwen-conversation"
@@ -45,7 +45,7 @@ def read(path: Path) -> Conversation:
     for number, line in enumerate(lines[1:-1], 2):  # the last is empty, or torn by a crash
         try:
             conversation = apply(conversation, json.loads(line))
-        except (ValueError, KeyError, TypeError, AttributeError) as exc:
+        except (ValueError, KeyError, TypeError, AttributeError, UsageError) as exc:
             raise SessionError(f"line {number} of {path} is damaged", "repair or delete that line") from exc
     if conversation.partial is None:
         return conversation

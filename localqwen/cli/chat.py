@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -12,27 +12,28 @@ import click
 
 from localqwen.chat import session as sessions
 from localqwen.chat.session import Session
-from localqwen.cli import config, ensure_model, named_sessions
+from localqwen.cli import config, named_sessions
 from localqwen.cli.config import ConfiguredCommand
 from localqwen.cli.console import Channel, Printer, is_terminal
-from localqwen.cli.options import Loading, Settings, answer_options, loading_options
+from localqwen.cli.loading import Loading, loading_options
+from localqwen.cli.options import Settings, answer_options
 from localqwen.cli.repl import commands as repl_commands
 from localqwen.cli.repl.keys import Keys, NoKeys, TerminalKeys, terminal_kept
 from localqwen.cli.repl.loop import Repl
 from localqwen.cli.repl.reader import LineReader, Reader
-from localqwen.errors import SessionError
+from localqwen.errors import ConfigError, ModelNotFound, SessionError, UsageError
 from localqwen.machine import posix
-from localqwen.models import inventory, names, provide, store
-from localqwen.models.names import Named, Repository
+from localqwen.models import inventory, names, store
+from localqwen.models.resolve import ResolvedModel
 
 GET_A_MODEL = "a real one: localqwen chat path/to/model.gguf"
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Which model, and the reason in words; "" where the user named it."""
+    """A model, and the reason for it in words; "" where the user named it."""
 
-    model: str
+    model: ResolvedModel
     reason: str = ""
 
 
@@ -55,55 +56,66 @@ def command(
     last = _last(folder)
     if goes_on and last is None:
         raise SessionError("there is no conversation to go on with", "start one: localqwen chat")
-    choice = choose(model, last, largest)
-    loading.check_adapter()
-    ensure_model.ensure(choice.model, yes=loading.yes, force=loading.force)  # before a conversation begins
+    choice = choose(model, last, largest, loading)
+    choice = replace(choice, model=loading.ensure(choice.model))  # before a conversation begins
     session = _session(choice, last if goes_on else None, folder, system)
     with session:
         if choice.reason:
             sys.stderr.write(f"{choice.reason}\n")
         session.set_settings(_given())
         changed = settings.changed_by(session.conversation.settings)
-        return _talk(choice, session, changed, loading, prepare=not no_prepare)
+        return _talk(choice, session, changed, loading, prefill_ahead=not no_prepare)
 
 
-def choose(named: str | None, last: Path | None, largest: Callable[[], str | None]) -> Choice:
-    """The model of the command line, the last conversation, the configuration, the disk, or the built-in one."""
+def choose(named: str | None, last: Path | None, largest: Callable[[], str | None], loading: Loading) -> Choice:
+    """Return the model of the command line, the last conversation, the configuration, the disk, or the built-in one.
+
+    Raise what resolving its name raises.
+    """
     if named:
-        return Choice(named)
-    used = sessions.read(last).model if last else ""
-    if used and available(used):
-        return _said(used, "the model of the last conversation")
+        return Choice(loading.resolve(named))
+    used = _available(sessions.read(last).model, loading) if last else None
+    if used is not None:
+        return _chosen(used, "the model of the last conversation")
     configured = config.default_model()
     if configured:
-        return _said(configured, f"the configured model ({store.config_file().name} or LOCALQWEN_MODEL)")
+        why = f"the configured model ({store.config_file().name} or LOCALQWEN_MODEL)"
+        return _chosen(loading.resolve(configured), why)
     on_disk = largest()
     if on_disk:
-        return _said(on_disk, "the largest model on disk that fits")
-    return _said("demo", "no other model is on disk")
+        return _chosen(loading.resolve(on_disk), "the largest model on disk that fits")
+    return _chosen(loading.resolve("demo"), "no other model is on disk")
 
 
-def _said(model: str, why: str) -> Choice:
-    reason = f"using {names.display(model)}: {why}"
-    if model == "demo":
+def _chosen(model: ResolvedModel, why: str) -> Choice:
+    reason = f"using {model.display}: {why}"
+    if model.is_built_in:
         reason += f". It is a toy that adds, subtracts, counts letters, greets and calls a tool; {GET_A_MODEL}"
     return Choice(model, reason)
 
 
-def available(model: str) -> bool:
-    return names.understood(model) is not None and provide.is_here(model)
+def _available(name: str, loading: Loading) -> ResolvedModel | None:
+    """The model of a conversation, if it is still on this disk."""
+    try:
+        reference = names.parse(name)
+    except ConfigError:  # a broken models.toml says nothing about the name
+        raise
+    except (ModelNotFound, UsageError):
+        return None
+    model = loading.resolve(reference)
+    return model if model.files is not None else None
 
 
 def largest() -> str | None:
-    """Of what an engine on this machine can open."""
-    from localqwen import engines
+    """Return the name or path of the largest model on disk that an engine of this machine can open and that fits."""
+    from localqwen.engines import selection
     from localqwen.machine import this_machine
     from localqwen.models import fit
 
-    installed = engines.installed()
+    installed = selection.installed()
     files = [file for file in inventory.on_disk() if installed.get(file.engine)]
     found = fit.largest_that_fits(files, this_machine())
-    return inventory.command_name(found) if found else None
+    return found.typed if found else None
 
 
 def _last(folder: Path) -> Path | None:
@@ -120,7 +132,7 @@ def _last(folder: Path) -> Path | None:
 
 
 def _session(choice: Choice, goes_on_with: Path | None, folder: Path, system: str) -> Session:
-    model = lasting_name(choice.model)
+    model = choice.model.name
     if goes_on_with is None:
         return Session.new(model, folder, system=system)
     session = Session.resume(goes_on_with)
@@ -131,14 +143,6 @@ def _session(choice: Choice, goes_on_with: Path | None, folder: Path, system: st
     return session
 
 
-def lasting_name(model: str) -> str:
-    """A name that means the same from another folder tomorrow."""
-    reference = names.understood(model)
-    if isinstance(reference, Named | Repository):
-        return reference.text
-    return str(Path(model).expanduser().resolve())
-
-
 def _given() -> dict[str, Any]:
     """The flags of this command line; they go before what a resumed conversation was set to."""
     context = click.get_current_context()
@@ -147,14 +151,14 @@ def _given() -> dict[str, Any]:
     return {name: context.params[name] for name in names if context.get_parameter_source(name) is line}
 
 
-def _talk(choice: Choice, session: Session, settings: Settings, loading: Loading, *, prepare: bool) -> int:
+def _talk(choice: Choice, session: Session, settings: Settings, loading: Loading, *, prefill_ahead: bool) -> int:
     model = loading.open(choice.model)
     try:
         file = sys.stdin.fileno() if _interactive(sys.stdin, (sys.stdout, sys.stderr)) else None
         with terminal_kept(file):
             reader, keys = _keyboard(file) if file is not None else (LineReader(sys.stdin), NoKeys())
             printer = Printer(Channel(sys.stdout), Channel(sys.stderr), thinking_hint=keys.hint)
-            repl = Repl(model, session, reader, printer, settings, keys, prepare=prepare)
+            repl = Repl(model, session, reader, printer, settings, keys, prefill_ahead=prefill_ahead)
             if session.conversation.messages:
                 printer.note(repl_commands.resumed_line(session))
             if reader.interactive:

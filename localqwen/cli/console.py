@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from typing import TextIO
 
 from localqwen.chat import ChatModel
-from localqwen.chat.messages import Event, Finished, Started, Text, Thinking, ToolCall, Working
-from localqwen.cli.answer import Answer
+from localqwen.chat.answer import Answer
+from localqwen.chat.messages import Event, Finished, PrefillProgress, Started, Text, Thinking, ToolCall
 
 #: A model's control characters could move the cursor, set the title or write to the clipboard: shown, not obeyed.
 _VISIBLE = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t"}
@@ -90,7 +90,7 @@ class Printer:
         match event:
             case Started(thinking=thinking, warnings=warnings):
                 self._start(thinking, warnings)
-            case Working(prefilled, prompt_tokens):
+            case PrefillProgress(prefilled, prompt_tokens):
                 self._read(prefilled, prompt_tokens)
             case Thinking(text):
                 self._begin_thinking()
@@ -182,7 +182,7 @@ def stats_line(answer: Answer, model: ChatModel) -> str:
         f"prompt {usage.prompt_tokens} tokens ({usage.cached_tokens} cached){_speed(timing.prompt_per_second)}",
         f"answer {usage.completion_tokens} tokens ({usage.thinking_tokens} thinking)"
         + _speed(timing.predicted_per_second),
-        model.setup,
+        model.backend_description,
     ]
     return " · ".join(part for part in parts if part)
 

@@ -43,18 +43,18 @@ def command(as_json: bool) -> int:
 
 def examine(machine: Machine) -> dict[str, Any]:
     """Everything that the page says, as plain data."""
-    from localqwen import engines
+    from localqwen.engines import selection
 
     findings: dict[str, Any] = {
         "localqwen": __version__,
         "python": platform.python_version(),
         "machine": asdict(machine),
-        "engines": {name: _engine(name, here) for name, here in engines.installed().items()},
+        "engines": {name: _engine(name, here) for name, here in selection.installed().items()},
         "packages": {name: _version(name) for name in PACKAGES},
         "folders": {name: _folder(path) for name, path in _folders().items()},
     }
     try:
-        choice = engines.choose(machine, engines.installed())
+        choice = selection.choose(machine, selection.installed())
     except EngineUnavailable as error:
         return {**findings, "ok": False, "chosen": None, "reason": error.message, "hint": error.hint}
     probe = findings["engines"][choice.engine]["probe"]
@@ -68,13 +68,14 @@ def _engine(name: str, installed: bool) -> dict[str, Any]:
 
 def _probe(name: str) -> dict[str, Any]:
     """Whether the engine computes here, and with which setting."""
-    from localqwen.engines.llama_cpp import probe
+    from localqwen.engines.llama_cpp import probe as llama_cpp
+    from localqwen.engines.mlx import probe as mlx
 
     try:
         if name == "mlx":
-            probe.check_mlx()
+            mlx.probe()
             return {"ok": True, "detail": "runs", "hint": ""}
-        result = probe.probe()
+        result = llama_cpp.probe()
     except LocalqwenError as error:
         return {"ok": False, "detail": error.message, "hint": error.hint}
     return {"ok": result.ok, "detail": result.detail, "hint": "", "use_extra_bufts": result.use_extra_bufts}

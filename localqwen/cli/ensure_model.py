@@ -1,4 +1,4 @@
-"""A model that is named and not here: ask, then pull it. And how a pull looks: what it will do, a bar, one line."""
+"""Make sure that a named model is on this disk: ask, pull it, convert it. And how a pull looks: plan, bar, one line."""
 
 from __future__ import annotations
 
@@ -17,47 +17,50 @@ from localqwen.models.names import LocalPath, Named
 
 if TYPE_CHECKING:
     from localqwen.models.pull import Plan, Step
+    from localqwen.models.resolve import ResolvedModel
 
 #: Without a terminal a line every so many seconds says how far a transfer is.
 LINE_SECONDS = 15.0
 _WORDS = {"load": "loading", "wait": "waiting for another pull of", "check": "checking", "convert": "converting"}
 
 
-def ensure(name: str, *, engine: str | None = None, yes: bool, force: bool = False) -> None:
-    """Raises NotPulled where nobody is there to be asked, NotEnoughMemory before loading what cannot run here."""
-    from localqwen import engines
-    from localqwen.models import names, provide
+def ensure(model: ResolvedModel, *, yes: bool, force: bool = False) -> ResolvedModel:
+    """Return the model with its files on this disk, in the form that its engine opens.
 
-    reference = names.parse(name)
-    chosen = engines.choose_for(name, engine).engine
-    if isinstance(reference, Named) and reference.why:
-        sys.stderr.write(f"{name} is {reference.text}: {reference.why}\n")
-    if provide.is_here(name, chosen):
-        with conversion_bar(f"converting {name}") as progress:
-            provide.provide(name, engine=chosen, progress=progress)
-    elif not isinstance(reference, LocalPath):
-        _pull_asking(name, chosen, yes=yes, force=force)
+    Raise ModelNotFound for an empty path, NotPulled where nobody can be asked, NotEnoughMemory before the download of a
+    model that cannot run here.
+    """
+    from localqwen.models import resolve
+
+    if isinstance(model.reference, Named) and model.reference.why:
+        sys.stderr.write(f"{model.given} is {model.reference.text}: {model.reference.why}\n")
+    if model.files is None and not isinstance(model.reference, LocalPath):
+        _pull_asking(model, yes=yes, force=force)
+        model = resolve.located(model)
+    with conversion_bar(f"converting {model.display}") as progress:
+        model.path(progress)
+    return model
 
 
-def _pull_asking(name: str, engine: str, *, yes: bool, force: bool) -> None:
+def _pull_asking(model: ResolvedModel, *, yes: bool, force: bool) -> None:
     from localqwen.machine import this_machine
-    from localqwen.models import fit, provide, pull
+    from localqwen.models import fit, inventory, pull
 
-    reference = pull.resolve(name, engine=engine)
+    reference = pull.wanted(model.reference, engine=model.engine)
     asks = not yes and sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()
     if not yes and not asks:
-        raise provide.not_pulled(reference)
+        raise inventory.not_pulled(reference)
     if isinstance(reference, Named) and not reference.mlx and not force:
         fit.check_named(reference.model, reference.quant, this_machine())
     planned = pull.plan(reference)
     sys.stderr.write(f"{reference.text} is not here: {announcement(planned)}\n")
     if asks and not click.confirm("Pull it now?", default=True, err=True):
-        raise provide.not_pulled(reference)
+        raise inventory.not_pulled(reference)
     show_pull(planned)
 
 
 def announcement(planned: Plan) -> str:
-    """What a pull will load, from where and whither, before it starts."""
+    """Return what a pull will load, from where and into which folder, before it starts."""
     from localqwen.models import sources
 
     missing, total = planned.missing_bytes, planned.total_bytes

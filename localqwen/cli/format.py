@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
+from localqwen import units
 from localqwen.errors import UsageError
 
-_SIZE = re.compile(r"(\d{1,9}(?:\.\d{1,3})?)\s*([KMGT])B?", re.IGNORECASE)
 _UNITS = ("bytes", "kB", "MB", "GB", "TB")
 
 
@@ -21,11 +20,11 @@ def readable_bytes(count: float) -> str:
 
 
 def parsed_size(text: str) -> int:
-    """`4GB`, `500 MB` in bytes. Raises UsageError."""
-    match = _SIZE.fullmatch(text.strip())
-    if match is None or not float(match[1]):
+    """Return the bytes of `4GB`, `500 MB`. Raise UsageError."""
+    size = units.parse_size(text)
+    if size is None:
         raise UsageError(f"{text!r} is no size", "for instance 4GB or 500MB")
-    return int(float(match[1]) * 1000 ** ("KMGT".index(match[2].upper()) + 1))
+    return size
 
 
 def aligned(rows: Sequence[tuple[str, ...]]) -> str:

@@ -28,12 +28,13 @@ def command(
 
     Take a model in 16 or 8 bit, and a text like those it will read: fifty thousand tokens are plenty.
     """
-    from localqwen.models import provide
+    from localqwen.engines import selection
+    from localqwen.models import converted
 
-    provide.converter()
+    converted.converter()
     from convert.imatrix import activations
 
-    path = provide.provide(model)
+    path = selection.resolve(model, "llama.cpp").path()
     target = out or Path(f"{path.stem}.imatrix.gguf")
     tell = _tell if sys.stderr.isatty() else None
     read, matrices = activations.measure(

@@ -13,7 +13,7 @@ from localqwen.cli.config import ConfiguredCommand
 from localqwen.cli.format import aligned, readable_bytes
 from localqwen.cli.options import json_option
 from localqwen.models import inventory
-from localqwen.models.store import LocalFile
+from localqwen.models.local_files import LocalFile
 
 if TYPE_CHECKING:
     from localqwen.models.catalogue import Row
@@ -43,20 +43,12 @@ def table(files: list[LocalFile]) -> str:
 
 def _row(file: LocalFile) -> tuple[str, ...]:
     day = time.strftime("%Y-%m-%d", time.localtime(file.used or file.modified))
-    return (_name(file), file.engine, file.quant or "-", readable_bytes(file.bytes), day, str(file.path))
-
-
-def _name(file: LocalFile) -> str:
-    """What to type where the file has such a name, else the name of the file."""
-    from localqwen.models import inventory
-
-    typed = inventory.command_name(file)
-    return file.name if typed == str(file.path) else typed
+    return (file.shown, file.engine, file.quant or "-", readable_bytes(file.bytes), day, str(file.path))
 
 
 def _entry(file: LocalFile) -> dict[str, Any]:
     return {
-        "name": _name(file),
+        "name": file.shown,
         "path": str(file.path),
         "bytes": file.bytes,
         "quant": file.quant,

@@ -46,13 +46,14 @@ def command(
 
 
 def _resolved(name: str, engine: str | None, quant: str | None) -> Reference:
-    """A name that says nothing of a quantisation means the files of the engine that this machine would run."""
-    from localqwen import engines
-    from localqwen.models import forms, names, pull
+    """Return what a name means: without a quantization the files of the engine that this machine would run."""
+    from localqwen.engines import selection
+    from localqwen.models import names, pull, resolve
 
-    if engine is None and quant is None and engines.best_installed() == "mlx":
-        return forms.for_engine(names.parse(name), "mlx", bare=forms.is_bare(name))
-    return pull.resolve(name, engine=engine, quant=quant)
+    reference = names.parse(name)
+    if engine is None and quant is None and selection.best_installed() == "mlx":
+        return resolve.for_engine(reference, "mlx")
+    return pull.wanted(reference, engine=engine, quant=quant)
 
 
 def _pull(reference: Reference, source: Any, revision: str | None) -> dict[str, Any]:

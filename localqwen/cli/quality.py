@@ -8,7 +8,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,8 @@ from localqwen.cli.progress import conversion_bar, count_bar
 from localqwen.errors import UsageError
 
 if TYPE_CHECKING:
-    from localqwen.engines import Engine
+    from localqwen.engines.engine import Engine
+    from localqwen.models.resolve import ResolvedModel
 
 #: Windows are shorter; a larger context would only cost memory.
 CONTEXT_LENGTH = 512
@@ -91,41 +92,32 @@ def measure(
 
 @contextlib.contextmanager
 def opened(name: str, engine: str | None) -> Iterator[Engine]:
-    from localqwen import engines
+    """Open a model for measuring. Raise NotPulled, and what opening raises."""
+    from localqwen.chat import load
+    from localqwen.chat.load_options import LoadOptions
+    from localqwen.engines import selection
 
-    choice = engines.choose_for(name, engine)
     with contextlib.ExitStack() as stack:
-        path = stack.enter_context(in_bf16(name)) if choice.engine == "llama.cpp" else name
-        model = engines.open(path, engine=choice.engine, context_length=CONTEXT_LENGTH)
-        yield stack.enter_context(contextlib.closing(model))
+        model = stack.enter_context(in_bf16(selection.resolve(name, engine)))
+        opened = load.open_engine(model, LoadOptions(context_length=CONTEXT_LENGTH))
+        yield stack.enter_context(contextlib.closing(opened))
 
 
 @contextlib.contextmanager
-def in_bf16(name: str) -> Iterator[str]:
-    """A checkpoint folder as a GGUF file of its own precision, for the time being; to talk with, it would become 8-bit.
-    Anything else is its own name."""
-    from localqwen.models import provide
+def in_bf16(model: ResolvedModel) -> Iterator[ResolvedModel]:
+    """Give a checkpoint folder as a GGUF file of its own precision, for as long as the block runs. (To talk with, it
+    would become 8-bit.) Any other model is given as it is."""
+    from localqwen.models import converted, local_files
 
-    folder = checkpoint_folder(name)
-    if folder is None:
-        yield name
+    if model.conversion is None or model.conversion.repo:
+        yield model
         return
+    folder = model.conversion.folder
     with scratch() as place, conversion_bar(f"{folder.name} to bf16") as progress:
         target = place / f"{folder.name}.gguf"
-        provide.converter().convert(folder, target, quant="bf16", progress=progress)
-        yield str(target)
-
-
-def checkpoint_folder(name: str) -> Path | None:
-    from localqwen.models import names, provide
-    from localqwen.models.names import LocalPath, Named
-
-    match names.parse(name):
-        case LocalPath(path) if path.is_dir():
-            return path.resolve()
-        case Named(model) if model.weights is None and not model.gguf:
-            return provide.demo_checkpoint()
-    return None
+        converted.converter().convert(folder, target, quant="bf16", progress=progress)
+        file = local_files.local_file(folder.name, (target,), "BF16")
+        yield replace(model, files=file, conversion=None)
 
 
 @contextlib.contextmanager

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from localqwen import units
 from localqwen.cli.config import ConfiguredCommand
 from localqwen.cli.format import aligned, readable_bytes
 from localqwen.cli.options import json_option
@@ -17,7 +17,8 @@ from localqwen.errors import UsageError
 if TYPE_CHECKING:
     from localqwen.models.recommend import Advice, Device
 
-_UNITS = {"": 10**9, "gb": 10**9, "g": 10**9, "gib": 1 << 30, "mb": 10**6, "m": 10**6, "mib": 1 << 20}
+#: Bytes that a number without a unit counts in.
+_UNIT = 10**9
 
 
 @click.command("recommend", cls=ConfiguredCommand)
@@ -39,11 +40,11 @@ def command(memory: str | None, device: str | None, as_json: bool) -> None:
 
 
 def read_size(text: str) -> int:
-    """Bytes of `8GB`, `512 MB`, `7.5`. Raises UsageError."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text.strip().lower())
-    if not found or found.group(2) not in _UNITS or float(found.group(1)) <= 0:
+    """Return the bytes of `8GB`, `512 MB`, `7.5`. Raise UsageError."""
+    size = units.parse_size(text, unit=_UNIT)
+    if size is None:
         raise UsageError(f"--memory {text!r} is not a size", "write it like 8GB or 512MB")
-    return int(float(found.group(1)) * _UNITS[found.group(2)])
+    return size
 
 
 def page(where: Device, advices: list[Advice], *, measured: bool) -> str:

@@ -12,11 +12,13 @@ from typing import Any, TextIO
 import click
 
 from localqwen.chat import ChatModel
+from localqwen.chat.answer import Answer
 from localqwen.chat.messages import Message, Request, Started, Tool
 from localqwen.cli import INTERRUPTED, console
-from localqwen.cli.answer import Answer, receive
+from localqwen.cli.answer import receive
 from localqwen.cli.config import ConfiguredCommand
-from localqwen.cli.options import Loading, Settings, answer_options, json_option, loading_options
+from localqwen.cli.loading import Loading, loading_options
+from localqwen.cli.options import Settings, answer_options, json_option
 from localqwen.errors import UsageError
 
 
@@ -43,7 +45,7 @@ def command(
     """
     text = whole_prompt(piped_text(sys.stdin), prompt)
     request = settings.request([Message("user", text)], system=system, tools=read_tools(tools))
-    opened = loading.open(model)
+    opened = loading.open(loading.ensure(loading.resolve(model)))
     try:
         if as_json:
             return answer_json(opened, request, sys.stdout, sys.stderr)

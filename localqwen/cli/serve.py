@@ -4,53 +4,41 @@ from __future__ import annotations
 
 import ipaddress
 import logging
-import re
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from localqwen.cli import chat, ensure_model
+from localqwen import units
+from localqwen.cli import chat
 from localqwen.cli.config import ConfiguredCommand
-from localqwen.cli.options import Loading, loading_options
+from localqwen.cli.loading import Loading, serving_options
 from localqwen.errors import EngineUnavailable, UsageError
 
 if TYPE_CHECKING:
+    from localqwen.models.resolve import ResolvedModel
     from localqwen.serve.http.app import Settings
-
-_UNITS = {"s": 1, "m": 60, "h": 3600, "": 1}
 
 
 class Duration(click.ParamType[float]):
-    """`90s`, `5m`, `1h`, a number of seconds; -1 for ever."""
+    """`90s`, `5m`, `1h30m`, a number of seconds; below 0 for ever. In seconds."""
 
     name = "text"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         if isinstance(value, float):
             return value
-        text = str(value).strip()
-        if text.startswith("-"):
-            return float("inf")
-        number, unit = (text[:-1], text[-1]) if text and text[-1] in "smh" else (text, "")
-        if not re.fullmatch(r"\d+(\.\d+)?", number):
+        seconds = units.parse_duration(str(value))
+        if seconds is None:
             self.fail(f"{value!r} is not a duration: write 90s, 5m, 1h, or -1 for ever", param, ctx)
-        return float(number) * _UNITS[unit]
+        return seconds if seconds >= 0 else float("inf")
 
 
 @click.command("serve", cls=ConfiguredCommand)
 @click.argument("models", nargs=-1, metavar="[MODEL]...")
 @click.option("--host", default="127.0.0.1", show_default=True, metavar="ADDRESS", help="Where to listen.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0: any free one.")
-@click.option(
-    "--parallel",
-    type=click.IntRange(1, 64),
-    default=4,
-    show_default=True,
-    metavar="N",
-    help="Answers at once, per model.",
-)
 @click.option("--api-key", metavar="KEY", help="Ask every client for this key (better: LOCALQWEN_API_KEY).")
 @click.option("--cors", multiple=True, metavar="ORIGIN", help="Let pages of this origin call the server; *: all.")
 @click.option("--allow-host", multiple=True, metavar="NAME", help="Another name under which clients reach the server.")
@@ -78,7 +66,7 @@ class Duration(click.ParamType[float]):
     help="Where OpenAI clients find the thinking.",
 )
 @click.option("--no-prepare", is_flag=True, help="Do not read the next turn's prompt while nobody waits.")
-@loading_options
+@serving_options
 def command(models: tuple[str, ...], host: str, port: int, loading: Loading, **flags: Any) -> int:
     """Answer programs over HTTP: OpenAI's API at http://localhost:8000/v1.
 
@@ -88,39 +76,33 @@ def command(models: tuple[str, ...], host: str, port: int, loading: Loading, **f
     _need_extra()
     from localqwen.serve.http import server as http_server
 
-    if not models:
-        choice = chat.choose(None, None, chat.largest)
-        sys.stderr.write(f"{choice.reason}\n")
-        models = (choice.model,)
-    if loading.adapter and len(models) > 1:
+    if loading.options.adapter and len(models) > 1:
         raise UsageError("--adapter is for one model, several are named", "serve the model that it was trained on")
-    loading.check_adapter()
-    for model in models:
-        ensure_model.ensure(model, yes=loading.yes, force=loading.force)
+    served = [loading.ensure(model) for model in _models(models, loading)]
     listener = http_server.bind(host, port)  # before seconds are spent on loading
     try:
-        return _serve(models, listener, loading, host, flags)
+        return _serve(served, listener, loading, host, flags)
     finally:
         listener.close()
 
 
-def _serve(models: Sequence[str], listener: Any, loading: Loading, host: str, flags: dict[str, Any]) -> int:
+def _models(named: Sequence[str], loading: Loading) -> list[ResolvedModel]:
+    """Those of the command line; without any, the one that `localqwen chat` would take, and the reason on stderr."""
+    if named:
+        return [loading.resolve(name) for name in named]
+    choice = chat.choose(None, None, chat.largest, loading)
+    sys.stderr.write(f"{choice.reason}\n")
+    return [choice.model]
+
+
+def _serve(models: Sequence[ResolvedModel], listener: Any, loading: Loading, host: str, flags: dict[str, Any]) -> int:
     from localqwen.serve.http import server as http_server
     from localqwen.serve.http.app import Service
-    from localqwen.serve.model_names import Catalogue, Opening
+    from localqwen.serve.model_names import Catalogue
 
     _log_to(sys.stderr)
     _warn_of_strangers(host, flags["api_key"], flags["cors"])
-    opening = Opening(
-        loading.engine,
-        loading.ctx,
-        loading.threads,
-        flags["parallel"],
-        loading.force,
-        loading.kv_quant,
-        adapter=loading.adapter,
-    )
-    catalogue = Catalogue(models, opening)
+    catalogue = Catalogue(models, loading.options)
     service = Service(catalogue, catalogue.open, _settings(host, flags))
     server = http_server.Listening(service, started=lambda: _announce(service, http_server.url(listener)))
     try:
@@ -139,7 +121,7 @@ def _settings(host: str, flags: dict[str, Any]) -> Settings:
     field = flags["reasoning_field"]
     hosts = (*own_names(host), *(name.lower() for name in flags["allow_host"]))
     return Settings(
-        Limits(flags["max_queue"], flags["keep_alive"], prepare=not flags["no_prepare"]),
+        Limits(flags["max_queue"], flags["keep_alive"], prefill_ahead=not flags["no_prepare"]),
         Access(flags["api_key"] or "", hosts, flags["cors"]),
         REASONING_FIELDS if field == "both" else (field,),
     )

@@ -61,16 +61,16 @@ def command(model: str, show: bool, forget: bool, approximate: bool, as_json: bo
 
 
 def _file_of(model: str) -> Path:
-    """MLX has nothing to tune: a GPU has no threads to share."""
-    from localqwen import engines
-    from localqwen.models import provide
+    """Return the GGUF file of a model. Raise Unsupported for MLX: a GPU has no threads to share."""
+    from localqwen.engines import selection
 
-    if engines.choose_for(model, None).engine == "mlx":
+    resolved = selection.resolve(model)
+    if resolved.engine == "mlx":
         raise Unsupported(
             f"{model} runs on MLX here, which has none of these settings",
             "a GGUF file has: localqwen tune FILE.gguf, run it with --engine gguf",
         )
-    return provide.provide(model)
+    return resolved.path()
 
 
 def _tuned(path: Path, approximate: bool) -> tuple[Settings, list[Trial]]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from localqwen.engines import Logprobs
+from localqwen.engines.engine import Logprobs
 
 
 def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:

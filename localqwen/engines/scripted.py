@@ -12,8 +12,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from localqwen.engines import Constraint, FinishReason, Logprobs, Piece, Run, Sampling, common_prefix
-from localqwen.errors import ContextTooLong, EngineError
+from localqwen.engines.engine import Constraint, FinishReason, Logprobs, Run, Sampling, TokenOutput
+from localqwen.engines.scheduling import checks, common_prefix
+from localqwen.errors import EngineError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -56,23 +57,25 @@ class ScriptedEngine:
     def __post_init__(self) -> None:
         self._script = iter(self.answers)
         self._ids: dict[bytes, int] = {}
-        self._held: list[tuple[int, ...]] = []
+        self._cached: list[tuple[int, ...]] = []
         self._live: list[Run] = []
         self.runs: list[Run] = []  # every run that was started, for tests to look at
         self.closed = False
 
     def tokenize(self, text: str, *, special: bool) -> list[int]:
+        checks.check_open(self.closed)
         words = _TOKEN.findall(unicodedata.normalize("NFC", text))
         if special:
             return [self._id(word.encode()) for word in words]
         return [self._id(part.encode()) for word in words for part in (word if word.startswith("<|") else [word])]
 
     @property
-    def setup(self) -> str:
+    def backend_description(self) -> str:
         return "a script"
 
     def vocabulary(self) -> list[bytes]:
-        """What it has read and said so far."""
+        """Return the tokens that it has read and said so far."""
+        checks.check_open(self.closed)
         return [b"" if word.startswith(b"<|") and len(word) > 2 else word for word in self._ids]
 
     @property
@@ -89,8 +92,8 @@ class ScriptedEngine:
         constraint: Constraint | None = None,
         logprobs: int | None = None,
     ) -> Run:
-        if len(prompt) >= self.context_length:
-            raise ContextTooLong(len(prompt), self.context_length)
+        checks.check_open(self.closed)
+        checks.check_prompt(prompt, max_tokens, self.context_length)
         if len(self._live) >= self.max_runs:
             raise EngineError(f"all {self.max_runs} runs of the engine are busy")
         answer = next(self._script, None) if max_tokens else ""
@@ -98,54 +101,59 @@ class ScriptedEngine:
             raise EngineError("the script has no more answers")
         limit = min(max_tokens, self.context_length - len(prompt))
         run = Run(tuple(prompt), sampling, limit, constraint=constraint, logprobs=logprobs)
-        run.cached_tokens = run.prefilled = min(len(prompt) - 1, self.held(prompt))
+        run.cached_tokens = run.prefilled = min(len(prompt) - 1, self.cached_prefix(prompt))
         words = _TOKEN.findall(answer) if isinstance(answer, str) else answer
         run.state = _Script([word.encode() if isinstance(word, str) else word for word in words])
         self._live.append(run)
         self.runs.append(run)
         return run
 
-    def step(self) -> list[tuple[Run, Piece]]:
-        pieces: list[tuple[Run, Piece]] = []
+    def step(self) -> list[tuple[Run, TokenOutput]]:
+        checks.check_open(self.closed)
+        outputs: list[tuple[Run, TokenOutput]] = []
         for run in list(self._live):
             if run.prefilled < run.prompt_tokens:
                 run.prefilled = min(run.prompt_tokens, run.prefilled + self.prefill)
             if run.prefilled == run.prompt_tokens and run.max_tokens:
-                pieces.append((run, self._speak(run)))
+                outputs.append((run, self._speak(run)))
             elif run.prefilled == run.prompt_tokens:
                 self.cancel(run)
-        return pieces
+        return outputs
 
     def evaluate(self, tokens: Sequence[int]) -> Iterator[NDArray[np.float32]]:
+        checks.check_open(self.closed)
         raise EngineError("the scripted engine has no probabilities", "evaluate a real model")
 
-    def _speak(self, run: Run) -> Piece:
+    def _speak(self, run: Run) -> TokenOutput:
         script = run.state
         assert isinstance(script, _Script)
         run.generated += 1
         if not script.tokens:
             self.cancel(run)
             stop = self._id(_STOP.encode())
-            return Piece((stop,), "", finish_reason="stop", logprobs=_certain(run, stop))
+            return TokenOutput((stop,), "", finish_reason="stop", logprobs=_certain(run, stop))
         token = script.tokens.pop(0)
         script.said.append(self._id(token))
         text, script.pending = _whole_characters(script.pending + token)
         finish: FinishReason | None = "length" if run.generated >= run.max_tokens else None
         if finish:
             self.cancel(run)
-        return Piece((script.said[-1],), text, not script.pending, finish, _certain(run, script.said[-1]))
+        return TokenOutput((script.said[-1],), text, not script.pending, finish, _certain(run, script.said[-1]))
 
-    def held(self, prompt: Sequence[int]) -> int:
-        return max((common_prefix(prompt, known) for known in self._held), default=0)
+    def cached_prefix(self, prompt: Sequence[int]) -> int:
+        checks.check_open(self.closed)
+        return max((common_prefix(prompt, known) for known in self._cached), default=0)
 
     def cancel(self, run: Run) -> None:
         if run in self._live:
             assert isinstance(run.state, _Script)
             self._live.remove(run)
-            self._held.append((*run.prompt[: run.prefilled], *run.state.said))
+            self._cached.append((*run.prompt[: run.prefilled], *run.state.said))
             run.finished = True
 
     def close(self) -> None:
+        for run in list(self._live):
+            self.cancel(run)
         self.closed = True
 
     def _id(self, token: bytes) -> int:

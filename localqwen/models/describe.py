@@ -7,28 +7,33 @@ from typing import Any
 
 from localqwen.formats import model_header, yarn
 from localqwen.formats.model_header import ModelHeader
-from localqwen.models import digests, fit, forms, inventory, names, provide
+from localqwen.models import digests, fit
+from localqwen.models.local_files import LocalFile
 from localqwen.models.names import Named
 from localqwen.models.registry import Model
-from localqwen.models.store import LocalFile
+from localqwen.models.resolve import LLAMA_CPP, Choice, ReadableBy, resolve
 
 _CONTEXTS = (4096, 16384, 32768)
 
 
 def describe(name: str) -> dict[str, Any]:
-    """Sizes in bytes, lengths in tokens. A plain checkpoint folder is converted first, as llama.cpp would run it."""
-    reference = names.parse(name)
-    if isinstance(reference, Named) and (reference.model.weights or reference.model.gguf):
-        return _of_entry(reference)
-    form = forms.readable(name)
-    path = provide.provide(name, engine=form.engine if form and form.alone else forms.LLAMA_CPP)
-    model = reference.model if isinstance(reference, Named) else None
-    return _of_file(names.display(name), path, model)
+    """Return what a model is. Sizes are in bytes, lengths in tokens.
+
+    A plain checkpoint folder is converted first, as llama.cpp would run it. Raise ModelNotFound, ConversionError.
+    """
+    model = resolve(name, _format_reader)
+    if isinstance(model.reference, Named) and not model.is_built_in:
+        return _of_entry(model.reference, None if model.conversion else model.files)
+    return _of_file(model.display, model.path(), model.entry)
 
 
-def _of_entry(named: Named) -> dict[str, Any]:
+def _format_reader(engine: str | None, files: ReadableBy | None) -> Choice:
+    """The engine whose format is described; none needs to be installed."""
+    return Choice(files.engine if files and files.alone else LLAMA_CPP, "")
+
+
+def _of_entry(named: Named, found: LocalFile | None) -> dict[str, Any]:
     model, quant = named.model, named.quant
-    found = inventory.find(named)
     return {
         "name": named.text,
         "description": model.description,

@@ -13,8 +13,8 @@ from localqwen.formats import model_header, yarn
 from localqwen.formats.model_header import ModelHeader
 from localqwen.machine import Machine
 from localqwen.models import registry
+from localqwen.models.local_files import LocalFile
 from localqwen.models.registry import Model
-from localqwen.models.store import LocalFile
 
 #: Python, llama.cpp and the vocabulary: about 65 MB were measured without the merges of a real
 #: tokenizer, see benchmarks/fit.md.

@@ -15,7 +15,7 @@ from typing import Literal
 
 from localqwen.errors import HubError, HubRefused, ModelNotFound, StorageError, UsageError
 from localqwen.formats import gguf_parts
-from localqwen.models import inventory, names, provide, sources, store
+from localqwen.models import converted, inventory, names, sources, store
 from localqwen.models.listing import Listing, RemoteFile
 from localqwen.models.names import LocalPath, Named, Reference, Repository, Source
 
@@ -48,7 +48,7 @@ class Plan:
     @property
     def target(self) -> Path:
         """The converted file."""
-        return store.made_file(self.listing.repo, self.listing.commit, self.quant)
+        return store.converted_file(self.listing.repo, self.listing.commit, self.quant)
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def _plan_named(named: Named, source: Source, revision: str | None) -> Plan:
     if quant in model.gguf:
         pattern = model.gguf[quant].file
         return _planned(named, source, model.gguf_repo, revision, quant, lambda path: fnmatch.fnmatch(path, pattern))
-    provide.refuse_built_in(named, "pull")
+    names.refuse_built_in(named, "pull")
     assert model.weights is not None
     planned = _planned(named, source, model.weights.repo, revision, quant, _is_checkpoint_file)
     return replace(planned, convert=True, made_bytes=model.made[quant])
@@ -119,7 +119,7 @@ def _plan_repository(wanted: Repository, revision: str | None) -> Plan:
     chosen = _chosen(wanted, ggufs) if ggufs else tuple(f for f in listed.files if _is_checkpoint_file(f.path))
     if not ggufs and not any(file.path.endswith(".safetensors") for file in chosen):
         raise ModelNotFound(f"{wanted.repo} holds neither GGUF files nor safetensors", "name another repository")
-    quant = gguf_parts.quant_of(Path(chosen[0].path)) if ggufs else wanted.quant or inventory.CHECKPOINT_QUANT
+    quant = gguf_parts.quant_of(Path(chosen[0].path)) if ggufs else wanted.quant or converted.CHECKPOINT_QUANT
     missing = sum(file.bytes - hub.state(listed, file) for file in chosen)
     convert = not ggufs and not whole
     made = sum(file.bytes for file in chosen) if convert else 0
@@ -184,7 +184,7 @@ def run(planned: Plan, progress: Progress | None = None) -> Path:
 def _convert(planned: Plan, folder: Path, tell: Progress) -> Path:
     name = planned.listing.repo.rpartition("/")[2]
     if not planned.target.exists():
-        provide.make(
+        converted.convert(
             folder,
             planned.target,
             quant=planned.quant,
@@ -207,9 +207,8 @@ def plan_or_present(reference: Reference, *, source: Source | None = None, revis
         return here.path
 
 
-def resolve(name: str, *, engine: str | None = None, quant: str | None = None) -> Reference:
-    """What `localqwen pull NAME --engine E --quant Q` means."""
-    reference = names.parse(name)
+def wanted(reference: Reference, *, engine: str | None = None, quant: str | None = None) -> Reference:
+    """Return what `localqwen pull NAME --engine E --quant Q` means. Raise UsageError, ModelNotFound."""
     match reference:
         case Named():
             named = names.with_quant(reference, quant) if quant else reference

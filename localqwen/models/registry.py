@@ -16,6 +16,8 @@ from localqwen.errors import ConfigError, ModelNotFound
 from localqwen.models import store
 
 Thinking = Literal["switch", "always", "never"]
+#: Characters of a name that a message shows; no entry's name is as long.
+_SHOWN = 200
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,11 @@ class Model:
     mlx: Mapping[str, Weights] = field(default_factory=dict)
     other: Mapping[str, str] = field(default_factory=dict)
     sampling: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+    @property
+    def is_built_in(self) -> bool:
+        """It comes with the package: nothing of it is pulled."""
+        return self.weights is None and not self.gguf
 
     @property
     def family(self) -> str:
@@ -191,16 +198,31 @@ def families() -> tuple[str, ...]:
 
 
 def suggest(name: str) -> list[str]:
-    """Names that look like this one, best first."""
+    """Return names that look like this one, best first."""
     known = [*models(), *families(), *(alias for model in models().values() for alias in model.aliases)]
-    return difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.5)
+    return difflib.get_close_matches(name[:_SHOWN].lower(), known, n=3, cutoff=0.5)
+
+
+def longest_name() -> int:
+    """Characters of the longest name or alias."""
+    return max(len(name) for model in models().values() for name in (model.name, *model.aliases))
+
+
+def quoted(name: str) -> str:
+    """A name as a message shows it: control characters escaped, cut where it is very long."""
+    return repr(name if len(name) <= _SHOWN else f"{name[:_SHOWN]}…")
+
+
+def shown(name: str) -> str:
+    """A name as it is where a terminal can show it, else as `quoted`."""
+    return name if name.isprintable() and len(name) <= _SHOWN else quoted(name)
 
 
 def unknown(name: str) -> ModelNotFound:
-    """The error for a name that is neither a model nor a path."""
+    """Return the error of a name that is neither a model nor a path."""
     close = suggest(name)
     hint = f"did you mean {close[0]}? " if close else ""
     return ModelNotFound(
-        f"there is no model {name!r}",
+        f"there is no model {quoted(name)}",
         f"{hint}models by name: {', '.join(models())}; or give a .gguf file or a checkpoint folder",
     )

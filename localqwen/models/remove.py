@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from localqwen.errors import NotPulled, StorageError, UsageError
-from localqwen.models import digests, inventory, provide, sources, store
+from localqwen.models import digests, inventory, names, sources, store
 from localqwen.models.cached import CachedRepository
 from localqwen.models.names import LocalPath, Named, Reference, Repository
 
@@ -26,15 +26,15 @@ def remove(reference: Reference) -> Removed:
     """Raises NotPulled where nothing of it is here, UsageError for a file that is not in our store."""
     if isinstance(reference, LocalPath):
         return _own(reference.path)
-    provide.refuse_built_in(reference, "remove")
+    names.refuse_built_in(reference, "remove")
     found, weights = inventory.find(reference), _weights_of(reference)
     partials = list(_partials(reference))
     if found is None and weights is None and not partials:
-        raise provide.not_pulled(reference)
+        raise inventory.not_pulled(reference)
     doomed = list(found.parts) if found else []
     kept: list[Path] = []
     if weights is not None:
-        others = [path for path in store.made_dir(weights).glob("*.gguf") if path not in doomed]
+        others = [path for path in store.converted_repository(weights).glob("*.gguf") if path not in doomed]
         files = [file for repository in sources.everywhere(weights) for file in _snapshot_files(repository)]
         (kept if others else doomed).extend(files)
     return _unlink([*doomed, *(link for file in doomed for link in _other_snapshots(file)), *partials], kept)
@@ -49,7 +49,7 @@ def _weights_of(reference: Named | Repository) -> str | None:
             pass
         case _:
             return None
-    return repo if inventory.whole_weights(repo) is not None else None
+    return repo if inventory.complete_checkpoint(repo) is not None else None
 
 
 def _snapshot_files(repository: CachedRepository) -> list[Path]:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from localqwen.errors import LocalqwenError, ModelNotFound
 from localqwen.formats import model_header
-from localqwen.models import digests, inventory, provide
+from localqwen.models import digests, inventory, names
+from localqwen.models.local_files import LocalFile
 from localqwen.models.names import LocalPath, Reference
-from localqwen.models.store import LocalFile
 
 
 @dataclass(frozen=True)
@@ -24,13 +24,13 @@ class Verdict:
 
 
 def files_of(reference: Reference) -> LocalFile:
-    """Raises NotPulled, ModelNotFound, UsageError."""
-    provide.refuse_built_in(reference, "verify")
+    """Return the files to check. Raise NotPulled, ModelNotFound, UsageError for the built-in model."""
+    names.refuse_built_in(reference, "verify")
     found = inventory.find(reference)
     if found is None and isinstance(reference, LocalPath):
         raise ModelNotFound(f"there is no model file {reference.path}", "give a .gguf file, or a name: localqwen list")
     if found is None:
-        raise provide.not_pulled(reference)
+        raise inventory.not_pulled(reference)
     return found
 
 

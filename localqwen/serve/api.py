@@ -1,21 +1,21 @@
-"""What the APIs share: what a request asks for, what is known when its answer begins, and an answer as a whole.
+"""What the APIs share: what a request asks for, what is known when its response begins, and how a response streams.
 
 An API module offers, without I/O:
 
-    read(body: Mapping[str, Any]) -> Asked                raises BadField and other LocalqwenErrors
-    Stream(asked, head): media_type; feed(event, index) and end() -> bytes, error(error) -> bytes
-    whole(asked, head, answers: Sequence[Answer]) -> Mapping   the body where nothing is streamed
+    read(body: Mapping[str, Any]) -> ParsedRequest        raises BadField and other LocalqwenErrors
+    Stream(parsed, meta): media_type; feed(event, index) and end() -> bytes, error(error) -> bytes
+    response_body(parsed, meta, answers: Sequence[Answer]) -> Mapping   the body where nothing is streamed
     error(error: LocalqwenError) -> Mapping               the body of an error; its status is error.http_status
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-from localqwen.chat.messages import Event, Finished, Request, Started, Text, Thinking, TokenLogprob, ToolCall
+from localqwen.chat.messages import Event, Request
 from localqwen.errors import LocalqwenError
 
 #: Where an answer's thinking goes: into a field of its own, into the text between its tags, or nowhere.
@@ -32,11 +32,11 @@ FOR_EVER = math.inf
 
 
 @dataclass(frozen=True)
-class Asked:
+class ParsedRequest:
     """What a request body of any API asks for. `model` is as the client wrote it, "" for the one that is loaded.
 
     `keep_alive` is seconds that the model stays loaded afterwards (FOR_EVER: always, None: as the server is set).
-    `answers` is OpenAI's `n`. `extra` holds what only the API's own Stream and whole look at.
+    `answers` is OpenAI's `n`. `extra` holds what only the API's own Stream and response_body read.
     """
 
     model: str
@@ -50,9 +50,9 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Head:
-    """Known before the first event. `id` is 24 random hex digits, `model` the name to answer with, `created` seconds
-    since 1970; `reasoning_fields` are the names under which thinking goes out."""
+class ResponseMeta:
+    """What is known before the first event. `id` is 24 random hex digits, `model` the name to answer with, `created`
+    seconds since 1970; `reasoning_fields` are the names under which thinking goes out."""
 
     id: str
     model: str
@@ -60,50 +60,24 @@ class Head:
     reasoning_fields: tuple[str, ...] = ("reasoning_content", "reasoning")
 
     def call_id(self, index: int, number: int) -> str:
-        """The id of tool call `number` (from 0) of answer `index`."""
+        """Return the id of tool call `number` (from 0) of answer `index`."""
         return f"call_{self.id[:16]}{index:x}{number:03x}"
 
 
-@dataclass(frozen=True)
-class Answer:
-    """One answer as a whole."""
-
-    thinking: str
-    text: str
-    calls: tuple[ToolCall, ...]
-    started: Started
-    finished: Finished
-    logprobs: tuple[TokenLogprob, ...] = ()
-
-
-def answer_of(events: Sequence[Event]) -> Answer:
-    """Of all events from Started to Finished."""
-    started = next(event for event in events if isinstance(event, Started))
-    finished = next(event for event in events if isinstance(event, Finished))
-    texts = [event for event in events if isinstance(event, Text)]
-    return Answer(
-        thinking="".join(event.text for event in events if isinstance(event, Thinking)),
-        text="".join(event.text for event in texts),
-        calls=tuple(event for event in events if isinstance(event, ToolCall)),
-        started=started,
-        finished=finished,
-        logprobs=tuple(entry for event in texts for entry in event.logprobs),
-    )
-
-
 class Stream(Protocol):
-    """Events in, bytes out. `index` says which of several answers (`n`) an event belongs to, from 0."""
+    """Turns events into bytes. `index` says which of several answers (`n`) an event belongs to, from 0."""
 
     media_type: str
 
     def feed(self, event: Event, index: int = 0) -> bytes:
-        """Empty where the event shows nothing. All answers' events pass through one Stream."""
+        """Return what an event adds to the response; b"" where it shows nothing. The events of all answers pass through
+        one Stream."""
         ...
 
     def end(self) -> bytes:
-        """After the last answer's Finished."""
+        """Return what ends the response, after the Finished of the last answer."""
         ...
 
     def error(self, error: LocalqwenError) -> bytes:
-        """Instead of `end`, where the answer failed after it had begun."""
+        """Return what ends the response instead, where an answer failed after it had begun."""
         ...

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from localqwen.engines.engine import SAMPLING_RANGES
 from localqwen.errors import BadField
 
 #: Stop strings, and characters of one: each is looked for behind every token, in the thread that all answers share.
@@ -57,26 +58,40 @@ class Fields:
         return value
 
     def whole(self, name: str, low: int = -(2**63), high: int = 2**63 - 1) -> int | None:
-        value = self.data.get(name)
-        if isinstance(value, float) and value.is_integer():
-            value = int(value)  # JSON has one kind of number; some clients write 20.0
-        if value is None:
-            return None
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise self.wrong(name, f"must be a whole number, not {kind(value)}")
-        if not low <= value <= high:
+        value = self._whole(name)
+        if value is not None and not low <= value <= high:
             raise self.wrong(name, f"is {value:,}, it must be between {low:,} and {high:,}")
         return value
 
-    def number(self, name: str, low: float = -1e9, high: float = 1e9) -> float | None:
+    def _whole(self, name: str) -> int | None:
         value = self.data.get(name)
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)  # JSON has one kind of number; some clients write 20.0
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+            raise self.wrong(name, f"must be a whole number, not {kind(value)}")
+        return value
+
+    def number(self, name: str, low: float = -1e9, high: float = 1e9) -> float | None:
+        value = self._number(name)
         if value is None:
             return None
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise self.wrong(name, f"must be a number, not {kind(value)}")
         if not low <= value <= high:  # also what is not a number (NaN)
             raise self.wrong(name, f"is {value}, it must be between {low:g} and {high:g}")
         return float(value)
+
+    def _number(self, name: str) -> float | None:
+        value = self.data.get(name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise self.wrong(name, f"must be a number, not {kind(value)}")
+        return value
+
+    def sampling(self, of: str, name: str | None = None) -> Any:
+        """Read the field of `Sampling` called `of`; `name` is what this API calls it. None where it is missing."""
+        name, bounds = name or of, SAMPLING_RANGES[of]
+        value = self._whole(name) if bounds.whole else self._number(name)
+        if value is not None and value not in bounds:
+            raise self.wrong(name, f"is {value}, it must be {bounds}")
+        return value if value is None or bounds.whole else float(value)
 
     def one_of(self, name: str, allowed: Sequence[str]) -> str | None:
         value = self.text(name)

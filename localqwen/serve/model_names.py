@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from localqwen.errors import LocalqwenError, ModelNotFound, NotPulled
-from localqwen.serve.runs import Opened
+from localqwen.chat.load_options import LoadOptions
+from localqwen.chat.model_info import LoadedModel
+from localqwen.errors import ConfigError, LocalqwenError, ModelNotFound, NotPulled, UsageError
 
 if TYPE_CHECKING:
+    from localqwen.models.local_files import LocalFile
     from localqwen.models.names import Named, Repository
+    from localqwen.models.registry import Model
+    from localqwen.models.resolve import ResolvedModel
 
 _log = logging.getLogger("localqwen.serve")
 
@@ -24,58 +26,41 @@ LONGEST_NAME = 200
 
 
 @dataclass(frozen=True)
-class Known:
-    """`name` is what clients say, `source` what `engines.open` takes. Bytes and seconds since 1970; 0 is unknown."""
+class KnownModel:
+    """A model that a client may name: its name there, its files and its entry in models.toml, as far as there are."""
 
     name: str
-    source: str
-    bytes: int = 0
-    modified: float = 0.0
-    quant: str = ""
-    path: Path | None = None
-
-
-@dataclass(frozen=True)
-class Opening:
-    """How every model is opened; see `localqwen.engines.open`. The adapter is for those of the command line."""
-
-    engine: str | None = None
-    context_length: int | None = None
-    threads: int | None = None
-    max_runs: int = 4
-    force: bool = False
-    kv_quant: int | None = None
-    adapter: str | None = None
+    files: LocalFile | None = None
+    entry: Model | None = None
 
 
 class Catalogue:
-    """The models of the command line first (the first of them is the default), then what else is on disk."""
+    """The models of the command line first (the first of them is the default), then what else is on disk.
 
-    def __init__(self, served: Sequence[str], opening: Opening) -> None:
-        from localqwen.models import names
+    All are opened with the same options; the adapter is for those of the command line.
+    """
 
-        self._served = {names.display(source): source for source in served}
-        self._opening = opening
-        self._sources = dict(self._served)  # resolved name -> source
+    def __init__(self, served: Sequence[ResolvedModel], options: LoadOptions) -> None:
+        self._served = {model.display: model for model in served}
+        self._options = options
+        self._typed: dict[str, str] = {}  # the name of another model -> what to type to run it
 
     @property
     def served(self) -> tuple[str, ...]:
         """The names of the models of the command line."""
         return tuple(self._served)
 
-    def known(self) -> list[Known]:
-        """Looks at the disk."""
+    def known(self) -> list[KnownModel]:
+        """Return all of them. Looks at the disk."""
         from localqwen.models import inventory
 
-        found = {name: _known(name, source) for name, source in self._served.items()}
+        found = {name: _known(name, model) for name, model in self._served.items()}
         for file in inventory.on_disk():
-            command = inventory.command_name(file)
-            name = file.name if command == str(file.path) else command
-            found.setdefault(name, Known(name, command, file.bytes, file.modified, file.quant, file.path))
+            found.setdefault(file.shown, KnownModel(file.shown, file, file.entry))
         return [*found.values()]
 
-    def find(self, asked: str) -> Known:
-        """What a client means by a name. Raises ModelNotFound that lists what exists, NotPulled."""
+    def find(self, asked: str) -> KnownModel:
+        """Return what a client means by a name. Raise ModelNotFound that lists what exists, NotPulled."""
         name = asked.removesuffix(_LATEST) or self.served[0]
         if name in self._served:
             return _known(name, self._served[name])
@@ -85,56 +70,44 @@ class Catalogue:
         if text in found:
             return found[text]
         if text == BUILT_IN:
-            return Known(text, text)
-        raise _not_found(name, list(found))
+            return _built_in()
+        raise _not_found(name, reference, list(found))
 
     def resolve(self, asked: str) -> str:
-        """The name that `open` takes."""
+        """Return the name that `open` takes."""
         known = self.find(asked)
-        self._sources[known.name] = known.source
+        self._typed[known.name] = known.files.typed if known.files else known.name
         return known.name
 
-    def open(self, name: str) -> Opened:
-        """Takes a resolved name. Raises whatever stands against opening it."""
-        from localqwen import engines
-        from localqwen.chat.local import facts_of
-        from localqwen.chat.sampling import Presets
-        from localqwen.models import names
+    def open(self, name: str) -> LoadedModel:
+        """Open the model of a name that `resolve` gave. Raise the LocalqwenError that prevents it."""
+        from localqwen.chat import load
+        from localqwen.engines import selection
+        from localqwen.models import resolve
 
-        began = time.perf_counter()
-        source, how = self._sources[name], self._opening
-        engine = engines.open(
-            source,
-            engine=how.engine,
-            context_length=how.context_length,
-            threads=how.threads,
-            max_runs=how.max_runs,
-            force=how.force,
-            kv_quant=how.kv_quant,
-            adapter=how.adapter if name in self._served else None,
-        )
-        for warning in engine.warnings:
+        options, served = self._options, self._served.get(name)
+        if served is not None:
+            model = resolve.located(served)  # its files may have moved since it was unloaded
+        else:
+            model, options = selection.resolve(self._typed[name], options.engine), replace(options, adapter=None)
+        opened = load.open_model(model, options, name=name)
+        for warning in opened.engine.warnings:
             _log.warning("%s: %s", name, warning)
-        model = names.model_of(source)
-        load_ms = (time.perf_counter() - began) * 1000
-        facts = facts_of(
-            engine,
-            name,
-            thinking_mode=model.thinking if model else None,
-            load_ms=load_ms,
-            presets=Presets.of(model.sampling if model else {}),
-        )
-        return Opened(engine, facts)
+        return opened
 
 
-def _known(name: str, source: str) -> Known:
-    from localqwen.models import inventory, names
+def _known(name: str, model: ResolvedModel) -> KnownModel:
+    from localqwen.models import resolve
 
-    reference = names.understood(source)
-    file = inventory.find(reference) if reference is not None else None
-    if file is None:
-        return Known(name, source)
-    return Known(name, source, file.bytes, file.modified, file.quant, file.path)
+    return KnownModel(name, resolve.located(model).files, model.entry)
+
+
+def _built_in() -> KnownModel:
+    from localqwen.models import converted, local_files, registry
+
+    entry = registry.find(BUILT_IN)
+    files = local_files.local_folder(converted.demo_checkpoint(), BUILT_IN, "", entry=entry)
+    return KnownModel(BUILT_IN, replace(files, command=BUILT_IN), entry)
 
 
 def _reference(name: str) -> Named | Repository | None:
@@ -146,17 +119,21 @@ def _reference(name: str) -> Named | Repository | None:
     repository = name.partition(":")[0].lower() in names.SOURCES
     if not repository and names.looks_like_path(name):
         return None
-    reference = names.understood(name)
+    try:
+        reference = names.parse(name)
+    except ConfigError:  # a broken models.toml says nothing about the name
+        raise
+    except (ModelNotFound, UsageError):
+        return None
     return None if isinstance(reference, names.LocalPath) else reference
 
 
-def _not_found(name: str, here: Sequence[str]) -> LocalqwenError:
-    from localqwen.models import provide
+def _not_found(name: str, reference: Named | Repository | None, here: Sequence[str]) -> LocalqwenError:
+    from localqwen.models import inventory
 
     hint = f"models here: {', '.join(here)}"
-    reference = _reference(name)
     if reference is None:
         shown = name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}…"
         return ModelNotFound(f"there is no model {shown!r}", hint)
-    missing = provide.not_pulled(reference)
+    missing = inventory.not_pulled(reference)
     return NotPulled(missing.message, f"{missing.hint}; {hint}")

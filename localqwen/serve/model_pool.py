@@ -1,4 +1,5 @@
-"""The models in memory: opened when one is asked for, unloaded when it was idle for long or its room is needed.
+"""The models in memory: loaded by the first request for one, unloaded when idle for long or when another needs the
+memory.
 
 Everything here happens in the worker's thread, but `snapshot`, which any thread may ask.
 """
@@ -9,28 +10,31 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from localqwen.chat.scheduler import Scheduler
 from localqwen.errors import NotEnoughMemory
-from localqwen.serve.runs import Runs
+from localqwen.serve.channel import Job
 
 
 @dataclass(eq=False)
-class Resident:
-    """One that is loaded. `encoding` counts prompts that are being tokenised; `until` is when it is unloaded."""
+class PooledModel:
+    """A loaded model and its answers. `tokenizing` counts the prompts that are being tokenized, `keep_alive` is how
+    many seconds it stays idle, `until` the time on the clock at which it is unloaded."""
 
     name: str
-    runs: Runs
+    scheduler: Scheduler[Job]
     keep_alive: float
-    encoding: int = 0
+    tokenizing: int = 0
     until: float = 0.0
 
     @property
     def idle(self) -> bool:
-        return not (self.runs.busy or self.encoding)
+        """Whether nothing is computed, tokenized or waiting."""
+        return not (self.scheduler.busy or self.tokenizing)
 
 
 @dataclass(frozen=True)
-class LoadedModel:
-    """For people who ask what is loaded. `idle_seconds_left` is inf where it stays, None while it works."""
+class ModelStatus:
+    """What a loaded model does at the moment. `idle_seconds_left` is inf where it stays, None while it works."""
 
     name: str
     engine: str
@@ -41,90 +45,94 @@ class LoadedModel:
     idle_seconds_left: float | None
 
 
-class Residents:
-    """`open_runs` is called with a resolved name and may raise any LocalqwenError; `before_unload` is called with a
-    model that is about to go. `keep_alive` is seconds that an idle one stays unless it is told otherwise."""
+class ModelPool:
+    """Loads models and unloads them. `open_scheduler` is called with a resolved name and may raise any LocalqwenError;
+    `before_unload` is called with a model that is about to go. `keep_alive` is how many seconds an idle model stays,
+    unless a request says otherwise."""
 
     def __init__(
         self,
-        open_runs: Callable[[str], Runs],
-        before_unload: Callable[[Resident], None],
+        open_scheduler: Callable[[str], Scheduler[Job]],
+        before_unload: Callable[[PooledModel], None],
         keep_alive: float,
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._open_runs = open_runs
+        self._open_scheduler = open_scheduler
         self._before_unload = before_unload
         self._keep_alive = keep_alive
         self._clock = clock
-        self._models: dict[str, Resident] = {}
+        self._models: dict[str, PooledModel] = {}
 
-    def __iter__(self) -> Iterator[Resident]:
-        """Of those that are there now: they may be unloaded meanwhile."""
+    def __iter__(self) -> Iterator[PooledModel]:
+        """Iterate over those that are loaded now; they may be unloaded meanwhile."""
         return iter(list(self._models.values()))
 
-    def __contains__(self, model: Resident) -> bool:
+    def __contains__(self, model: PooledModel) -> bool:
         return self._models.get(model.name) is model
 
     @property
     def idle(self) -> bool:
+        """Whether no model works."""
         return all(model.idle for model in self)
 
-    def needed(self, name: str) -> Resident:
-        """Opened where it is not there. Raises what stands against it."""
+    def get(self, name: str) -> PooledModel:
+        """Return the model, loaded now unless it already is. Raise the LocalqwenError that prevents loading."""
         model = self._models.get(name)
         if model is None:
-            model = self._models[name] = Resident(name, self._make_room_and_open(name), self._keep_alive)
+            model = self._models[name] = PooledModel(name, self._make_room_and_open(name), self._keep_alive)
         model.until = self._clock() + model.keep_alive
         return model
 
-    def _make_room_and_open(self, name: str) -> Runs:
-        """Idle models make room, the longest idle first."""
+    def _make_room_and_open(self, name: str) -> Scheduler[Job]:
+        """Open a model. Where the memory does not suffice, idle models are unloaded, the longest idle first."""
         while True:
             try:
-                return self._open_runs(name)
+                return self._open_scheduler(name)
             except NotEnoughMemory:
                 idle = sorted((model for model in self if model.idle), key=lambda model: model.until)
                 if not idle:
                     raise
                 self.unload(idle[0])
 
-    def touch(self, model: Resident) -> None:
-        """It works: its idle time begins anew."""
+    def touch(self, model: PooledModel) -> None:
+        """Let the idle time of a model that works begin anew."""
         if not model.idle:
             model.until = self._clock() + model.keep_alive
 
-    def keep(self, model: Resident, seconds: float) -> None:
-        """From now on, so long after its last work."""
+    def keep(self, model: PooledModel, seconds: float) -> None:
+        """Keep a model loaded for so many seconds after its last work."""
         model.keep_alive = seconds
         model.until = self._clock() + seconds
 
     def release(self, name: str) -> None:
-        """As soon as it is idle."""
+        """Unload a model as soon as it is idle."""
         for model in self:
             if model.name == name:
                 self.keep(model, 0.0)
 
-    def unload(self, model: Resident) -> None:
+    def unload(self, model: PooledModel) -> None:
+        """Close the engine of a model and forget it."""
         self._models.pop(model.name, None)
         self._before_unload(model)
-        model.runs.close()
+        model.scheduler.close()
 
     def unload_expired(self) -> None:
+        """Unload the models whose idle time is over."""
         for model in self:
             if model.idle and self._clock() >= model.until:
                 self.unload(model)
 
     def next_expiry(self) -> float:
-        """On the clock; inf where none expires."""
+        """Return when the next idle model is due to be unloaded, on the clock; inf where none is."""
         return min((model.until for model in self if model.idle), default=float("inf"))
 
-    def snapshot(self) -> list[LoadedModel]:
-        """The numbers may be one step old."""
+    def snapshot(self) -> list[ModelStatus]:
+        """Return what each model does. The numbers may be one step old."""
         return [self._describe(model) for model in self]
 
-    def _describe(self, model: Resident) -> LoadedModel:
+    def _describe(self, model: PooledModel) -> ModelStatus:
         left = max(0.0, model.until - self._clock()) if model.idle else None
-        engine, runs = model.runs.engine, model.runs
-        waiting = runs.waiting + model.encoding
-        return LoadedModel(model.name, engine.name, engine.context_length, engine.max_runs, runs.running, waiting, left)
+        scheduler, engine = model.scheduler, model.scheduler.engine
+        waiting, running = scheduler.waiting + model.tokenizing, scheduler.running
+        return ModelStatus(model.name, engine.name, engine.context_length, engine.max_runs, running, waiting, left)

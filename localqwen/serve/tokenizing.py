@@ -1,4 +1,4 @@
-"""Prompts are rendered and tokenised in a thread of their own: a long one stalls nobody."""
+"""Prompts are rendered and tokenized in a thread of their own: a long one stalls nobody."""
 
 from __future__ import annotations
 
@@ -9,53 +9,55 @@ from functools import partial
 from typing import TypeVar
 
 from localqwen.chat.messages import Request
-from localqwen.chat.prompts import ModelFacts, count_prompt
+from localqwen.chat.model_info import ModelInfo
+from localqwen.chat.prompts import count_prompt
 from localqwen.chat.reply import Reply
-from localqwen.serve.job import Job
-from localqwen.serve.model_pool import Resident
+from localqwen.serve.channel import Job
+from localqwen.serve.model_pool import PooledModel
 
 T = TypeVar("T")
 
 
-class Encoder:
-    """What is done comes back as a message for the worker's thread, which `tell` takes."""
+class Tokenizing:
+    """Makes prompts in its own thread. What is done goes back to the worker's thread through `tell`."""
 
     def __init__(self, tell: Callable[[Callable[[], None]], None]) -> None:
         self._tell = tell
         self._pool = ThreadPoolExecutor(1, "localqwen-prompts")
 
-    def replies(self, job: Job, model: Resident, then: Callable[[Future[list[Reply]]], None]) -> None:
-        """One for each answer that the job asks for. The future carries the errors of rendering."""
-        facts = model.runs.facts
-        self._encode(model, lambda: _replies(job, facts), then)
+    def replies(self, job: Job, model: PooledModel, then: Callable[[Future[list[Reply]]], None]) -> None:
+        """Make the replies of a job, one for each of its answers. The future carries the errors of rendering."""
+        info = model.scheduler.info
+        self._submit(model, lambda: _replies(job, info), then)
 
-    def count(self, request: Request, model: Resident, then: Callable[[Future[int]], None]) -> None:
-        """How many tokens the prompt of the request has."""
-        facts = model.runs.facts
-        self._encode(model, lambda: count_prompt(request, facts), then)
+    def count(self, request: Request, model: PooledModel, then: Callable[[Future[int]], None]) -> None:
+        """Count the tokens of the prompt of a request. The future carries the errors of rendering."""
+        info = model.scheduler.info
+        self._submit(model, lambda: count_prompt(request, info), then)
 
-    def _encode(self, model: Resident, work: Callable[[], T], then: Callable[[Future[T]], None]) -> None:
+    def _submit(self, model: PooledModel, work: Callable[[], T], then: Callable[[Future[T]], None]) -> None:
         def done(future: Future[T]) -> None:
-            model.encoding -= 1
+            model.tokenizing -= 1
             then(future)
 
-        model.encoding += 1
+        model.tokenizing += 1
         self._pool.submit(work).add_done_callback(lambda future: self._tell(partial(done, future)))
 
-    def finish(self, model: Resident) -> None:
-        """The engine must outlive whoever tokenises with it."""
-        if model.encoding:
+    def finish(self, model: PooledModel) -> None:
+        """Wait until nothing is tokenized for a model: its engine must outlive whoever uses its tokenizer."""
+        if model.tokenizing:
             self._pool.submit(lambda: None).result()
 
     def close(self) -> None:
+        """End the thread, without the work that has not begun."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _replies(job: Job, facts: ModelFacts) -> list[Reply]:
-    """One per answer. With a seed, each answer has its own, or all would be the same."""
-    request, replies = job.asked.request, []
-    for index in range(job.asked.answers):
+def _replies(job: Job, info: ModelInfo) -> list[Reply]:
+    """Return one reply per answer. With a seed, each answer has its own, or all would be the same."""
+    request, replies = job.parsed.request, []
+    for index in range(job.parsed.answers):
         seed = request.sampling.seed
         own = request if seed is None else replace(request, sampling=replace(request.sampling, seed=seed + index))
-        replies.append(Reply(own, facts))
+        replies.append(Reply(own, info))
     return replies

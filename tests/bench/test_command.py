@@ -19,11 +19,11 @@ import programs
 import psutil
 import pytest
 
-from localqwen import engines
 from localqwen.bench import history, report
 from localqwen.bench.samples import Sample, Subject, Test
 from localqwen.cli import main
 from localqwen.cli.bench import measure
+from localqwen.engines import selection
 from localqwen.models import store
 
 TINY = ("--prompt", "8,16", "--generate", "4", "--repeats", "2", "--threads", "1")
@@ -102,7 +102,7 @@ def test_two_models_take_turns_and_are_compared_with_themselves(bench: Run) -> N
 
 def test_both_engines_are_measured_side_by_side_and_agree_on_what_they_say(bench: Run, tmp_path: Path) -> None:
     """The same tokens of the same conversation, and nearly the same predictions of 8 and 16 bit."""
-    if not engines.installed().get("mlx"):
+    if not selection.installed().get("mlx"):
         pytest.skip("mlx is not installed")
     text = tmp_path / "text.txt"
     text.write_text("What is 17 + 25? The answer is 42. How many e's are in cheese? There are 3.\n")

@@ -12,8 +12,8 @@ from localqwen.bench import compare, history, llama_bench, tables
 from localqwen.bench.contention import Others
 from localqwen.bench.history import Benchmark, Log
 from localqwen.bench.samples import Sample, Subject, Test
-from localqwen.engines.llama_cpp.threads import Sample as Account
 from localqwen.errors import ModelNotFound, StorageError, UsageError
+from localqwen.machine.cpu_time import CpuTime
 
 MACHINE = {"system": "Linux", "release": "6", "architecture": "x86_64", "chip": "Chip", "cores": 2, "memory": 8 * 10**9}
 DECODE = Test("decode", generate=4, depth=16)
@@ -156,7 +156,7 @@ def test_memory_and_quality_are_the_same_in_a_crowd() -> None:
 
 
 def test_others_are_what_was_worked_and_was_not_ours() -> None:
-    told = iter([Account(0.0, 10.0, 1.0), Account(2.0, 13.5, 2.5), Account(3.0, 13.6, 2.7)])
+    told = iter([CpuTime(0.0, 10.0, 1.0), CpuTime(2.0, 13.5, 2.5), CpuTime(3.0, 13.6, 2.7)])
     counting = Others(lambda: next(told))
     assert counting.since() == {"elapsed_seconds": 2.0, "others_seconds": 2.0}
     assert counting.since() == {"elapsed_seconds": 1.0, "others_seconds": 0.0}  # rounded by the system: never negative

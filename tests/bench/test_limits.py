@@ -13,7 +13,9 @@ import pytest
 
 from localqwen import machine
 from localqwen.bench.contention import Others
-from localqwen.bench.worker import Opening, Worker
+from localqwen.bench.worker import Target, Worker
+from localqwen.chat.load_options import LoadOptions
+from localqwen.engines import selection
 from localqwen.engines.llama_cpp import threads
 from localqwen.errors import NotEnoughMemory, Unsupported
 from localqwen.machine import cgroup
@@ -122,7 +124,8 @@ def test_a_model_is_measured_in_its_group_which_is_gone_afterwards(
     tmp_path: Path, removed: list[dict[str, str]]
 ) -> None:
     place = Place(system(tmp_path, "cpu memory"), frozenset({"cpu", "memory"}))
-    with Worker(Opening("demo", "demo", threads=1, limits=Limits(1, 4 * 10**9, place))) as worker:
+    limits = Limits(1, 4 * 10**9, place)
+    with Worker(Target(selection.resolve("demo"), "demo", LoadOptions(threads=1), limits)) as worker:
         (group,) = place.folder.glob("localqwen-*")
         assert (group / "cgroup.procs").read_text() == str(worker.pid)
         assert (group / "memory.max").read_text() == "4000000000"

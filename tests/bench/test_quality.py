@@ -16,16 +16,16 @@ from localqwen.bench import quality
 from localqwen.bench.quality import Reference, compare
 from localqwen.cli import main
 from localqwen.errors import UsageError
-from localqwen.models import provide, store
+from localqwen.models import converted, store
 
 TEXT = "What is 17 + 25? <think>\n17 + 25 = 42\n</think>\n\nThe answer is 42, naïvely. " * 30
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder, demo = tmp_path_factory.mktemp("quality"), provide.demo_checkpoint()
+    folder, demo = tmp_path_factory.mktemp("quality"), converted.demo_checkpoint()
     return {
-        quant: provide.make(demo, folder / f"{quant}.gguf", quant=quant, name="Demo")
+        quant: converted.convert(demo, folder / f"{quant}.gguf", quant=quant, name="Demo")
         for quant in ("bf16", "q8_0", "q4_k_m")
     }
 
@@ -111,7 +111,7 @@ def test_models_of_different_vocabularies_and_texts_of_nothing_are_refused(
 def test_a_conversion_is_measured_across_engines_and_its_manifest_keeps_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    demo, text = provide.demo_checkpoint(), tmp_path / "text"
+    demo, text = converted.demo_checkpoint(), tmp_path / "text"
     text.write_text(TEXT[:240])
     file, folder = tmp_path / "demo.gguf", tmp_path / "demo-mlx"
     assert not main(["convert", str(demo), "--quant", "q4_k_m", "--out", str(file), "--verify", "--json"])

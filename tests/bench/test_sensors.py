@@ -11,7 +11,7 @@ from localqwen import engines
 from localqwen.bench.samples import Test
 from localqwen.bench.sensors import Reading, Sensors, powermetrics_reading, termux_reading
 from localqwen.bench.sustain import Endurance, summary
-from localqwen.engines import Engine
+from localqwen.engines.engine import Engine
 
 
 def tree(root: Path, files: dict[str, object]) -> Path:

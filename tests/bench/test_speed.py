@@ -13,7 +13,7 @@ from localqwen.bench.prompts import RandomPrompts
 from localqwen.bench.samples import Sample, Subject, Test, bandwidth_share, rows
 from localqwen.bench.speed import SpeedBench
 from localqwen.bench.worker import interleaved
-from localqwen.engines import Engine, Piece, Run, Sampling
+from localqwen.engines.engine import Engine, Run, Sampling, TokenOutput
 from localqwen.errors import UsageError
 
 
@@ -49,7 +49,7 @@ class StoppingEngine:
         self.started.append(tuple(prompt))
         return self._inner.start(prompt, sampling, max_tokens=max_tokens)
 
-    def step(self) -> list[tuple[Run, Piece]]:
+    def step(self) -> list[tuple[Run, TokenOutput]]:
         pieces = self._inner.step()
         for run, _ in pieces:
             if run.generated == 3:

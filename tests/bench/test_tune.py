@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from resolved import file_of
 
 from localqwen import engines, machine
 from localqwen.bench import tune
@@ -15,7 +16,6 @@ from localqwen.cli import main
 from localqwen.engines.llama_cpp import settings
 from localqwen.engines.llama_cpp.engine import LlamaCppEngine
 from localqwen.engines.llama_cpp.settings import Settings
-from localqwen.models import provide
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_exactness_is_not_traded_unless_asked(monkeypatch: pytest.MonkeyPatch) -
 def test_what_is_kept_is_shown_and_not_for_fewer_cores(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = provide.provide("demo")
+    path = file_of("demo")
     settings.keep(path, Settings(3, 4, kv_type="q8_0", flash_attention=True))
     try:
         assert main(["tune", "demo", "--show"]) in (0, None)
@@ -96,7 +96,7 @@ def test_mlx_has_nothing_to_tune(capsys: pytest.CaptureFixture[str], tmp_path: P
 
 
 def test_a_real_measurement_gives_settings_that_the_engine_then_uses(capsys: pytest.CaptureFixture[str]) -> None:
-    path = provide.provide("demo")
+    path = file_of("demo")
     try:
         assert main(["tune", "demo", "--json"]) in (0, None)
         found = json.loads(capsys.readouterr().out)
@@ -122,7 +122,7 @@ def test_a_real_measurement_gives_settings_that_the_engine_then_uses(capsys: pyt
 
 @pytest.mark.parametrize("kept", [{"threads": "x"}, {"threads": 0}, {"colour": 1}, [], None, {"threads": True}])
 def test_a_damaged_result_is_as_none(kept: object) -> None:
-    path = provide.provide("demo")
+    path = file_of("demo")
     settings.keep(path, Settings(3))
     try:
         assert settings.tuned(path, Settings(1)) == Settings(3, tuned=True)
@@ -138,7 +138,7 @@ def test_a_damaged_result_is_as_none(kept: object) -> None:
 
 
 def test_what_the_probe_forbids_stays_off() -> None:
-    path = provide.provide("demo")
+    path = file_of("demo")
     settings.keep(path, Settings(2))
     try:
         assert settings.tuned(path, replace(Settings(1), use_extra_bufts=False)).use_extra_bufts is False

@@ -11,7 +11,7 @@ from localqwen import engines
 from localqwen.chat.grammar import Grammars, TokenConstraint
 from localqwen.chat.local import LocalChatModel
 from localqwen.chat.messages import Event, Finished, JsonFormat, Message, Request, Text, Thinking, Tool, ToolCall
-from localqwen.engines import Engine
+from localqwen.engines.engine import Engine
 from localqwen.errors import Unsupported, UsageError
 
 POINT = {
@@ -70,7 +70,7 @@ def accepts(grammars: Grammars, engine: Engine, request: Request, text: str, *, 
     ],
 )
 def test_a_schema_is_followed_to_the_letter(grammars: Grammars, engine: Engine, text: str, allowed: bool) -> None:
-    request = Request([], format=JsonFormat(POINT))
+    request = Request([], prompt="x", format=JsonFormat(POINT))
     assert accepts(grammars, engine, request, text) is allowed
     assert accepts(grammars, engine, request, "\n\n" + text, thinking=True) is allowed
 
@@ -79,7 +79,7 @@ def test_a_schema_is_followed_to_the_letter(grammars: Grammars, engine: Engine, 
     ("text", "allowed"), [('{"a": [1, null]}', True), ("{}", True), ("[1]", False), ("3", False), ("hello", False)]
 )
 def test_any_json_object(grammars: Grammars, engine: Engine, text: str, allowed: bool) -> None:
-    assert accepts(grammars, engine, Request([], format=JsonFormat()), text) is allowed
+    assert accepts(grammars, engine, Request([], prompt="x", format=JsonFormat()), text) is allowed
 
 
 CALL = '<tool_call>\n{"name": "add", "arguments": {"x": 3}}\n</tool_call>'
@@ -104,11 +104,11 @@ OTHER = '<tool_call>\n{"name": "say \\"hi\\"", "arguments": {}}\n</tool_call>'
 def test_calls_that_must_be_made_or_may(
     grammars: Grammars, engine: Engine, fields: dict[str, Any], text: str, allowed: bool
 ) -> None:
-    assert accepts(grammars, engine, Request([], tools=TOOLS, **fields), text) is allowed
+    assert accepts(grammars, engine, Request([], prompt="x", tools=TOOLS, **fields), text) is allowed
 
 
 def test_text_is_free_where_nothing_is_demanded(grammars: Grammars) -> None:
-    assert grammars.constraint(Request([], tools=TOOLS), thinking=True) is None
+    assert grammars.constraint(Request([], prompt="x", tools=TOOLS), thinking=True) is None
 
 
 @pytest.mark.parametrize(
@@ -123,11 +123,11 @@ def test_text_is_free_where_nothing_is_demanded(grammars: Grammars) -> None:
 )
 def test_a_schema_that_cannot_be_followed_is_said(grammars: Grammars, schema: dict[str, Any], said: str) -> None:
     with pytest.raises(UsageError, match=said):
-        grammars.constraint(Request([], format=JsonFormat(schema)), thinking=False)
+        grammars.constraint(Request([], prompt="x", format=JsonFormat(schema)), thinking=False)
 
 
 def test_a_grammar_that_fails_may_only_stop_and_says_why(grammars: Grammars, engine: Engine) -> None:
-    held = constraint(grammars, Request([], format=JsonFormat(POINT)))
+    held = constraint(grammars, Request([], prompt="x", format=JsonFormat(POINT)))
     held.accept(engine.tokenize("x", special=False)[0])  # which it did not allow
     assert held.problem is not None
     assert frozenset(np.flatnonzero(held.allowed())) == engine.stop_tokens
@@ -140,7 +140,7 @@ def test_any_random_walk_is_json(grammars: Grammars, engine: Engine) -> None:
     words = engine.vocabulary()
     for seed in range(5):
         held, drawn, text = (
-            constraint(grammars, Request([], format=JsonFormat(POINT))),
+            constraint(grammars, Request([], prompt="x", format=JsonFormat(POINT))),
             np.random.default_rng(seed),
             b"",
         )
@@ -184,9 +184,9 @@ def test_one_call_is_enough_where_only_one_may_be_made(engine: Engine) -> None:
 def test_a_model_without_a_vocabulary_cannot_be_held(engine: Engine) -> None:
     from dataclasses import replace
 
-    from localqwen.chat.local import facts_of
+    from localqwen.chat.model_info import info_of
     from localqwen.chat.reply import Reply
 
-    facts = replace(facts_of(engine, "demo"), grammars=None)
+    info = replace(info_of(engine, "demo"), grammars=None)
     with pytest.raises(Unsupported, match="demo cannot be held to a form"):
-        Reply(Request([Message("user", "x")], format=JsonFormat()), facts)
+        Reply(Request([Message("user", "x")], format=JsonFormat()), info)

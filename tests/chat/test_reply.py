@@ -18,7 +18,10 @@ from localqwen.chat.messages import (
     Usage,
     Working,
 )
-from localqwen.chat.reply import EARLY_STOP
+from localqwen.chat.model_info import info_of
+from localqwen.chat.reply import EARLY_STOP, Reply
+from localqwen.chat.stop import StopStrings
+from localqwen.engines.engine import Run
 from localqwen.engines.scripted import ScriptedEngine
 from localqwen.errors import ContextTooLong, EngineError, UsageError
 
@@ -153,6 +156,29 @@ def test_unfinished_thinking_stays_thinking() -> None:
     assert (finished(events).finish_reason, finished(events).thinking_end) == ("length", None)
 
 
+@pytest.mark.parametrize(("room", "reason"), [(-1, "length"), (0, "length"), (1, "length"), (2, "stop")])
+def test_a_forced_end_that_fills_the_context_is_a_finish_by_length(room: int, reason: str) -> None:
+    """`room` is what the context holds behind the forced text: with one token the answer begins, and is cut."""
+    tokens = ScriptedEngine([])
+    prompt = Reply(ask(budget=2), info_of(tokens, "m")).prompt
+    forced = tokens.tokenize(f"<think>a {EARLY_STOP}", special=True)
+    chat = model("<think>a b c d", "Yes", context_length=len(prompt) + len(forced) + room)
+    events = list(chat.stream(ask(budget=2)))
+    assert (join(events)[1], finished(events).finish_reason) == ("Yes" if room > 0 else "", reason)
+    assert len(chat.engine.runs) == (2 if room > 0 else 1)  # type: ignore[attr-defined]
+
+
+def test_what_is_cached_of_the_prompt_is_never_more_than_the_prompt() -> None:
+    """The first run may begin with forced tokens behind the prompt, which the engine may have cached too."""
+    engine = ScriptedEngine([])
+    reply = Reply(ask(), info_of(engine, "m"))
+    for cached, told in ((len(reply.prompt) + 3, len(reply.prompt)), (len(reply.prompt) - 2, len(reply.prompt) - 2)):
+        run = Run(reply.run.prompt, reply.run.sampling, 9, cached_tokens=cached)
+        (started,) = reply.begin(run)
+        assert isinstance(started, Started)
+        assert (started.prompt_tokens, started.cached_tokens) == (len(reply.prompt), told)
+
+
 def test_no_room_for_the_answer_after_a_forced_end_is_a_finish_by_length() -> None:
     events = list(model("<think>a b c d").stream(ask(budget=2, max_tokens=3)))
     end = finished(events)
@@ -176,6 +202,20 @@ def test_a_stop_string_ends_the_answer_is_not_shown_and_is_told(
     events = list(model("<think>two ree one</think>one two three").stream(ask(stop=stops)))
     assert join(events)[:2] == ("two ree one", shown)
     assert (finished(events).finish_reason, finished(events).stop) == ("stop", hit)
+
+
+@pytest.mark.parametrize("stops", [("two", "one"), ("one", "two"), ("nothing", "two", "one")])
+def test_the_earliest_of_several_stop_strings_ends_the_answer(stops: tuple[str, ...]) -> None:
+    """Whatever order they are given in: a token, or a draft, may bring several at once."""
+    parser = StopStrings(stops)
+    assert (parser.feed("zero one two"), parser.hit) == ("zero ", "one")
+    assert parser.finish() == ""
+
+
+def test_text_that_could_begin_a_stop_string_is_held_back_until_it_is_clear() -> None:
+    parser = StopStrings(("one two", "ne"))
+    assert [parser.feed(text) for text in ("zero o", "ther o", "n")] == ["zero ", "other ", ""]
+    assert (parser.finish(), parser.hit) == ("on", None)
 
 
 def test_a_stop_string_cancels_the_run() -> None:

@@ -8,7 +8,7 @@ import pytest
 from localqwen.chat.template import ChatTemplate, encode_chat
 from localqwen.engines.scripted import ScriptedEngine
 from localqwen.errors import TemplateError
-from localqwen.models.provide import demo_checkpoint
+from localqwen.models.converted import demo_checkpoint
 
 CASES = json.loads((Path(__file__).parents[1] / "vectors" / "chat_template.json").read_text())
 RENDERED = [case for case in CASES if not case.get("continue_final_message")]

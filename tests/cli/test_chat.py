@@ -10,14 +10,17 @@ from typing import Any
 
 import pytest
 
-import localqwen
+from localqwen.chat import load
 from localqwen.chat import session as sessions
 from localqwen.chat.conversation import Conversation
+from localqwen.chat.load_options import LoadOptions
 from localqwen.chat.local import LocalChatModel
 from localqwen.chat.messages import Message
 from localqwen.chat.session import Session
 from localqwen.cli import chat, main, named_sessions
+from localqwen.cli.loading import Loading
 from localqwen.engines.scripted import ScriptedEngine
+from localqwen.models.resolve import ResolvedModel
 
 
 class Shell:
@@ -29,13 +32,13 @@ class Shell:
         self.answers: Sequence[str] = []
         self.loaded: list[str] = []
         monkeypatch.setenv("LOCALQWEN_HOME", str(home))
-        monkeypatch.setattr(localqwen, "load", self._load, raising=False)
+        monkeypatch.setattr(load, "chat_model", self._load)
         monkeypatch.setattr(chat, "largest", lambda: None)
 
-    def _load(self, name: str, **options: Any) -> LocalChatModel:
-        self.loaded.append(name)
+    def _load(self, model: ResolvedModel, options: LoadOptions) -> LocalChatModel:
+        self.loaded.append(model.given)
         self.engine = ScriptedEngine(self.answers)
-        return LocalChatModel(self.engine, Path(name).stem, thinking_mode="switch")
+        return LocalChatModel(self.engine, model.display, thinking_mode="switch")
 
     def __call__(self, *arguments: str, lines: str = "") -> tuple[int, str, str]:
         self.monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
@@ -116,8 +119,8 @@ def test_which_model_and_why(
     if configured:
         shell.monkeypatch.setenv("LOCALQWEN_MODEL", configured)
     path = conversation(shell.conversations, last) if last else None
-    choice = chat.choose(named, path, lambda: largest)
-    assert choice.model == model
+    choice = chat.choose(named, path, lambda: largest, Loading())
+    assert choice.model.given == model
     assert reason in choice.reason
     assert bool(choice.reason) == bool(reason)
 

@@ -9,13 +9,14 @@ import pytest
 from checkpoints import Shape, make_checkpoint
 
 import localqwen
-from localqwen import engines
 from localqwen.cli import main
 from localqwen.cli.convert import command as convert
 from localqwen.cli.format import aligned, readable_bytes
+from localqwen.engines import selection
 from localqwen.engines.llama_cpp import probe
+from localqwen.engines.mlx import probe as mlx_probe
 from localqwen.errors import EngineUnavailable
-from localqwen.models import provide
+from localqwen.models import converted
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -32,7 +33,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
 
 def test_convert_writes_a_file_and_says_what_it_is(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    code, out, err = run("convert", str(provide.demo_checkpoint()))
+    code, out, err = run("convert", str(converted.demo_checkpoint()))
     assert (code, err) == (0, "")
     assert out.startswith("demo-Q8_0.gguf: ")
     assert " tensors, q8_0, " in out
@@ -41,7 +42,7 @@ def test_convert_writes_a_file_and_says_what_it_is(run: Run, tmp_path: Path, mon
 
 def test_convert_as_json(run: Run, tmp_path: Path) -> None:
     target = tmp_path / "x.gguf"
-    code, out, _ = run("convert", str(provide.demo_checkpoint()), "--quant", "bf16", "--out", str(target), "--json")
+    code, out, _ = run("convert", str(converted.demo_checkpoint()), "--quant", "bf16", "--out", str(target), "--json")
     report = json.loads(out)
     assert code == 0
     assert (report["path"], report["bytes"], report["quant"]) == (str(target), target.stat().st_size, "bf16")
@@ -51,7 +52,7 @@ def test_convert_as_json(run: Run, tmp_path: Path) -> None:
 def test_convert_replaces_a_file_only_with_force(run: Run, tmp_path: Path) -> None:
     target = tmp_path / "x.gguf"
     target.write_text("precious")
-    arguments = ("convert", str(provide.demo_checkpoint()), "--out", str(target))
+    arguments = ("convert", str(converted.demo_checkpoint()), "--out", str(target))
     code, out, err = run(*arguments)
     assert (code, out) == (1, "")
     assert err.startswith(f"Error: {target}")
@@ -65,7 +66,7 @@ def test_convert_to_mlx_writes_a_folder(run: Run, tmp_path: Path, monkeypatch: p
     """The makers' layout; the folder's name says format and bits, and so does the line."""
     pytest.importorskip("mlx.core")
     monkeypatch.chdir(tmp_path)
-    arguments = ("convert", str(provide.demo_checkpoint()), "--to", "mlx", "--bits", "4", "--group-size", "128")
+    arguments = ("convert", str(converted.demo_checkpoint()), "--to", "mlx", "--bits", "4", "--group-size", "128")
     code, out, err = run(*arguments)
     assert (code, err) == (0, "")
     assert out.startswith("demo-MLX-4bit: 104 tensors, 4bit, ")
@@ -111,7 +112,7 @@ def test_configured_flags_of_the_other_format_do_no_harm(
     """A file may hold defaults for both formats; only what is typed must fit."""
     monkeypatch.setenv("LOCALQWEN_CONVERT_BITS", "4")
     monkeypatch.setenv("LOCALQWEN_CONVERT_QUANT", "q4_0")
-    code, out, _ = run("convert", str(provide.demo_checkpoint()), "--out", str(tmp_path / "a.gguf"), "--json")
+    code, out, _ = run("convert", str(converted.demo_checkpoint()), "--out", str(tmp_path / "a.gguf"), "--json")
     assert (code, json.loads(out)["quant"]) == (0, "q4_0")
 
 
@@ -169,7 +170,7 @@ def answer(**fields: Any) -> Callable[[], probe.ProbeResult]:
 
 def test_doctor_reports_the_machine_the_engines_and_the_choice(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probe, "probe", answer())
-    monkeypatch.setattr(probe, "check_mlx", lambda: None)
+    monkeypatch.setattr(mlx_probe, "probe", lambda: None)
     code, out, _ = run("doctor")
     assert code == 0
     lines = {line.partition("  ")[0]: line for line in out.splitlines()}
@@ -188,7 +189,7 @@ def test_doctor_reports_the_machine_the_engines_and_the_choice(run: Run, monkeyp
 def test_doctor_tells_that_announced_instructions_do_not_work(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     detail = "runs without weight repacking; with it the probe ended by SIGILL"
     monkeypatch.setattr(probe, "probe", answer(use_extra_bufts=False, detail=detail))
-    monkeypatch.setattr(probe, "check_mlx", lambda: None)
+    monkeypatch.setattr(mlx_probe, "probe", lambda: None)
     code, out, _ = run("doctor")
     assert code == 0
     assert "announces instructions (AMX) that do not work here" in out
@@ -200,7 +201,7 @@ def test_doctor_fails_with_a_hint_where_no_engine_runs(run: Run, monkeypatch: py
         raise EngineUnavailable("this build does not run on this CPU: SIGILL", "build it again")
 
     monkeypatch.setattr(probe, "probe", fails)
-    monkeypatch.setattr(probe, "check_mlx", fails)
+    monkeypatch.setattr(mlx_probe, "probe", fails)
     code, out, err = run("doctor")
     assert code == 1
     assert "probe: failed; this build does not run on this CPU: SIGILL" in out
@@ -209,7 +210,7 @@ def test_doctor_fails_with_a_hint_where_no_engine_runs(run: Run, monkeypatch: py
 
 
 def test_doctor_fails_with_a_hint_where_no_engine_is_installed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engines, "installed", lambda: {"llama.cpp": False})
+    monkeypatch.setattr(selection, "installed", lambda: {"llama.cpp": False})
     code, out, err = run("doctor")
     assert code == 1
     assert "not installed" in out
@@ -247,7 +248,7 @@ def test_completion_knows_commands_flags_and_quantisations(
 def test_convert_knows_its_default_quantisation() -> None:
     """The default of the flag is one that the converter has."""
     options = {option.name: option for option in convert.command.params}
-    assert options["quant"].default in provide.converter().QUANTIZATIONS
+    assert options["quant"].default in converted.converter().QUANTIZATIONS
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ def test_every_kind_of_flag_can_stand_in_the_file(seen: dict[str, Any], tmp_path
     assert main(["run", "demo", "hi"]) == 0
     assert changed(seen) == {
         "think": False, "hide_thinking": True, "max_tokens": 9, "top_p": 1.0, "system": "Be kind.",
-        "stop": ("a", "b"), "ctx": 512, "engine": "llama.cpp",
+        "stop": ("a", "b"), "context_length": 512, "engine": "llama.cpp",
     }  # fmt: skip
 
 
@@ -76,7 +76,7 @@ def test_every_kind_of_flag_can_stand_in_the_environment(seen: dict[str, Any], m
     for name, value in {"THINK": "no", "RUN_STOP": "###", "CTX": "64", "TEMPERATURE": "0.5", "STATS": "1"}.items():
         monkeypatch.setenv(f"LOCALQWEN_{name}", value)
     assert main(["run", "demo", "hi"]) == 0
-    assert changed(seen) == {"think": False, "stop": ("###",), "temperature": 0.5, "stats": True, "ctx": 64}
+    assert changed(seen) == {"think": False, "stop": ("###",), "temperature": 0.5, "stats": True, "context_length": 64}
     assert main(["run", "demo", "hi", "--think"]) == 0
     assert seen["think"] is True
 
@@ -191,7 +191,7 @@ def test_flags_of_several_values_take_a_list(monkeypatch: pytest.MonkeyPatch, tm
     assert main(["bench", "demo", "--depth", "0,64", "--threads", "3"]) == 0
     first, second = asked
     assert (first.prompt, first.batch, first.threads, first.workload) == ([64, 256], [4], [1, 2], "a,b")
-    assert (first.speed_asked, second.speed_asked) == (False, True)
+    assert (first.speed_typed, second.speed_typed) == (False, True)
     assert (second.depth, second.threads) == ([0, 64], [3])
 
 

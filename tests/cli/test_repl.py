@@ -69,7 +69,7 @@ class FakeModel:
     engine_name = "none"
     context_length = 100
     load_ms = 12.0
-    setup = ""
+    backend_description = ""
 
     def __init__(self, *answers: Sequence[Played], thinking_mode: ThinkingMode = "switch") -> None:
         self.answers = iter(answers)
@@ -94,7 +94,7 @@ class FakeModel:
     def end_thinking(self) -> None:
         self.thinking_ended = True
 
-    def read_ahead(self, request: Request, answer: Message) -> Iterator[None]:
+    def prefill_ahead(self, request: Request, answer: Message) -> Iterator[None]:
         return iter(())
 
     def preset(self, request: Request) -> Mapping[str, float]:
@@ -466,7 +466,7 @@ def test_while_the_user_types_the_answer_is_read_as_the_next_turn_will_show_it(t
     assert isinstance(chat.repl.reader, Typist)
     assert chat.repl.reader.read_ahead[0] == 0 < chat.repl.reader.read_ahead[1]
     quiet = Chat(tmp_path, [thought, "5."], ["2+2?", "sure?"])
-    quiet.repl.prepare = False
+    quiet.repl.prefill_ahead = False
     quiet.play()
     assert len(quiet.engine.runs) == 2
 

@@ -13,33 +13,36 @@ from typing import Any
 import pytest
 
 import localqwen
+from localqwen.chat import load
+from localqwen.chat.load_options import LoadOptions
 from localqwen.chat.local import LocalChatModel
 from localqwen.chat.messages import Started, Text, Thinking, Working
 from localqwen.cli import main
 from localqwen.cli.console import Channel, Printer
 from localqwen.engines.scripted import ScriptedEngine
 from localqwen.errors import EngineError, ModelNotFound
+from localqwen.models.resolve import ResolvedModel
 
 THOUGHT = "<think>\nb, e, r\n</think>\n\nThree r's.\n\n"
 
 
 class Shell:
-    """Runs the command line with a scripted model behind `localqwen.load`; remembers how it was loaded."""
+    """Runs the command line with a scripted model behind `load.chat_model`; remembers how it was loaded."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
         self._monkeypatch = monkeypatch
         self._capsys = capsys
-        self.loaded: list[tuple[str, dict[str, Any]]] = []
+        self.loaded: list[tuple[str, LoadOptions]] = []
         self.answers: Sequence[str] = [THOUGHT]
         self.error: Exception | None = None
-        monkeypatch.setattr(localqwen, "load", self._load, raising=False)
+        monkeypatch.setattr(load, "chat_model", self._load)
 
-    def _load(self, name: str, **options: Any) -> LocalChatModel:
+    def _load(self, model: ResolvedModel, options: LoadOptions) -> LocalChatModel:
         if self.error:
             raise self.error
-        self.loaded.append((name, options))
+        self.loaded.append((model.given, options))
         self.engine = ScriptedEngine(self.answers)
-        return LocalChatModel(self.engine, name, thinking_mode="switch", load_ms=5.0)
+        return LocalChatModel(self.engine, model.display, thinking_mode="switch", load_ms=5.0)
 
     def __call__(self, *arguments: str, stdin: bytes = b"") -> tuple[int, str, str]:
         self._monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), "utf-8"))
@@ -62,7 +65,7 @@ def shell(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], t
 
 def test_the_answer_alone_goes_to_stdout_and_ends_with_one_line_break(shell: Shell) -> None:
     assert shell("run", "demo", "How", "many", "r's?") == (0, "Three r's.\n", "b, e, r\n")
-    assert shell.loaded == [("demo", {"engine": None, "context_length": None, "threads": None})]
+    assert shell.loaded == [("demo", LoadOptions())]
     assert shell.engine.closed
 
 
@@ -94,7 +97,7 @@ def test_flags_reach_the_engine(shell: Shell) -> None:
     run = shell.engine.runs[0]
     assert (run.max_tokens, run.sampling.temperature, run.sampling.top_p, run.sampling.top_k) == (9, 0.1, 0.5, 3)
     assert (run.sampling.min_p, run.sampling.presence_penalty, run.sampling.seed) == (0.2, 1.5, 7)
-    assert shell.loaded[0][1] == {"engine": "llama.cpp", "context_length": 99, "threads": 2}
+    assert shell.loaded[0][1] == LoadOptions(engine="llama.cpp", context_length=99, threads=2)
     assert shell.prompt.startswith("<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nhi")
     assert shell.prompt.endswith("<think>\n\n</think>\n\n")
 
@@ -193,7 +196,13 @@ BAD_INPUT: list[tuple[list[str], bytes, int, str, str]] = [
         "localqwen run --help",
     ),
     (["run", "demo", "hi", "--ctx"], b"", 2, "Option '--ctx' requires an argument", "localqwen run --help"),
-    (["run", "demo", "hi", "--temperature", "nan"], b"", 2, "temperature is nan", "localqwen --help"),
+    (
+        ["run", "demo", "hi", "--temperature", "nan"],
+        b"",
+        2,
+        "--temperature: 'nan' is not a number",
+        "localqwen run --help",
+    ),
     (["run", "demo", "hi", "--tools", "no.json"], b"", 2, "cannot read no.json: No such file", "a JSON file"),
     (["runn", "demo"], b"", 2, "there is no command 'runn'", "did you mean localqwen run?"),
     (["xyzzy"], b"", 2, "there is no command 'xyzzy'", "commands: chat, run"),
@@ -311,9 +320,9 @@ def test_help_imports_nothing_heavy() -> None:
 
 def test_a_bug_is_a_short_message_and_the_trace_is_there_for_who_asks(tmp_path: Path) -> None:
     script = (
-        "import sys, localqwen; from localqwen.cli import main\n"
-        "def load(*_, **__): raise ZeroDivisionError('oops')\n"
-        "localqwen.load = load; sys.exit(main(['run', 'demo', 'hi']))"
+        "import sys; from localqwen.chat import load; from localqwen.cli import main\n"
+        "def fail(*_): raise ZeroDivisionError('oops')\n"
+        "load.chat_model = fail; sys.exit(main(['run', 'demo', 'hi']))"
     )
     run = [sys.executable, "-c", script]
     home = {**os.environ, "LOCALQWEN_HOME": str(tmp_path)}
@@ -329,10 +338,10 @@ def test_a_bug_is_a_short_message_and_the_trace_is_there_for_who_asks(tmp_path: 
 def test_a_reader_that_leaves_early_is_no_error(tmp_path: Path) -> None:
     """`localqwen run … | head -1`"""
     script = (
-        "import sys, localqwen; from localqwen.chat.local import LocalChatModel\n"
+        "import sys; from localqwen.chat import load; from localqwen.chat.local import LocalChatModel\n"
         "from localqwen.cli import main; from localqwen.engines.scripted import ScriptedEngine\n"
         "engine = ScriptedEngine(['line\\n' * 100_000], context_length=10**9)\n"
-        "localqwen.load = lambda *_, **__: LocalChatModel(engine, 'demo', thinking_mode='switch')\n"
+        "load.chat_model = lambda *_: LocalChatModel(engine, 'demo', thinking_mode='switch')\n"
         "sys.exit(main(['run', 'demo', 'hi', '--no-think']))"
     )
     environment = {**os.environ, "LOCALQWEN_HOME": str(tmp_path)}

@@ -45,12 +45,12 @@ def test_the_flags_reach_the_server(started: list[Service]) -> None:
     more = ["--api-key", "k", "--cors", "https://a.example", "--allow-host", "MyBox", "--reasoning-field", "reasoning"]
     assert run(*flags, *more, "--no-prepare") == 0
     settings = started[0].settings
-    assert (settings.limits.queue, settings.limits.keep_alive, settings.limits.prepare) == (3, 3600, False)
+    assert (settings.limits.queue, settings.limits.keep_alive, settings.limits.prefill_ahead) == (3, 3600, False)
     assert (settings.access.key, settings.access.origins) == ("k", ("https://a.example",))
     assert {"mybox", "127.0.0.1"} <= set(settings.access.hosts)
     assert settings.reasoning_fields == ("reasoning",)
-    opening = started[0].catalogue._opening
-    assert (opening.max_runs, opening.context_length, opening.threads) == (2, 999, 1)
+    options = started[0].catalogue._options
+    assert (options.parallel, options.context_length, options.threads) == (2, 999, 1)
 
 
 def test_configuration_and_environment_hold_here_too(
@@ -62,7 +62,7 @@ def test_configuration_and_environment_hold_here_too(
     settings = started[0].settings
     assert (settings.limits.keep_alive, settings.access.key) == (90, "from the environment")
     assert settings.access.origins == ("https://b.example",)
-    assert settings.limits.prepare
+    assert settings.limits.prefill_ahead
 
 
 def test_without_a_model_it_says_which_one_it_takes(

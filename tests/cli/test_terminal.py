@@ -20,7 +20,8 @@ from localqwen.cli.repl.keys import _type
 
 #: The command line with a slow scripted model: each answer thinks, then talks, in numbered words.
 PROGRAM = """
-import sys, time, localqwen
+import sys, time
+from localqwen.chat import load
 from localqwen.chat.local import LocalChatModel
 from localqwen.cli import main
 from localqwen.engines.scripted import ScriptedEngine
@@ -36,8 +37,8 @@ FAIL_AT = int(sys.argv.pop(1))
 words = lambda kind, count: " ".join(f"{kind}{number}" for number in range(count))
 thought = f"<think>\\n{words('think', 300)}\\n</think>\\n\\n"
 answers = [thought + "Never reached.", words("word", 300), "Done."]
-model = lambda *_, **__: LocalChatModel(Slow(answers), "demo", thinking_mode="switch")
-localqwen.load = model
+model = lambda *_: LocalChatModel(Slow(answers), "demo", thinking_mode="switch")
+load.chat_model = model
 sys.exit(main(["chat", "demo", *sys.argv[1:]]))
 """
 

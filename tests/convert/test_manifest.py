@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 from checkpoints import make_checkpoint
+from resolved import file_of
 
 import convert
 from convert.output import manifest
 from localqwen import __version__
 from localqwen.errors import ConversionError
-from localqwen.models import provide, remove, store
+from localqwen.models import remove, store
 from localqwen.models.names import LocalPath
 
 
@@ -143,7 +144,7 @@ def test_a_replaced_file_has_a_new_manifest(source: Path, tmp_path: Path) -> Non
 
 
 def test_what_is_converted_into_the_cache_has_one_and_rm_takes_both(source: Path) -> None:
-    file = provide.provide(str(source))
+    file = file_of(str(source))
     beside = store.manifest(file)
     assert beside == manifest.file_of(file)
     assert manifest.read(file)["outputs"] == {file.name: described(file)}
@@ -157,6 +158,6 @@ def test_what_is_converted_into_the_cache_has_one_and_rm_takes_both(source: Path
 
 def test_a_gguf_file_in_the_checkpoints_own_folder_does_not_make_it_another(source: Path) -> None:
     """The manifest lies beside it as JSON, and is no part of the checkpoint."""
-    before = provide.provide(str(source))
+    before = file_of(str(source))
     convert.convert(source, source / "a.gguf", quant="q4_0", threads=1)
-    assert provide.provide(str(source)) == before
+    assert file_of(str(source)) == before

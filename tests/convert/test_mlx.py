@@ -24,7 +24,7 @@ from convert.mlx.planning import PlannedWeight
 from convert.output import shards
 from localqwen.errors import CheckpointError, ConversionError, EngineUnavailable, OutputError, UsageError
 from localqwen.formats import qwen3_config
-from localqwen.models import provide, registry
+from localqwen.models import converted, registry
 
 mx = pytest.importorskip("mlx.core")
 pytest.importorskip("mlx_lm")
@@ -232,7 +232,7 @@ def test_the_demo_answers_from_its_4_bits(out: Path) -> None:
     """mlx-lm loads the folder and generates: the built-in model still adds."""
     import mlx_lm
 
-    convert.convert_to_mlx(provide.demo_checkpoint(), out, bits=4)
+    convert.convert_to_mlx(converted.demo_checkpoint(), out, bits=4)
     model, tokenizer, *_ = mlx_lm.load(str(out))
     question = [{"role": "user", "content": "What is 2 + 3?"}]
     prompt = tokenizer.apply_chat_template(question, add_generation_prompt=True, enable_thinking=True)

@@ -15,10 +15,12 @@ from numpy.typing import NDArray
 
 import convert
 from localqwen import engines
+from localqwen.chat.load_options import LoadOptions
 from localqwen.cli import main
+from localqwen.engines import selection
 from localqwen.errors import CheckpointError, EngineError
-from localqwen.models import provide
-from localqwen.serve.model_names import Catalogue, Opening
+from localqwen.models import converted
+from localqwen.serve.model_names import Catalogue
 
 LAYER = "model.layers.0"
 ATTENTION = {
@@ -83,7 +85,7 @@ def ids() -> list[int]:
 def numbers(path: Path, engine: str, ids: list[int], adapter: Path | None = None) -> NDArray[np.float64]:
     opened = engines.open(path, engine=engine, context_length=128, threads=1, adapter=adapter)
     try:
-        assert ("adapter lora" in opened.setup) == (adapter is not None)
+        assert ("adapter lora" in opened.backend_description) == (adapter is not None)
         return evaluated(opened, ids)
     finally:
         opened.close()
@@ -157,7 +159,7 @@ def test_the_files_for_the_engines_are_gone_when_the_model_is_open(
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
     numbers(case.base, "llama.cpp", ids, case.adapter)
-    with pytest.raises(CheckpointError), provide.adapted(tmp_path / "temporary", case.base, engine="llama.cpp"):
+    with pytest.raises(CheckpointError), converted.adapted(tmp_path / "temporary", case.base, for_mlx=False):
         pass
     assert list((tmp_path / "temporary").iterdir()) == []
 
@@ -242,12 +244,12 @@ def test_run_answers_with_it(
 def test_a_server_applies_it_to_the_model_of_its_command_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     base = make_checkpoint(tmp_path / "m")
     make_adapter(tmp_path / "lora", ATTENTION)
-    opening = Opening(context_length=8192, threads=1, max_runs=1, adapter=str(tmp_path / "lora"))
-    catalogue = Catalogue([str(base)], opening)
+    options = LoadOptions(context_length=8192, threads=1, adapter=str(tmp_path / "lora"))
+    catalogue = Catalogue([selection.resolve(base)], options)
     setups = {}
     for asked in (catalogue.served[0], "demo"):
         opened = catalogue.open(catalogue.resolve(asked))
-        setups[asked] = opened.engine.setup
+        setups[asked] = opened.engine.backend_description
         opened.engine.close()
     assert "adapter lora" in setups[catalogue.served[0]]
     assert "adapter" not in setups["demo"]

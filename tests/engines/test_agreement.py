@@ -30,8 +30,8 @@ from numpy.typing import NDArray
 from localqwen import engines
 from localqwen.chat.local import LocalChatModel
 from localqwen.chat.messages import Event, Finished, Message, Overrides, Request, Text, Timing, Tool, ToolCall, Working
-from localqwen.engines import Engine
-from localqwen.models import provide
+from localqwen.engines.engine import Engine
+from localqwen.models import converted
 
 TOKENIZER_CASES = json.loads((Path(__file__).parents[1] / "vectors" / "tokenizer.json").read_text(encoding="utf-8"))
 QUESTIONS = [
@@ -143,7 +143,7 @@ def text(both: Mapping[str, Engine]) -> list[int]:
 
 @pytest.fixture(scope="module")
 def reference(text: list[int]) -> NDArray[np.float64]:
-    return torch_logprobs(provide.demo_checkpoint(), text)
+    return torch_logprobs(converted.demo_checkpoint(), text)
 
 
 #: Of tokens with a probability above 0.001. bf16 has 8 bits of mantissa, so a logit of 16 to 32 is known to 1/16, and

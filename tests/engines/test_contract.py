@@ -1,6 +1,6 @@
-"""The contract of every real engine, on the demo model: what `localqwen.engines.Engine` promises, and nothing else.
+"""What `engines.engine.Engine` promises, on every real engine with the demo model, and nothing else.
 
-The engines are compared with each other in test_engines_agree.py.
+The engines are compared with each other in test_agreement.py.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import threading
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +19,9 @@ from engine_runs import ENGINES, GREEDY, answer, chat, collect, evaluated, log_s
 from numpy.typing import NDArray
 
 from localqwen import engines
-from localqwen.engines import Engine, Run, Sampling
+from localqwen.engines import selection
+from localqwen.engines.engine import Engine, Run, Sampling
+from localqwen.engines.scripted import ScriptedEngine
 from localqwen.errors import ContextTooLong, EngineError, LocalqwenError, UsageError
 
 WILD = Sampling(temperature=2.5, top_k=0, top_p=1)
@@ -42,8 +44,8 @@ def forget(engine: Engine) -> None:
 @pytest.mark.parametrize("name", ENGINES)
 def test_both_real_engines_can_be_imported(name: str) -> None:
     """A missing engine would make every other test here pass by not being run: it is a failure, never a skip."""
-    assert engines.installed()[name]
-    assert importlib.import_module(engines.ENGINES[name]).open
+    assert selection.installed()[name]
+    assert importlib.import_module(selection.ENGINES[name]).open
 
 
 def test_a_question_is_answered_and_ends_with_the_stop_token(engine: Engine) -> None:
@@ -126,10 +128,10 @@ def test_reading_on_pushes_no_other_conversation_out(engine: Engine) -> None:
     for prompt in prompts:
         answer(engine, prompt, max_tokens=40)
     longer = prompts[0] + engine.tokenize(" of old, and then another one of the very same kind", special=False)
-    assert len(prompts[0]) <= engine.held(longer) < len(longer)
+    assert len(prompts[0]) <= engine.cached_prefix(longer) < len(longer)
     collect(engine, engine.start(longer, GREEDY, max_tokens=0))
-    assert engine.held(longer) == len(longer)
-    assert [engine.held(prompt) for prompt in prompts] == [len(prompt) for prompt in prompts]
+    assert engine.cached_prefix(longer) == len(longer)
+    assert [engine.cached_prefix(prompt) for prompt in prompts] == [len(prompt) for prompt in prompts]
 
 
 # Several runs
@@ -158,7 +160,7 @@ def test_a_run_that_joins_late_disturbs_no_one(engine: Engine) -> None:
 
 
 def test_a_long_prompt_is_prefilled_in_slices_beside_an_answering_run(engine: Engine) -> None:
-    engine._slice = 32  # type: ignore[attr-defined]  # as on a slow machine; there is no public way to be slow
+    engine._passes.slice = 32  # type: ignore[attr-defined]  # as on a slow machine; there is no public way to be slow
     talking = engine.start(chat(engine, "What is 111 + 222?"), GREEDY, max_tokens=100)
     while not talking.generated:
         engine.step()
@@ -205,7 +207,7 @@ def test_a_run_cancelled_in_the_middle_of_its_prompt_leaves_what_it_read(engine:
     prompt = engine.tokenize("the quick brown fox " * 24, special=False)
     expected = answer(engine, prompt, max_tokens=8)
     forget(engine)
-    engine._slice = 32  # type: ignore[attr-defined]
+    engine._passes.slice = 32  # type: ignore[attr-defined]
     run = engine.start(prompt, GREEDY, max_tokens=8)
     engine.step()
     engine.cancel(run)
@@ -508,12 +510,60 @@ def test_an_engine_lives_in_any_one_thread(name: str) -> None:
     assert all(said == answers[0] for said in answers)
 
 
+#: Every call of the contract, as a user may make it after `close`.
+CALLS: dict[str, Callable[[Engine], object]] = {
+    "tokenize": lambda engine: engine.tokenize("Hello!", special=False),
+    "vocabulary": lambda engine: engine.vocabulary(),
+    "start": lambda engine: engine.start([1, 2, 3], GREEDY, max_tokens=5),
+    "step": lambda engine: engine.step(),
+    "cached_prefix": lambda engine: engine.cached_prefix([1, 2, 3]),
+    "evaluate": lambda engine: engine.evaluate([1, 2, 3]),
+}
+
+
+def open_any(name: str) -> Engine:
+    return ScriptedEngine(["one two three four"]) if name == "scripted" else open_demo(name, max_runs=1)
+
+
+@pytest.mark.parametrize("name", [*ENGINES, "scripted"])
+def test_every_call_after_closing_is_an_error_that_says_so(name: str) -> None:
+    """Never a crash and never a wait; cancelling and closing once more do nothing."""
+    promised = {member for member in vars(Engine) if callable(getattr(Engine, member)) and not member.startswith("_")}
+    assert promised == {*CALLS, "cancel", "close"}
+    opened = open_any(name)
+    run = opened.start(chat(opened, "Hello!"), GREEDY, max_tokens=20)
+    opened.step()
+    opened.close()
+    for call in CALLS.values():
+        with pytest.raises(EngineError, match="the engine is closed") as error:
+            call(opened)
+        assert error.value.hint
+    opened.cancel(run)
+    opened.close()
+    with pytest.raises(EngineError, match="the engine is closed"):
+        opened.step()
+
+
+@pytest.mark.parametrize("name", [*ENGINES, "scripted"])
+@pytest.mark.parametrize("steps", [0, 1, 4])
+def test_closing_ends_live_runs(name: str, steps: int) -> None:
+    opened = open_any(name)
+    run = opened.start(chat(opened, "Hello!"), GREEDY, max_tokens=20)
+    for _ in range(steps):
+        opened.step()
+    assert not run.finished
+    opened.close()
+    assert run.finished
+
+
 @pytest.mark.parametrize("name", ENGINES)
-def test_closing_twice_does_nothing(name: str) -> None:
+def test_an_evaluation_ends_with_the_engine(name: str) -> None:
     opened = open_demo(name, max_runs=1)
-    opened.start(chat(opened, "Hello!"), GREEDY, max_tokens=20)
+    blocks = opened.evaluate(opened.tokenize("a b " * 200, special=False)[:300])
+    assert len(next(blocks)) < 300
     opened.close()
-    opened.close()
+    with pytest.raises(EngineError, match="the engine is closed"):
+        next(blocks)
 
 
 @pytest.mark.parametrize("name", ENGINES)

@@ -2,16 +2,16 @@
 test_engines.py."""
 
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from resolved import file_of
 
 from localqwen import engines
-from localqwen.engines import Sampling
+from localqwen.engines.engine import Sampling
 from localqwen.engines.llama_cpp.engine import LlamaCppEngine
+from localqwen.engines.scheduling.passes import Passes
 from localqwen.errors import EngineError, Unsupported, UsageError
-from localqwen.models import provide
 
 GREEDY = Sampling(temperature=0)
 
@@ -22,7 +22,7 @@ def test_what_cannot_be_opened_says_why(tmp_path: Path) -> None:
     with pytest.raises(Unsupported, match=r"junk\.gguf"):
         engines.open(junk)
     cut = tmp_path / "cut.gguf"
-    cut.write_bytes(provide.provide("demo").read_bytes()[:-100_000])
+    cut.write_bytes(file_of("demo").read_bytes()[:-100_000])
     with pytest.raises(EngineError, match=r"cut\.gguf"):
         engines.open(cut)
 
@@ -37,7 +37,7 @@ def test_settings_out_of_range_are_refused(options: dict[str, int]) -> None:
 def test_a_short_prompt_does_not_wait_for_a_long_one_nor_that_for_many_short_ones() -> None:
     with closing(engines.open("demo", context_length=1024, max_runs=3, threads=1)) as engine:
         assert isinstance(engine, LlamaCppEngine)
-        engine._context.settings = replace(engine.settings, batch=32)  # as on a slow machine
+        engine._passes = Passes(32, mixed=False)  # as on a slow machine
         long = engine.start(engine.tokenize("a b c " * 200, special=False), GREEDY, max_tokens=1)
         answered = 0
         while not long.finished:

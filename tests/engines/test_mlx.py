@@ -15,11 +15,11 @@ from engine_runs import GREEDY, answer, chat, collect, evaluated, open_demo, tok
 from numpy.typing import NDArray
 
 from localqwen import engines
-from localqwen.engines import Sampling
+from localqwen.engines.engine import Sampling
 from localqwen.engines.mlx.engine import MlxEngine
 from localqwen.errors import EngineError, LocalqwenError, ModelNotFound, NotEnoughMemory, Unsupported, UsageError
 from localqwen.formats import model_header
-from localqwen.models import provide
+from localqwen.models import converted
 
 MIXTURE = {"experts": 8, "experts_used": 2, "expert_feed_forward": 128, "tied": False}
 
@@ -91,7 +91,7 @@ def quantised(source: Path, folder: Path, *, bits: int, group_size: int = 64) ->
 def test_a_folder_quantised_for_mlx_is_opened_by_name_of_its_path_alone(
     engine: MlxEngine, tmp_path: Path, bits: int
 ) -> None:
-    folder = quantised(provide.demo_checkpoint(), tmp_path / f"demo-{bits}bit", bits=bits)
+    folder = quantised(converted.demo_checkpoint(), tmp_path / f"demo-{bits}bit", bits=bits)
     opened = engines.open(folder, context_length=256)
     assert isinstance(opened, MlxEngine)
     assert opened._weights.bytes < engine._weights.bytes * (bits + 1) / 16
@@ -210,7 +210,7 @@ def test_answers_that_grow_together_end_before_the_memory_does() -> None:
     most = 0
     while not all(run.finished for run in runs):
         opened.step()
-        most = max(most, opened._slots.tokens())
+        most = max(most, opened._slots.positions())
     assert 90 < most <= 100
     opened.close()
 
@@ -224,7 +224,7 @@ def test_what_ended_runs_left_makes_room_for_living_ones_the_oldest_first() -> N
     collect(opened, run)
     again = [opened.start(prompt, GREEDY, max_tokens=0) for prompt in reversed(prompts[1:])]
     assert [run.cached_tokens for run in again] == [49, 49]
-    assert opened._slots.tokens() <= 150
+    assert opened._slots.positions() <= 150
     opened.close()
 
 
@@ -234,7 +234,7 @@ def test_one_token_of_cache_takes_the_bytes_that_were_promised(engine: MlxEngine
         opened = open_demo("mlx", max_runs=1, kv_quant=bits)
         assert isinstance(opened, MlxEngine)
         answer(opened, opened.tokenize("a b " * 200, special=False)[:256], max_tokens=1)
-        (slot,) = opened._slots._all
+        (slot,) = opened._slots.all
         assert sum(cache.nbytes for cache in slot.caches) == 256 * opened._kv_bytes
         opened.close()
 
@@ -262,6 +262,15 @@ def test_penalties_leave_the_raw_logits_alone() -> None:
     sampler = Sampler(Sampling(temperature=0, repetition_penalty=2, presence_penalty=0.5), [0, 1], None)
     assert sampler.draw(logits) == 2
     assert np.array(logits).tolist() == [1.0, -1.0, 0.5, 0.25]
+
+
+def test_the_smallest_temperatures_take_the_best_token() -> None:
+    """Divided by them, logits are beyond the largest number."""
+    import mlx.core as mx
+
+    from localqwen.engines.mlx.sampling import Sampler
+
+    assert Sampler(Sampling(temperature=5e-324), [], None).draw(mx.array([1.0, 700.0, 699.0])) == 1
 
 
 def test_a_constraint_that_allows_nothing_is_an_error() -> None:

@@ -9,14 +9,18 @@ from pathlib import Path
 
 import pytest
 from checkpoints import make_checkpoint, write_json
+from resolved import file_of
 
-from localqwen import engines
 from localqwen.cli import pull as pull_command
-from localqwen.engines import Readable, Sampling, choose
+from localqwen.engines import selection
+from localqwen.engines.engine import Sampling
 from localqwen.engines.llama_cpp import probe
+from localqwen.engines.mlx import probe as mlx_probe
+from localqwen.engines.selection import choose
 from localqwen.errors import EngineUnavailable, LocalqwenError, UsageError
 from localqwen.machine import OPENMP_DEFAULTS, Machine, this_machine, usable_cores
-from localqwen.models import forms, provide
+from localqwen.models import names, resolve
+from localqwen.models.resolve import ReadableBy
 
 GB = 10**9
 LINUX = Machine("Linux", "x86_64", "a chip", 4, 16 * GB, 8 * GB)
@@ -28,9 +32,9 @@ ROSETTA = Machine("Darwin", "x86_64", "VirtualApple @ 2.50GHz", 8, 16 * GB, 8 * 
 BOTH, LLAMA, MLX, NONE = (
     {"llama.cpp": llama, "mlx": mlx} for llama, mlx in ((True, True), (True, False), (False, True), (False, False))
 )
-GGUF_FILE = Readable("llama.cpp", "x.gguf is a GGUF file", alone=True)
-MLX_FOLDER = Readable("mlx", "Qwen3-4B-4bit is quantised for MLX", alone=True)
-GGUF_HERE = Readable("llama.cpp", "of qwen3:4b only the GGUF file is on this disk", alone=False)
+GGUF_FILE = ReadableBy("llama.cpp", "x.gguf is a GGUF file", alone=True)
+MLX_FOLDER = ReadableBy("mlx", "Qwen3-4B-4bit is quantized for MLX", alone=True)
+GGUF_HERE = ReadableBy("llama.cpp", "of qwen3:4b only the GGUF file is on this disk", alone=False)
 
 #: Machine, what is installed, what the user asked for, what the files say -> engine, and words of the reason.
 CHOICES = [
@@ -51,13 +55,13 @@ CHOICES = [
     (PI, LLAMA, None, None, "llama.cpp", "Linux aarch64"),
     (LINUX, MLX, None, None, "mlx", "the only engine here"),
     (LINUX, BOTH, "mlx", None, "mlx", "asked for"),
-    (LINUX, BOTH, None, MLX_FOLDER, "mlx", "is quantised for MLX"),
+    (LINUX, BOTH, None, MLX_FOLDER, "mlx", "is quantized for MLX"),
 ]
 
 
 @pytest.mark.parametrize(("machine", "available", "wanted", "files", "engine", "reason"), CHOICES)
 def test_the_engine_of_a_machine_and_why(
-    machine: Machine, available: dict[str, bool], wanted: str | None, files: Readable | None, engine: str, reason: str
+    machine: Machine, available: dict[str, bool], wanted: str | None, files: ReadableBy | None, engine: str, reason: str
 ) -> None:
     choice = choose(machine, available, wanted, files)
     assert choice.engine == engine
@@ -75,7 +79,7 @@ REFUSALS = [
     (LINUX, BOTH, "vllm", None, UsageError, "no engine 'vllm'", "mlx, gguf"),
     (M4, BOTH, "mlx", GGUF_FILE, UsageError, "x.gguf is a GGUF file: mlx cannot open it", "--engine llama.cpp"),
     (LINUX, BOTH, "gguf", MLX_FOLDER, UsageError, "llama.cpp cannot open it", "--engine mlx"),
-    (LINUX, LLAMA, None, MLX_FOLDER, EngineUnavailable, "quantised for MLX, and the engine mlx", "localqwen[mlx]"),
+    (LINUX, LLAMA, None, MLX_FOLDER, EngineUnavailable, "quantized for MLX, and the engine mlx", "localqwen[mlx]"),
     (M4, MLX, None, GGUF_FILE, EngineUnavailable, "GGUF file, and the engine llama.cpp", "pip install llama-cpp"),
 ]
 
@@ -85,7 +89,7 @@ def test_what_cannot_be_chosen_says_what_to_do(
     machine: Machine,
     available: dict[str, bool],
     wanted: str | None,
-    files: Readable | None,
+    files: ReadableBy | None,
     error: type[LocalqwenError],
     message: str,
     hint: str,
@@ -96,17 +100,21 @@ def test_what_cannot_be_chosen_says_what_to_do(
     assert hint in raised.value.hint
 
 
+def readable(name: str) -> ReadableBy | None:
+    return resolve.readable_by(names.parse(name))
+
+
 def test_the_form_of_the_files_is_found_on_the_disk(tmp_path: Path) -> None:
     plain, packed = make_checkpoint(tmp_path / "plain"), make_checkpoint(tmp_path / "packed")
     content = json.loads((packed / "config.json").read_text())
     write_json(packed / "config.json", content | {"quantization": {"group_size": 64, "bits": 4}})
-    assert forms.readable(str(plain)) is None
-    assert forms.readable("demo") is None
+    assert readable(str(plain)) is None
+    assert readable("demo") is None
     for name, engine in ((str(packed), "mlx"), ("nowhere/model.gguf", "llama.cpp"), ("qwen3:4b-q8_0", "llama.cpp")):
-        form = forms.readable(name)
+        form = readable(name)
         assert form is not None
         assert (form.engine, form.alone) == (engine, True)
-    assert forms.readable("qwen3:4b") is None  # neither form is here: the machine decides
+    assert readable("qwen3:4b") is None  # neither form is here: the machine decides
 
 
 def test_of_a_bare_name_the_form_that_is_here_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,15 +123,15 @@ def test_of_a_bare_name_the_form_that_is_here_is_run(tmp_path: Path, monkeypatch
     gguf = tmp_path / "models--Qwen--Qwen3-4B-GGUF" / "snapshots" / "0" / "Qwen3-4B-Q4_K_M.gguf"
     gguf.parent.mkdir(parents=True)
     gguf.write_bytes(b"GGUF")
-    only = forms.readable("qwen3:4b")
-    assert only == forms.Form("llama.cpp", "of qwen3:4b only the GGUF file is on this disk", alone=False)
+    only = readable("qwen3:4b")
+    assert only == ReadableBy("llama.cpp", "of qwen3:4b only the GGUF file is on this disk", alone=False)
     folder = tmp_path / "models--Qwen--Qwen3-4B-MLX-4bit" / "snapshots" / "0"
     make_checkpoint(folder)
-    assert forms.readable("qwen3:4b") is None
-    assert provide.provide("qwen3:4b", engine="mlx") == folder
-    assert provide.provide("qwen3:4b") == gguf
+    assert readable("qwen3:4b") is None
+    assert file_of("qwen3:4b", "mlx") == folder
+    assert file_of("qwen3:4b") == gguf
     gguf.unlink()
-    only = forms.readable("qwen3:4b")
+    only = readable("qwen3:4b")
     assert only is not None
     assert only.engine == "mlx"
 
@@ -133,18 +141,18 @@ def child(*, fast: int, safe: int) -> probe.Child:
 
 
 def test_a_build_that_runs_is_used_as_it_is() -> None:
-    result = probe.ask(Path("m"), child(fast=0, safe=1))
+    result = probe.try_settings(Path("m"), child(fast=0, safe=1))
     assert (result.ok, result.use_extra_bufts) == (True, True)
 
 
 def test_a_build_that_dies_of_an_illegal_instruction_runs_without_extra_buffers() -> None:
-    result = probe.ask(Path("m"), child(fast=-signal.SIGILL, safe=0))
+    result = probe.try_settings(Path("m"), child(fast=-signal.SIGILL, safe=0))
     assert (result.ok, result.use_extra_bufts) == (True, False)
     assert "SIGILL" in result.detail
 
 
 def test_a_build_that_runs_in_no_way_is_said_to() -> None:
-    result = probe.ask(Path("m"), child(fast=-signal.SIGILL, safe=3))
+    result = probe.try_settings(Path("m"), child(fast=-signal.SIGILL, safe=3))
     assert not result.ok
     assert "SIGILL" in result.detail
     assert "some words" in result.detail
@@ -199,10 +207,10 @@ def test_a_damaged_memory_is_asked_anew(own_home: Path, content: str) -> None:
 
 
 def test_the_child_process_computes_with_mlx_and_its_death_is_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    probe.check_mlx()
-    monkeypatch.setattr(probe.provide, "demo_checkpoint", lambda: Path("nowhere"))
+    mlx_probe.probe()
+    monkeypatch.setattr(mlx_probe.converted, "demo_checkpoint", lambda: Path("nowhere"))
     with pytest.raises(EngineUnavailable, match="MLX does not run on this machine") as error:
-        probe.check_mlx()
+        mlx_probe.probe()
     assert "pip install" in error.value.hint
 
 
@@ -269,7 +277,7 @@ def test_a_pull_gets_the_files_of_the_engine_that_runs_here(
     monkeypatch: pytest.MonkeyPatch, typed: str, on_mlx: str, on_llama: str
 ) -> None:
     for engine, text in (("mlx", on_mlx), ("llama.cpp", on_llama)):
-        monkeypatch.setattr(engines, "best_installed", lambda engine=engine: engine)
+        monkeypatch.setattr(selection, "best_installed", lambda engine=engine: engine)
         assert pull_command._resolved(typed, None, None).text == text
     assert pull_command._resolved("qwen3:4b", "gguf", None).text == "qwen3:4b"
     assert pull_command._resolved("qwen3:4b", "mlx", None).text == "qwen3:4b-4bit"

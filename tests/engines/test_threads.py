@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import pytest
+from resolved import file_of
 
-from localqwen.engines import Sampling
+from localqwen.engines.engine import Sampling
 from localqwen.engines.llama_cpp.engine import OwnModelEngine
 from localqwen.engines.llama_cpp.settings import Settings
-from localqwen.engines.llama_cpp.threads import INTERVAL, STALE, Sample, Threads, suited, watched
-from localqwen.models import provide
+from localqwen.engines.llama_cpp.threads import INTERVAL, STALE, Threads, suited, watched
+from localqwen.machine.cpu_time import CpuTime
 
 
 @pytest.mark.parametrize(
@@ -46,8 +47,8 @@ class System:
         self.own += own * seconds
         self.busy += (own + others) * seconds
 
-    def sample(self) -> Sample:
-        return Sample(self.time, self.busy, self.own)
+    def sample(self) -> CpuTime:
+        return CpuTime(self.time, self.busy, self.own)
 
 
 def test_threads_follow_the_load_within_a_second() -> None:
@@ -88,7 +89,7 @@ def test_an_answer_is_the_same_when_the_threads_change_in_it(monkeypatch: pytest
     monkeypatch.setattr("localqwen.engines.llama_cpp.context.watched", lambda limit: governed)
     answers = []
     for adapt in (False, True):
-        engine = OwnModelEngine(provide.provide("demo"), Settings(2, adapt_threads=adapt), context_length=512)
+        engine = OwnModelEngine(file_of("demo"), Settings(2, adapt_threads=adapt), context_length=512)
         run, pieces, seen = engine.start([5, 6, 7], Sampling(seed=3), max_tokens=12), [], set()
         while not run.finished:
             pieces += [piece.tokens for _, piece in engine.step()]

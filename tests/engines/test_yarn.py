@@ -87,7 +87,7 @@ def ids() -> list[int]:
 def open_and_evaluate(path: Path, engine: str, ids: list[int], context: int) -> tuple[NDArray[np.float64], str]:
     opened = engines.open(path, engine=engine, context_length=context, threads=1)
     try:
-        return evaluated(opened, ids), opened.setup
+        return evaluated(opened, ids), opened.backend_description
     finally:
         opened.close()
 

@@ -9,7 +9,7 @@ from quantized_checkpoints import DENSE, awq_checkpoint, fp8_checkpoint, gptq_ch
 
 import convert
 from localqwen.errors import ModelNotFound, Unsupported
-from localqwen.models import metadata, provide
+from localqwen.models import converted, metadata
 
 
 def size(shape: Shape) -> int:
@@ -19,7 +19,7 @@ def size(shape: Shape) -> int:
 @pytest.mark.parametrize("shape", [Shape(), Shape(tied=False), Shape(experts=4)], ids=["tied", "untied", "mixture"])
 def test_weights_are_counted_alike_in_every_form(tmp_path: Path, shape: Shape) -> None:
     folder = make_checkpoint(tmp_path / "plain", shape, duplicate_head=shape.tied, shards=2)
-    gguf = provide.make(folder, tmp_path / "Some-Q8_0.gguf", quant="q8_0", name="Some")
+    gguf = converted.convert(folder, tmp_path / "Some-Q8_0.gguf", quant="q8_0", name="Some")
     convert.convert_to_mlx(folder, tmp_path / "mlx", bits=4, group_size=32)
     cards = [metadata.of(place) for place in (folder, gguf, tmp_path / "mlx")]
     assert [each.parameters for each in cards] == [size(shape)] * 3
@@ -46,10 +46,10 @@ def test_packed_weights_are_counted_one_by_one(
 
 def test_a_file_that_changed_is_read_anew(tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path / "a")
-    file = provide.make(folder, tmp_path / "a.gguf", quant="q8_0", name="A")
+    file = converted.convert(folder, tmp_path / "a.gguf", quant="q8_0", name="A")
     before = metadata.of(file).parameters
     untied = make_checkpoint(tmp_path / "b", Shape(tied=False))
-    provide.make(untied, tmp_path / "b.gguf", quant="q8_0", name="B").replace(file)
+    converted.convert(untied, tmp_path / "b.gguf", quant="q8_0", name="B").replace(file)
     assert metadata.of(file).parameters > before
 
 

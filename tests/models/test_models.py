@@ -7,12 +7,15 @@ from pathlib import Path
 import pytest
 from checkpoints import make_checkpoint, write_json
 from gguf_bytes import SHAPE, head
+from resolved import file_of
 
+from localqwen.engines import selection
 from localqwen.errors import ModelNotFound, NotEnoughMemory
 from localqwen.formats import model_header
 from localqwen.formats.model_header import ModelHeader
 from localqwen.machine import Machine
-from localqwen.models import describe, fit, inventory, names, provide, store
+from localqwen.models import describe, fit, inventory, store
+from localqwen.models.local_files import LocalFile
 
 MACHINE = Machine("Linux", "x86_64", "a chip", 4, 16 << 30, 8 << 30)
 #: Qwen3-4B at Q4_K_M.
@@ -51,7 +54,7 @@ def test_the_largest_that_fits_passes_over_files_that_do_not_or_are_damaged(tmp_
     for name, size in [("small", 1 << 20), ("large", 3 << 20), ("broken", 2 << 20)]:
         path = tmp_path / f"{name}.gguf"
         path.write_bytes((b"x" if name == "broken" else head(SHAPE)).ljust(size, b"\0"))
-        files.append(store.LocalFile(name, path, size, "", 0.0))
+        files.append(LocalFile(name, path, size, "", 0.0))
     small = fit.needed_bytes(model_header.read(files[0].path), fit.SMALLEST_DEFAULT_CONTEXT)
     for memory, expected in [(small + (8 << 20), "large"), (small, "small"), (small - 1, None)]:
         found = fit.largest_that_fits(files, replace(MACHINE, available_memory=memory))
@@ -60,7 +63,7 @@ def test_the_largest_that_fits_passes_over_files_that_do_not_or_are_damaged(tmp_
 
 def test_the_largest_that_fits_may_be_a_folder_for_mlx(tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path / "folder")
-    file = store.LocalFile("folder", folder, 1 << 20, "4bit", 0.0, "mlx")
+    file = LocalFile("folder", folder, 1 << 20, "4bit", 0.0, "mlx")
     needed = fit.needed_bytes(model_header.read(folder), fit.SMALLEST_DEFAULT_CONTEXT)
     assert fit.largest_that_fits([file], replace(MACHINE, available_memory=needed)) == file
     assert fit.largest_that_fits([file], replace(MACHINE, available_memory=needed - 1)) is None
@@ -77,25 +80,24 @@ def test_a_folder_quantised_for_mlx_is_described_without_a_conversion(tmp_path: 
 
 def test_an_unknown_name_gets_did_you_mean() -> None:
     with pytest.raises(ModelNotFound) as error:
-        provide.provide("dmeo")
+        file_of("dmeo")
     assert "did you mean demo" in error.value.hint
 
 
 @pytest.mark.parametrize("path", ["nowhere.gguf", "./nowhere", "/nowhere/at/all", "~/nowhere/x"])
 def test_a_path_that_is_not_there_is_named(path: str) -> None:
     with pytest.raises(ModelNotFound) as error:
-        provide.provide(path)
+        file_of(path)
     assert path in error.value.message
 
 
 def test_names_are_found_in_any_case_and_paths_show_their_stem(tmp_path: Path) -> None:
-    demo = names.model_of("Demo")
-    assert demo is not None
+    demo = selection.resolve("Demo")
+    assert demo.entry is not None
     assert demo.thinking == "switch"
-    assert "nothing else" in demo.description
-    assert names.display("DEMO") == "demo"
-    assert names.display("/x/Qwen3-4B-Q4_K_M.gguf") == "Qwen3-4B-Q4_K_M"
-    assert names.display(str(tmp_path)) == tmp_path.name
+    assert "nothing else" in demo.entry.description
+    for text, shown in (("DEMO", "demo"), ("/x/Qwen3-4B-Q4_K_M.gguf", "Qwen3-4B-Q4_K_M"), (tmp_path, tmp_path.name)):
+        assert selection.resolve(text).display == shown
 
 
 def test_one_variable_moves_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ import pytest
 from checkpoints import Shape, make_checkpoint
 from hub_server import HubServer, serving
 
-from localqwen.models import provide
+from localqwen.models import converted
 
 ROOT = Path(__file__).parents[2]
 GGUF = "Qwen/Qwen3-4B-GGUF"
@@ -33,10 +33,10 @@ Q4, Q8 = "Qwen3-4B-Q4_K_M.gguf", "Qwen3-4B-Q8_0.gguf"
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubServer]:
     """Official names, with the demo model's files behind them."""
-    folder, demo = tmp_path_factory.mktemp("made"), provide.demo_checkpoint()
+    folder, demo = tmp_path_factory.mktemp("made"), converted.demo_checkpoint()
     files = {}
     for quant in ("q4_k_m", "q8_0"):
-        files[quant] = provide.make(demo, folder / f"{quant}.gguf", quant=quant, name="Demo").read_bytes()
+        files[quant] = converted.convert(demo, folder / f"{quant}.gguf", quant=quant, name="Demo").read_bytes()
     checkpoint = {path.name: path.read_bytes() for path in demo.iterdir() if path.is_file()}
     made = make_checkpoint(folder / "mixture", Shape(experts=6, tied=False))
     mixture = {path.name: path.read_bytes() for path in made.iterdir()}

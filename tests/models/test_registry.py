@@ -25,7 +25,7 @@ from localqwen.errors import (
     UsageError,
 )
 from localqwen.machine import Machine
-from localqwen.models import catalogue, fit, names, provide, pull, recommend, registry
+from localqwen.models import catalogue, converted, fit, names, pull, recommend, registry
 from localqwen.models.listing import Listing, RemoteFile
 from localqwen.models.names import LocalPath, Named, Repository
 
@@ -76,7 +76,7 @@ def test_list_all_tells_the_sizes_of_the_facts() -> None:
 
 
 def test_what_can_be_converted_is_what_the_converter_writes() -> None:
-    writes = {name.upper() for name in provide.converter().QUANTIZATIONS}
+    writes = {name.upper() for name in converted.converter().QUANTIZATIONS}
     made = {quant for model in registry.models().values() for quant in model.made}
     assert made <= writes
 
@@ -107,7 +107,6 @@ def test_a_name_means_an_entry_and_a_quantisation(typed: str, name: str, quant: 
     assert isinstance(reference, Named)
     assert (reference.model.name, reference.quant) == (name, quant)
     assert names.parse(reference.text) == reference  # the short form means the same
-    assert names.model_of(typed) == reference.model
 
 
 @pytest.mark.parametrize(
@@ -123,7 +122,6 @@ def test_a_repository_of_a_hub_can_be_named(typed: str, source: str, repo: str, 
     reference = names.parse(typed)
     assert reference == Repository(source, repo, quant)  # type: ignore[arg-type]
     assert names.parse(reference.text) == reference
-    assert names.model_of(typed) is None
 
 
 def test_a_path_is_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,10 +140,10 @@ def test_a_path_is_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         ("qwen3:7b", "there is no qwen3:7b", "did you mean qwen3:1.7b? qwen3: comes as 0.6b, 1.7b, 4b"),
         ("qwen3:4b-instruct", "there is no qwen3:4b-instruct", "did you mean qwen3:4b-instruct-2507?"),
         ("qwen3:32b-base", "there is no qwen3:32b-base", "comes as 0.6b"),
-        ("qwen3:4b-q4_k", "there is no quantisation 'q4_k' of qwen3:4b", "did you mean qwen3:4b-q4_k_m?"),
-        ("qwen3:4b-q3_k_m", "there is no quantisation 'q3_k_m' of qwen3:4b", "q4_0, q4_k_m, q5_0, q5_k_m, q6_k, q8_0"),
+        ("qwen3:4b-q4_k", "there is no quantization 'q4_k' of qwen3:4b", "did you mean qwen3:4b-q4_k_m?"),
+        ("qwen3:4b-q3_k_m", "there is no quantization 'q3_k_m' of qwen3:4b", "q4_0, q4_k_m, q5_0, q5_k_m, q6_k, q8_0"),
         ("qwen3:4b-awq", "qwen3:4b as AWQ is Qwen/Qwen3-4B-AWQ, for other programs", "localqwen pull qwen3:4b"),
-        ("demo-q8_0", "there is no quantisation 'q8_0' of demo", "it comes in one form"),
+        ("demo-q8_0", "there is no quantization 'q8_0' of demo", "it comes in one form"),
     ],
 )
 def test_an_unknown_name_gets_did_you_mean_and_what_there_is(typed: str, message: str, hint: str) -> None:
@@ -180,17 +178,17 @@ def test_the_family_alone_means_the_advised_size_or_the_largest_that_fits(
 
 
 def test_the_engine_and_quant_flags_choose_among_the_files() -> None:
-    chosen = pull.resolve("qwen3:4b", engine="mlx")
+    chosen = pull.wanted(names.parse("qwen3:4b"), engine="mlx")
     assert isinstance(chosen, Named)
     assert (chosen.quant, chosen.mlx) == ("4bit", True)
-    assert pull.resolve("qwen3:4b", quant="8BIT") == names.parse("qwen3:4b-8bit")
-    assert pull.resolve("qwen3:4b", engine="gguf", quant="q6_k") == names.parse("qwen3:4b-q6_k")
-    assert pull.resolve("hf:a/b", quant="q6_k") == Repository("hf", "a/b", "Q6_K")
+    assert pull.wanted(names.parse("qwen3:4b"), quant="8BIT") == names.parse("qwen3:4b-8bit")
+    assert pull.wanted(names.parse("qwen3:4b"), engine="gguf", quant="q6_k") == names.parse("qwen3:4b-q6_k")
+    assert pull.wanted(names.parse("hf:a/b"), quant="q6_k") == Repository("hf", "a/b", "Q6_K")
     for wrong in ({"engine": "onnx"}, {"engine": "gguf", "quant": "4bit"}, {"engine": "mlx", "quant": "q8_0"}):
         with pytest.raises(LocalqwenError):
-            pull.resolve("qwen3:4b", **wrong)
+            pull.wanted(names.parse("qwen3:4b"), **wrong)
     with pytest.raises(ModelNotFound):
-        pull.resolve("qwen3:4b-base", engine="mlx")  # no such files are published
+        pull.wanted(names.parse("qwen3:4b-base"), engine="mlx")  # no such files are published
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from localqwen.chat.answer import Answer
 from localqwen.chat.messages import (
     Finished,
     JsonFormat,
@@ -33,9 +34,9 @@ from localqwen.errors import (
     WrongKey,
 )
 from localqwen.serve.anthropic import messages as anthropic_messages
-from localqwen.serve.api import Asked, Head, answer_of
+from localqwen.serve.api import ParsedRequest, ResponseMeta
 
-HEAD = Head("0123456789abcdef01234567", "demo", 1_750_000_000.0)
+META = ResponseMeta("0123456789abcdef01234567", "demo", 1_750_000_000.0)
 USER = {"role": "user", "content": "hi"}
 TOOLS = [
     {"name": "add", "description": "Adds.", "input_schema": {"type": "object"}},
@@ -43,7 +44,7 @@ TOOLS = [
 ]
 
 
-def read(**more: Any) -> Asked:
+def read(**more: Any) -> ParsedRequest:
     return anthropic_messages.read({"model": "demo", "max_tokens": 100, "messages": [USER], **more})
 
 
@@ -51,9 +52,9 @@ def end(reason: Any = "stop", *, stop: str | None = None, tokens: int = 9) -> Fi
     return Finished(reason, Usage(12, 4, tokens, 2), Timing(), stop=stop)
 
 
-def events(asked: Asked, fed: list[Any]) -> list[dict[str, Any]]:
+def events(parsed: ParsedRequest, fed: list[Any]) -> list[dict[str, Any]]:
     """The data of every event; its name is the data's type."""
-    stream = anthropic_messages.Stream(asked, HEAD)
+    stream = anthropic_messages.Stream(parsed, META)
     sent = b"".join(stream.feed(event) for event in fed) + stream.end()
     found = []
     for block in sent.decode().strip().split("\n\n"):
@@ -64,7 +65,7 @@ def events(asked: Asked, fed: list[Any]) -> list[dict[str, Any]]:
 
 
 def test_a_conversation_is_read_from_blocks() -> None:
-    asked = read(
+    parsed = read(
         system=[{"type": "text", "text": "Be brief."}, {"type": "text", "text": "Be kind.", "cache_control": {}}],
         messages=[
             {"role": "user", "content": [{"type": "text", "text": "2+2,"}, {"type": "text", "text": "and the time?"}]},
@@ -93,14 +94,14 @@ def test_a_conversation_is_read_from_blocks() -> None:
         ],
     )
     calls = (ToolCall("add", {"a": 2, "b": 2}, "t1"), ToolCall("now", {}, "t2"))
-    assert asked.request.messages == [
+    assert parsed.request.messages == (
         Message("system", "Be brief.\nBe kind."),
         Message("user", "2+2,\nand the time?"),
         Message("assistant", "Wait.", "two tools", calls),
         Message("tool", "4", tool_call_id="t1"),
         Message("tool", "Error: no clock", tool_call_id="t2"),
         Message("user", "Go on."),
-    ]
+    )
     assert read(system="Be brief.").request.messages[0] == Message("system", "Be brief.")
     assert read(messages=[{"role": "system", "content": "x"}, USER]).request.messages[0] == Message("system", "x")
 
@@ -117,9 +118,9 @@ def test_a_text_document_is_text_and_what_another_maker_hid_is_left_out() -> Non
 
 
 def test_limits_and_sampling_are_read_and_metadata_is_not() -> None:
-    asked = read(stop_sequences=["END"], temperature=0.5, top_p=0.9, top_k=5, metadata={"user_id": "u"}, stream=True)
-    assert asked.request.sampling == Overrides(temperature=0.5, top_p=0.9, top_k=5)
-    assert (asked.request.max_tokens, asked.request.stop, asked.stream) == (100, ("END",), True)
+    parsed = read(stop_sequences=["END"], temperature=0.5, top_p=0.9, top_k=5, metadata={"user_id": "u"}, stream=True)
+    assert parsed.request.sampling == Overrides(temperature=0.5, top_p=0.9, top_k=5)
+    assert (parsed.request.max_tokens, parsed.request.stop, parsed.stream) == (100, ("END",), True)
 
 
 @pytest.mark.parametrize(
@@ -282,7 +283,7 @@ def test_a_streams_blocks_and_numbers() -> None:
 
 def test_a_whole_answer() -> None:
     fed = [event for event in FED if event != Text("Bye")]
-    assert anthropic_messages.whole(read(), HEAD, [answer_of(fed)]) == {
+    assert anthropic_messages.response_body(read(), META, [Answer.of(fed)]) == {
         "id": "msg_0123456789abcdef01234567",
         "type": "message",
         "role": "assistant",
@@ -306,11 +307,11 @@ def test_a_whole_answer() -> None:
 
 
 def test_thinking_that_is_to_be_omitted_leaves_its_signature() -> None:
-    asked = read(thinking={"type": "enabled", "budget_tokens": 20, "display": "omitted"})
-    sent = events(asked, FED)
+    parsed = read(thinking={"type": "enabled", "budget_tokens": 20, "display": "omitted"})
+    sent = events(parsed, FED)
     assert "thinking_delta" not in [event.get("delta", {}).get("type") for event in sent]
     assert sent[2]["delta"] == {"type": "signature_delta", "signature": SIGNATURE}
-    content = anthropic_messages.whole(asked, HEAD, [answer_of(FED)])["content"]
+    content = anthropic_messages.response_body(parsed, META, [Answer.of(FED)])["content"]
     assert content[0] == {"type": "thinking", "thinking": "", "signature": SIGNATURE}
 
 
@@ -326,7 +327,7 @@ def test_thinking_that_is_to_be_omitted_leaves_its_signature() -> None:
 )
 def test_why_an_answer_ended(finished: Finished, reason: str, sequence: str | None) -> None:
     fed = [Started(12, 4, thinking=False), Text("x"), finished]
-    whole = anthropic_messages.whole(read(), HEAD, [answer_of(fed)])
+    whole = anthropic_messages.response_body(read(), META, [Answer.of(fed)])
     assert (whole["stop_reason"], whole["stop_sequence"]) == (reason, sequence)
     assert events(read(), fed)[-2]["delta"] == {"stop_reason": reason, "stop_sequence": sequence}
 
@@ -347,5 +348,5 @@ def test_errors_have_anthropics_types(problem: LocalqwenError, kind: str) -> Non
     body = anthropic_messages.error(problem)
     assert (body["type"], body["error"]["type"]) == ("error", kind)
     assert body["error"]["message"].startswith(problem.message)
-    sent = anthropic_messages.Stream(read(), HEAD).error(problem).decode()
+    sent = anthropic_messages.Stream(read(), META).error(problem).decode()
     assert sent == f"event: error\ndata: {json.dumps(body, separators=(',', ':'), ensure_ascii=False)}\n\n"

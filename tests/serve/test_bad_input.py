@@ -135,12 +135,12 @@ def test_an_encoded_body_is_said_not_to_be_taken(server: Running) -> None:
 def test_requests_that_come_at_once_are_answered_in_turn(server: Running) -> None:
     """Pipelining, a body in chunks, and one that waits to be asked for."""
     data = json.dumps({"messages": HELLO}).encode()
-    head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\n".encode()
+    meta = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\n".encode()
     chunked = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in (data[:7], data[7:])) + b"0\r\n\r\n"
     with socket.create_connection(("127.0.0.1", server.port), timeout=5) as client:
-        client.sendall(head + b"Transfer-Encoding: chunked\r\n\r\n" + chunked)
+        client.sendall(meta + b"Transfer-Encoding: chunked\r\n\r\n" + chunked)
         client.sendall(
-            head + b"Expect: 100-continue\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(data) + data
+            meta + b"Expect: 100-continue\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(data) + data
         )
         said = b"".join(iter(lambda: client.recv(1 << 16), b""))
     assert said.count(b"HTTP/1.1 200 OK") == 2
@@ -208,14 +208,14 @@ def test_an_origin_that_is_allowed_gets_its_headers() -> None:
 
 def test_a_browser_asks_without_the_key_whether_it_may_call() -> None:
     access = Access(key="k", origins=("https://app.example",))
-    asked = {
+    parsed = {
         "Origin": "https://app.example",
         "Access-Control-Request-Method": "POST",
         "Access-Control-Request-Headers": "authorization,content-type",
     }
     with serving(ScriptedEngine([]), Settings(access=access)) as server:
         connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
-        connection.request("OPTIONS", CHAT, headers=asked)
+        connection.request("OPTIONS", CHAT, headers=parsed)
         answer = connection.getresponse()
         assert answer.status == 200
         assert answer.headers["access-control-allow-origin"] == "https://app.example"
@@ -271,13 +271,13 @@ def test_a_connection_that_dawdles_is_closed(monkeypatch: pytest.MonkeyPatch) ->
 def test_five_hundred_clients_that_vanish_leave_nothing_behind() -> None:
     engine = talkative(max_runs=4, seconds=0.001)
     request = json.dumps({"messages": HELLO, "stream": True}).encode()
-    head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(request)}\r\n\r\n".encode()
-    with serving(engine, Settings(Limits(queue=1000, prepare=False))) as server:
+    meta = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(request)}\r\n\r\n".encode()
+    with serving(engine, Settings(Limits(queue=1000, prefill_ahead=False))) as server:
         for number in range(500):
             with socket.create_connection(("127.0.0.1", server.port)) as client:
-                client.sendall(head + request[: 5 if number % 3 else None])
+                client.sendall(meta + request[: 5 if number % 3 else None])
         backend = server.service.backend
-        assert eventually(lambda: backend.mail.open_boxes == 0, 20)
+        assert eventually(lambda: backend.channel.open_boxes == 0, 20)
         assert eventually(lambda: all(run.finished for run in engine.runs))
         assert ask(server, None, "/health")[0] == 200
         assert eventually(lambda: backend.worker.loaded()[0].idle_seconds_left is not None)

@@ -124,28 +124,28 @@ def test_a_budget_ends_the_thinking(client: openai.OpenAI) -> None:
 
 @pytest.mark.parametrize("choice", ["auto", "required", {"type": "function", "function": {"name": "add"}}])
 def test_tools_are_called_streaming_and_not(client: openai.OpenAI, choice: Any) -> None:
-    asked: Any = {
+    parsed: Any = {
         "model": "demo",
         "messages": [user("Use a tool: 123 + 45")],
         "tools": [ADD],
         "tool_choice": choice,
         "temperature": 0,
     }
-    whole = client.chat.completions.create(**asked)
+    whole = client.chat.completions.create(**parsed)
     assert whole.choices[0].finish_reason == "tool_calls"
     (call,) = whole.choices[0].message.tool_calls or []
     assert call.type == "function"
     assert (call.function.name, json.loads(call.function.arguments)) == ("add", {"a": 123, "b": 45})
-    deltas = [chunk.choices[0].delta for chunk in client.chat.completions.create(**asked, stream=True)]
+    deltas = [chunk.choices[0].delta for chunk in client.chat.completions.create(**parsed, stream=True)]
     (streamed,) = [made for delta in deltas for made in delta.tool_calls or []]
     assert streamed.function is not None
     assert json.loads(streamed.function.arguments or "") == {"a": 123, "b": 45}
 
 
 def test_no_tools_are_shown_where_none_may_be_called(client: openai.OpenAI) -> None:
-    asked: Any = {"model": "demo", "messages": [user("hello")], "max_tokens": 1}
-    plain = client.chat.completions.create(**asked)
-    none = client.chat.completions.create(**asked, tools=[ADD], tool_choice="none")
+    parsed: Any = {"model": "demo", "messages": [user("hello")], "max_tokens": 1}
+    plain = client.chat.completions.create(**parsed)
+    none = client.chat.completions.create(**parsed, tools=[ADD], tool_choice="none")
     assert plain.usage is not None
     assert none.usage is not None
     assert none.usage.prompt_tokens == plain.usage.prompt_tokens
@@ -216,10 +216,10 @@ def test_logprobs_spell_the_answer(client: openai.OpenAI) -> None:
 
 
 def test_stop_strings_and_limits(client: openai.OpenAI) -> None:
-    asked: Any = {"model": "demo", "messages": [user("What is 17 + 25?")], "temperature": 0}
-    stopped = client.chat.completions.create(**asked, stop=["= 4"]).choices[0]
+    parsed: Any = {"model": "demo", "messages": [user("What is 17 + 25?")], "temperature": 0}
+    stopped = client.chat.completions.create(**parsed, stop=["= 4"]).choices[0]
     assert (stopped.message.content, stopped.finish_reason) == ("17 + 25 ", "stop")
-    assert client.chat.completions.create(**asked, max_completion_tokens=3).choices[0].finish_reason == "length"
+    assert client.chat.completions.create(**parsed, max_completion_tokens=3).choices[0].finish_reason == "length"
 
 
 def test_completions(client: openai.OpenAI) -> None:
@@ -288,7 +288,7 @@ def test_a_client_that_closes_its_stream_frees_the_run() -> None:
         next(iter(stream))
         stream.close()
         assert eventually(lambda: engine.runs[0].finished)
-        assert eventually(lambda: server.service.backend.mail.open_boxes == 0)
+        assert eventually(lambda: server.service.backend.channel.open_boxes == 0)
         assert engine.runs[0].generated < 500
 
 
@@ -345,8 +345,8 @@ def test_a_port_that_is_taken_is_said(demo: Running) -> None:
 @contextlib.contextmanager
 def command(*flags: str) -> Iterator[tuple[subprocess.Popen[str], openai.OpenAI]]:
     """`localqwen serve demo` as a process of its own, and a client of it."""
-    asked = [sys.executable, "-m", "localqwen", "serve", "demo", "--port", "0", "--threads", "1", *flags]
-    with subprocess.Popen(asked, stderr=subprocess.PIPE, text=True, env=os.environ) as server:
+    parsed = [sys.executable, "-m", "localqwen", "serve", "demo", "--port", "0", "--threads", "1", *flags]
+    with subprocess.Popen(parsed, stderr=subprocess.PIPE, text=True, env=os.environ) as server:
         assert server.stderr is not None
         line = server.stderr.readline()
         assert "demo · llama.cpp · 4 answers at once" in line

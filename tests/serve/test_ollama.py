@@ -13,6 +13,7 @@ import pytest
 from checkpoints import make_checkpoint
 
 import convert
+from localqwen.chat.answer import Answer
 from localqwen.chat.messages import (
     Finished,
     JsonFormat,
@@ -28,18 +29,21 @@ from localqwen.chat.messages import (
     Usage,
     Working,
 )
+from localqwen.engines import selection
 from localqwen.errors import BadField, LocalqwenError, ModelNotFound, Unsupported
+from localqwen.models import registry
 from localqwen.models.listing import Listing, RemoteFile
+from localqwen.models.local_files import LocalFile
 from localqwen.models.names import Repository
 from localqwen.models.pull import Plan, Step
-from localqwen.serve.api import Asked, Head, answer_of
-from localqwen.serve.model_names import Known
-from localqwen.serve.model_pool import LoadedModel
+from localqwen.serve.api import ParsedRequest, ResponseMeta
+from localqwen.serve.model_names import KnownModel
+from localqwen.serve.model_pool import ModelStatus
 from localqwen.serve.ollama import chat as ollama_chat
 from localqwen.serve.ollama import generate as ollama_generate
 from localqwen.serve.ollama import models as ollama_models
 
-HEAD = Head("0123456789abcdef01234567", "qwen3:4b", 1_750_000_000.25)
+META = ResponseMeta("0123456789abcdef01234567", "qwen3:4b", 1_750_000_000.25)
 CREATED = "2025-06-15T15:06:40.250000Z"
 USER = {"role": "user", "content": "hi"}
 TIMING = Timing(2.0, 5.0, 7.0, 100.0, 50.0, prompt_ms=4.0, predicted_ms=60.0, total_ms=70.0)
@@ -66,24 +70,24 @@ EVENTS = [
 ]
 
 
-def chat(**more: Any) -> Asked:
-    asked = ollama_chat.read({"model": "qwen3:4b", "messages": [USER], **more})
-    return replace(asked, extra={**asked.extra, "load_ms": 2.0})
+def chat(**more: Any) -> ParsedRequest:
+    parsed = ollama_chat.read({"model": "qwen3:4b", "messages": [USER], **more})
+    return replace(parsed, extra={**parsed.extra, "load_ms": 2.0})
 
 
-def generate(**more: Any) -> Asked:
+def generate(**more: Any) -> ParsedRequest:
     return ollama_generate.read({"model": "qwen3:4b", "prompt": "hi", **more})
 
 
-def lines(asked: Asked, events: list[Any]) -> list[dict[str, Any]]:
-    stream = ollama_chat.Stream(asked, HEAD)
+def lines(parsed: ParsedRequest, events: list[Any]) -> list[dict[str, Any]]:
+    stream = ollama_chat.Stream(parsed, META)
     sent = b"".join(stream.feed(event) for event in events) + stream.end()
     return [json.loads(line) for line in sent.splitlines()]
 
 
 def test_a_chat_is_read_with_thinking_calls_and_results() -> None:
     call = {"id": "c1", "function": {"name": "add", "arguments": {"a": 1}}}
-    asked = chat(
+    parsed = chat(
         messages=[
             {"role": "system", "content": "Be brief."},
             USER,
@@ -94,14 +98,14 @@ def test_a_chat_is_read_with_thinking_calls_and_results() -> None:
             {"type": "function", "function": {"name": "add", "description": "Adds.", "parameters": {"type": "object"}}}
         ],
     )
-    assert asked.request.messages == (
+    assert parsed.request.messages == (
         Message("system", "Be brief."),
         Message("user", "hi"),
         Message("assistant", "", "I add", (ToolCall("add", {"a": 1}, "c1"),)),
         Message("tool", "3", tool_call_id="c1"),
     )
-    assert asked.request.tools == (Tool("add", "Adds.", {"type": "object"}),)
-    assert asked.stream
+    assert parsed.request.tools == (Tool("add", "Adds.", {"type": "object"}),)
+    assert parsed.stream
 
 
 @pytest.mark.parametrize(
@@ -117,8 +121,8 @@ def test_a_chat_is_read_with_thinking_calls_and_results() -> None:
     ],
 )
 def test_think_is_a_switch_or_a_level_that_is_a_budget(think: Any, switch: bool | None, budget: int | None) -> None:
-    for asked in (chat(think=think), generate(think=think)):
-        assert (asked.request.think, asked.request.budget) == (switch, budget)
+    for parsed in (chat(think=think), generate(think=think)):
+        assert (parsed.request.think, parsed.request.budget) == (switch, budget)
 
 
 def test_options_become_sampling_limit_and_stops() -> None:
@@ -126,9 +130,9 @@ def test_options_become_sampling_limit_and_stops() -> None:
         "temperature": 0, "top_k": 40, "top_p": 0.9, "min_p": 0.05, "seed": 7, "num_predict": 9, "stop": ["END", "\n"],
         "repeat_penalty": 1.1, "presence_penalty": 1.5, "frequency_penalty": 0.5, "num_ctx": 4096, "mirostat": 2,
     }  # fmt: skip
-    asked = chat(options=options)
-    assert asked.request.sampling == Overrides(0.0, 0.9, 40, 0.05, 1.5, 0.5, 1.1, 7)
-    assert (asked.request.max_tokens, asked.request.stop) == (9, ("END", "\n"))
+    parsed = chat(options=options)
+    assert parsed.request.sampling == Overrides(0.0, 0.9, 40, 0.05, 1.5, 0.5, 1.1, 7)
+    assert (parsed.request.max_tokens, parsed.request.stop) == (9, ("END", "\n"))
 
 
 @pytest.mark.parametrize(("limit", "tokens"), [(None, None), (-1, None), (-2, None), (0, None), (1, 1)])
@@ -156,7 +160,7 @@ def test_keep_alive_is_seconds_or_a_duration(keep_alive: Any, seconds: float | N
 
 
 @pytest.mark.parametrize(
-    ("asked", "reason"),
+    ("parsed", "reason"),
     [
         (chat(messages=[]), "load"),
         (ollama_chat.read({"model": "qwen3:4b"}), "load"),
@@ -165,15 +169,15 @@ def test_keep_alive_is_seconds_or_a_duration(keep_alive: Any, seconds: float | N
         (generate(prompt="", raw=True, keep_alive="0s"), "unload"),
     ],
 )
-def test_nothing_to_answer_loads_or_unloads_the_model(asked: Asked, reason: str) -> None:
-    assert ollama_chat.is_load(asked)
-    answer = ollama_chat.loaded(asked, HEAD)
+def test_nothing_to_answer_loads_or_unloads_the_model(parsed: ParsedRequest, reason: str) -> None:
+    assert ollama_chat.is_load(parsed)
+    answer = ollama_chat.loaded(parsed, META)
     assert (answer["done"], answer["done_reason"], answer["created_at"]) == (True, reason, CREATED)
 
 
 def test_generate_makes_a_conversation_of_system_and_prompt_and_raw_makes_none() -> None:
-    asked = generate(system="Be brief.", template="")
-    assert asked.request.messages == (Message("system", "Be brief."), Message("user", "hi"))
+    parsed = generate(system="Be brief.", template="")
+    assert parsed.request.messages == (Message("system", "Be brief."), Message("user", "hi"))
     raw = generate(raw=True)
     assert (raw.request.messages, raw.request.prompt) == ((), "hi")
     assert not ollama_chat.is_load(raw)
@@ -246,9 +250,9 @@ def test_a_context_beyond_the_servers_is_refused_with_both_numbers() -> None:
     ],
 )
 def test_a_repository_may_have_ollamas_name_and_the_answer_repeats_it(typed: str, name: str) -> None:
-    asked = chat(model=typed)
-    assert asked.model == name
-    assert ollama_chat.loaded(asked, HEAD)["model"] == typed
+    parsed = chat(model=typed)
+    assert parsed.model == name
+    assert ollama_chat.loaded(parsed, META)["model"] == typed
 
 
 def test_a_streamed_chat_is_a_line_for_every_piece_and_the_numbers_last() -> None:
@@ -268,7 +272,7 @@ def test_a_streamed_chat_is_a_line_for_every_piece_and_the_numbers_last() -> Non
         message(tool_calls=calls[1:]),
         {**message(), **NUMBERS},
     ]
-    whole = ollama_chat.whole(chat(), HEAD, [answer_of(EVENTS)])
+    whole = ollama_chat.response_body(chat(), META, [Answer.of(EVENTS)])
     assert whole == {**message(content="Hello", thinking="let me see", tool_calls=calls), **NUMBERS}
 
 
@@ -276,7 +280,7 @@ def test_generate_answers_in_response_and_thinking() -> None:
     events = [Started(12, 4, thinking=True), Thinking("hm"), Text("Hello"), END]
     parts = [{key: line[key] for key in ("response", "thinking") if key in line} for line in lines(generate(), events)]
     assert parts == [{"response": "", "thinking": "hm"}, {"response": "Hello"}, {"response": ""}]
-    whole = ollama_chat.whole(generate(), HEAD, [answer_of(events)])
+    whole = ollama_chat.response_body(generate(), META, [Answer.of(events)])
     assert (whole["response"], whole["thinking"], whole["done_reason"]) == ("Hello", "hm", "stop")
 
 
@@ -289,7 +293,7 @@ def test_logprobs_are_told_where_they_were_asked_for() -> None:
     top = (TokenLogprob(b"Hi", -0.25), TokenLogprob(b"Yo", -math.inf))
     events = [Started(1, 0, thinking=False), Text("Hi", (TokenLogprob(b"Hi", -0.25, top),)), END]
     told = lines(chat(logprobs=True, top_logprobs=2), events)[0]["logprobs"]
-    assert told == ollama_chat.whole(chat(logprobs=True), HEAD, [answer_of(events)])["logprobs"]
+    assert told == ollama_chat.response_body(chat(logprobs=True), META, [Answer.of(events)])["logprobs"]
     assert [(entry["token"], entry["logprob"]) for entry in told[0]["top_logprobs"]] == [("Hi", -0.25), ("Yo", -9999.0)]
     assert "logprobs" not in lines(chat(), events)[0]
 
@@ -297,7 +301,7 @@ def test_logprobs_are_told_where_they_were_asked_for() -> None:
 def test_an_error_has_one_field_with_the_hint_also_in_mid_stream() -> None:
     problem = ModelNotFound("there is no model 'x'", "models here: demo")
     assert ollama_chat.error(problem) == {"error": "there is no model 'x' (models here: demo)"}
-    assert json.loads(ollama_chat.Stream(chat(), HEAD).error(problem)) == ollama_chat.error(problem)
+    assert json.loads(ollama_chat.Stream(chat(), META).error(problem)) == ollama_chat.error(problem)
 
 
 FILES = (RemoteFile("a.gguf", 3 << 20, "a" * 64), RemoteFile("b.json", 100, "b" * 40))
@@ -344,16 +348,23 @@ def test_a_pull_of_a_path_tells_nothing_of_the_disk(name: str) -> None:
     assert caught.value.http_status == 404
 
 
+def demo_model() -> KnownModel:
+    found = selection.resolve("demo")
+    return KnownModel("demo", found.files, found.entry)
+
+
 def test_what_is_here_and_what_is_loaded_have_names_with_tags() -> None:
-    known = [Known("demo", "demo"), Known("qwen3:4b", "qwen3:4b", 2_500_000_000, 1_750_000_000.0, "Q4_K_M")]
+    entry = registry.find("qwen3:4b")
+    file = LocalFile("qwen3:4b", Path("gone.gguf"), 2_500_000_000, "Q4_K_M", 1_750_000_000.0, entry=entry)
+    known = [demo_model(), KnownModel("qwen3:4b", file, entry)]
     demo, real = ollama_models.tags(known)["models"]
     assert (demo["name"], demo["model"], demo["size"] > 1_000_000) == ("demo:latest", "demo:latest", True)
     assert (real["name"], real["size"], real["modified_at"]) == ("qwen3:4b", 2_500_000_000, "2025-06-15T15:06:40Z")
     assert real["details"]["parameter_size"] == "4.0B"
     assert real["details"]["quantization_level"] == "Q4_K_M"
     loaded = [
-        LoadedModel("demo", "llama.cpp", 4096, 4, 0, 0, 60.0),
-        LoadedModel("qwen3:4b", "llama.cpp", 40960, 4, 0, 0, math.inf),
+        ModelStatus("demo", "llama.cpp", 4096, 4, 0, 0, 60.0),
+        ModelStatus("qwen3:4b", "llama.cpp", 40960, 4, 0, 0, math.inf),
     ]
     running = ollama_models.ps(loaded, known, 1_750_000_000.0)["models"]
     assert [(each["name"], each["context_length"], each["expires_at"]) for each in running] == [
@@ -366,7 +377,7 @@ def test_a_model_without_an_entry_is_listed_with_what_its_files_say(tmp_path: Pa
     folder = make_checkpoint(tmp_path / "mine")
     convert.convert_to_mlx(folder, tmp_path / "mine-4bit", bits=4, group_size=32)
     for place, quant in ((folder, "BF16"), (tmp_path / "mine-4bit", "4bit")):
-        known = Known(place.name, str(place))
+        known = KnownModel(place.name, selection.resolve(place).files)
         listed, shown = ollama_models.tags([known])["models"][0], ollama_models.show(known)
         details = {"format": "safetensors", "family": "qwen3", "quantization_level": quant}
         assert details.items() <= listed["details"].items()
@@ -375,12 +386,13 @@ def test_a_model_without_an_entry_is_listed_with_what_its_files_say(tmp_path: Pa
         assert listed["size"] > 0
         assert shown["model_info"]["qwen3.context_length"] > 0
         assert shown["capabilities"][0] == "completion"
+    gone = KnownModel("mine", selection.resolve(folder).files)
     shutil.rmtree(folder)
-    assert ollama_models.tags([Known("mine", str(folder))])["models"][0]["details"]["parameter_size"] == ""
+    assert ollama_models.tags([gone])["models"][0]["details"]["parameter_size"] == ""
 
 
 def test_a_model_is_shown_from_its_header() -> None:
-    shown = ollama_models.show(Known("demo", "demo"))
+    shown = ollama_models.show(demo_model())
     assert shown["details"]["parameter_size"] == "3.30M"
     assert shown["capabilities"] == ["completion", "tools", "thinking"]
     assert "<|im_start|>" in shown["template"]

@@ -19,7 +19,7 @@ from hub_server import serving as hub_serving
 from local_server import Running, eventually, serving
 
 from localqwen.engines.scripted import ScriptedEngine
-from localqwen.models import provide
+from localqwen.models import converted
 from localqwen.serve.http.ollama_routes import MOST_PULLS
 from localqwen.serve.ollama import models as ollama_models
 
@@ -181,7 +181,7 @@ def test_models_are_listed_shown_loaded_and_unloaded(demo: Running, client: olla
 
 def test_a_pull_tells_real_progress_and_what_was_pulled_answers(tmp_path: Path) -> None:
     """`localqwen serve` as a user starts it; a hub on loopback has the demo's bytes under an official name."""
-    file = provide.make(provide.demo_checkpoint(), tmp_path / "made.gguf", quant="q8_0", name="Demo").read_bytes()
+    file = converted.demo_conversion().file().read_bytes()
     with hub_serving({"Qwen/Qwen3-0.6B-GGUF": {"Qwen3-0.6B-Q8_0.gguf": file}}) as hub:
         environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("HF_")},
@@ -207,7 +207,7 @@ def test_a_pull_that_nobody_watches_any_more_ends(
 ) -> None:
     """The transfer is stood in for; a real one asks `tell` as often, after every 64 KiB."""
 
-    def endless(asked: ollama_models.Pull, tell: ollama_models.Tell) -> None:
+    def endless(parsed: ollama_models.Pull, tell: ollama_models.Tell) -> None:
         for done in itertools.count():
             tell({"status": "pulling", "digest": "sha256:0", "total": 1 << 40, "completed": done})
             time.sleep(0.002)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from localqwen.chat.answer import Answer
 from localqwen.chat.messages import (
     Event,
     Finished,
@@ -21,7 +22,7 @@ from localqwen.chat.messages import (
     Usage,
 )
 from localqwen.errors import BadField, Busy, ContextTooLong, EngineError, LocalqwenError, ModelNotFound, WrongKey
-from localqwen.serve.api import Head, answer_of
+from localqwen.serve.api import ResponseMeta
 from localqwen.serve.fields import Fields
 from localqwen.serve.openai import chat as openai_chat
 from localqwen.serve.openai import completions as openai_completions
@@ -29,7 +30,7 @@ from localqwen.serve.openai import response as openai_response
 from localqwen.serve.openai import responses as openai_responses
 
 HELLO = [{"role": "user", "content": "hello"}]
-HEAD = Head("0123456789abcdef01234567", "qwen3:4b", 1_700_000_000.5)
+META = ResponseMeta("0123456789abcdef01234567", "qwen3:4b", 1_700_000_000.5)
 ADD = {"type": "function", "function": {"name": "add", "description": "Adds.", "parameters": {"type": "object"}}}
 USAGE = Usage(prompt_tokens=10, cached_tokens=4, completion_tokens=7, thinking_tokens=3)
 TIMING = Timing(None, 12.0, 20.0, 300.0, 35.0, 20.0, 200.0, 250.0)
@@ -48,27 +49,27 @@ def chunks(data: bytes) -> list[dict[str, Any]]:
     return [json.loads(part.removeprefix("data: ")) for part in parts[:-2]]
 
 
-def streamed(asked: Any, events: Sequence[Event] = EVENTS, head: Head = HEAD) -> list[dict[str, Any]]:
-    stream = openai_chat.Stream(asked, head)
+def streamed(parsed: Any, events: Sequence[Event] = EVENTS, meta: ResponseMeta = META) -> list[dict[str, Any]]:
+    stream = openai_chat.Stream(parsed, meta)
     return chunks(b"".join(stream.feed(event) for event in events) + stream.end())
 
 
-def deltas(asked: Any, events: Sequence[Event] = EVENTS) -> list[Mapping[str, Any]]:
-    return [chunk["choices"][0]["delta"] for chunk in streamed(asked, events)]
+def deltas(parsed: Any, events: Sequence[Event] = EVENTS) -> list[Mapping[str, Any]]:
+    return [chunk["choices"][0]["delta"] for chunk in streamed(parsed, events)]
 
 
 def test_a_plain_request() -> None:
-    asked = chat(model="qwen3:4b", temperature=0.5, max_tokens=9, stop="END", seed=3)
-    assert asked.model == "qwen3:4b"
-    assert not asked.stream
-    assert asked.request.messages == (Message("user", "hello"),)
-    assert (asked.request.sampling.temperature, asked.request.sampling.seed) == (0.5, 3)
-    assert (asked.request.max_tokens, asked.request.stop, asked.request.think) == (9, ("END",), None)
+    parsed = chat(model="qwen3:4b", temperature=0.5, max_tokens=9, stop="END", seed=3)
+    assert parsed.model == "qwen3:4b"
+    assert not parsed.stream
+    assert parsed.request.messages == (Message("user", "hello"),)
+    assert (parsed.request.sampling.temperature, parsed.request.sampling.seed) == (0.5, 3)
+    assert (parsed.request.max_tokens, parsed.request.stop, parsed.request.think) == (9, ("END",), None)
 
 
 def test_messages_of_every_role() -> None:
     call = {"id": "call_1", "type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}
-    asked = chat(
+    parsed = chat(
         messages=[
             {"role": "developer", "content": "Be kind."},
             {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
@@ -76,7 +77,7 @@ def test_messages_of_every_role() -> None:
             {"role": "tool", "tool_call_id": "call_1", "content": "1"},
         ]
     )
-    assert asked.request.messages == (
+    assert parsed.request.messages == (
         Message("system", "Be kind."),
         Message("user", "ab"),
         Message("assistant", "", "Hm.", (ToolCall("add", {"a": 1}, "call_1"),)),
@@ -162,7 +163,7 @@ BAD = [
     ({"messages": HELLO, "model": 3}, "model", "must be a string"),
     ({"messages": HELLO, "temperature": "hot"}, "temperature", "must be a number"),
     ({"messages": HELLO, "temperature": True}, "temperature", "must be a number"),
-    ({"messages": HELLO, "temperature": -1}, "temperature", "between"),
+    ({"messages": HELLO, "temperature": -1}, "temperature", "must be a number from 0 to 100"),
     ({"messages": HELLO, "max_tokens": 0}, "max_tokens", "at least one"),
     ({"messages": HELLO, "max_tokens": 1.5}, "max_tokens", "whole number"),
     ({"messages": HELLO, "n": 0}, "n", "between"),
@@ -254,7 +255,7 @@ def test_thinking_can_be_hidden_put_into_the_text_or_sent_in_one_field() -> None
     assert not any("reasoning" in delta for delta in deltas(chat(include_reasoning=False)))
     inline = "".join(delta.get("content", "") for delta in deltas(chat(separate_reasoning=False)))
     assert inline == "<think>\nHmm\n</think>\n\nHi there"
-    one = streamed(chat(), head=Head("0" * 24, "m", 0.0, ("reasoning",)))
+    one = streamed(chat(), meta=ResponseMeta("0" * 24, "m", 0.0, ("reasoning",)))
     assert one[1]["choices"][0]["delta"] == {"reasoning": "Hm"}
 
 
@@ -265,7 +266,7 @@ def test_a_tool_call_streams_as_a_delta() -> None:
             "tool_calls": [
                 {
                     "index": number,
-                    "id": HEAD.call_id(0, number),
+                    "id": META.call_id(0, number),
                     "type": "function",
                     "function": {"name": "add", "arguments": arguments},
                 }
@@ -276,13 +277,13 @@ def test_a_tool_call_streams_as_a_delta() -> None:
 
 
 def test_an_error_in_the_middle_of_a_stream_is_told_in_it() -> None:
-    stream = openai_chat.Stream(chat(), HEAD)
+    stream = openai_chat.Stream(chat(), META)
     told = chunks(stream.feed(Started(1, 0, False)) + stream.error(EngineError("it broke")))
     assert told[-1]["error"]["message"] == "it broke"
 
 
 def test_a_whole_answer() -> None:
-    body = openai_chat.whole(chat(), HEAD, [answer_of(EVENTS), answer_of(EVENTS)])
+    body = openai_chat.response_body(chat(), META, [Answer.of(EVENTS), Answer.of(EVENTS)])
     assert body["object"] == "chat.completion"
     assert [choice["index"] for choice in body["choices"]] == [0, 1]
     message = body["choices"][0]["message"]
@@ -304,8 +305,8 @@ def test_a_whole_answer() -> None:
 def test_logprobs_have_the_bytes_of_their_tokens() -> None:
     half = TokenLogprob(b"\xc3", float("-inf"))
     entry = TokenLogprob(b"Hi", -0.5, (TokenLogprob(b"Hi", -0.5), half))
-    body = openai_chat.whole(
-        chat(logprobs=True, top_logprobs=2), HEAD, [answer_of([EVENTS[0], Text("Hi", (entry,)), DONE])]
+    body = openai_chat.response_body(
+        chat(logprobs=True, top_logprobs=2), META, [Answer.of([EVENTS[0], Text("Hi", (entry,)), DONE])]
     )
     assert body["choices"][0]["logprobs"]["content"] == [
         {
@@ -344,12 +345,12 @@ def test_a_prompt_that_is_too_long_is_told_with_both_numbers() -> None:
 
 
 def test_completions_continue_a_text() -> None:
-    asked = openai_completions.read({"prompt": "Once", "logprobs": 1})
-    assert (asked.request.prompt, asked.request.max_tokens, asked.request.messages) == ("Once", 16, ())
+    parsed = openai_completions.read({"prompt": "Once", "logprobs": 1})
+    assert (parsed.request.prompt, parsed.request.max_tokens, parsed.request.messages) == ("Once", 16, ())
     assert openai_completions.read({"prompt": ["a"], "max_tokens": -1}).request.max_tokens is None
     entries = (TokenLogprob(b" up", -1.0, (TokenLogprob(b" up", -1.0),)), TokenLogprob(b"on", -2.0))
     events = [Started(1, 0, False), Text(" upon", entries), DONE]
-    body = openai_completions.whole(asked, HEAD, [answer_of(events)])
+    body = openai_completions.response_body(parsed, META, [Answer.of(events)])
     assert body["choices"][0] == {
         "index": 0,
         "text": " upon",
@@ -362,8 +363,8 @@ def test_completions_continue_a_text() -> None:
         "finish_reason": "stop",
     }
     echoing = openai_completions.read({"prompt": "Once", "echo": True})
-    assert openai_completions.whole(echoing, HEAD, [answer_of(events)])["choices"][0]["text"] == "Once upon"
-    stream = openai_completions.Stream(echoing, HEAD)
+    assert openai_completions.response_body(echoing, META, [Answer.of(events)])["choices"][0]["text"] == "Once upon"
+    stream = openai_completions.Stream(echoing, META)
     told = chunks(b"".join(stream.feed(event) for event in events) + stream.end())
     assert "".join(chunk["choices"][0]["text"] for chunk in told) == "Once upon"
 
@@ -386,7 +387,7 @@ def test_completions_refuse_what_they_cannot_do(more: dict[str, Any], field: str
 
 
 def test_responses_put_the_items_of_one_answer_together() -> None:
-    asked = openai_responses.read(
+    parsed = openai_responses.read(
         {
             "instructions": "Be kind.",
             "input": [
@@ -401,7 +402,7 @@ def test_responses_put_the_items_of_one_answer_together() -> None:
             "reasoning": {"effort": "low"},
         }
     )
-    assert asked.request.messages == (
+    assert parsed.request.messages == (
         Message("system", "Be kind."),
         Message("user", "2+2?"),
         Message("assistant", "", "Hm.", (ToolCall("add", {"a": 2}, "c"),)),
@@ -409,13 +410,13 @@ def test_responses_put_the_items_of_one_answer_together() -> None:
         Message("assistant", "4."),
         Message("user", "Sure?"),
     )
-    assert asked.request.format == JsonFormat({"type": "object"})
-    assert (asked.request.think, asked.request.budget) == (True, 2048)
+    assert parsed.request.format == JsonFormat({"type": "object"})
+    assert (parsed.request.think, parsed.request.budget) == (True, 2048)
 
 
 def test_responses_stream_numbered_events_that_open_and_close_every_item() -> None:
-    asked = openai_responses.read({"input": "hello", "stream": True})
-    stream = openai_responses.Stream(asked, HEAD)
+    parsed = openai_responses.read({"input": "hello", "stream": True})
+    stream = openai_responses.Stream(parsed, META)
     events: Sequence[Event] = [*EVENTS[:-1], ToolCall("add", {"a": 1}), DONE]
     data = b"".join(stream.feed(event) for event in events) + stream.end()
     told = [json.loads(part.partition("\ndata: ")[2]) for part in data.decode().split("\n\n")[:-1]]
@@ -433,7 +434,7 @@ def test_responses_stream_numbered_events_that_open_and_close_every_item() -> No
     assert [item["type"] for item in final["output"]] == ["reasoning", "message", "function_call"]
     assert final["usage"]["output_tokens_details"] == {"reasoning_tokens": 3}
     calls = [*EVENTS[:-1], ToolCall("add", {"a": 1}), DONE]
-    assert openai_responses.whole(asked, HEAD, [answer_of(calls)])["output"] == final["output"]
+    assert openai_responses.response_body(parsed, META, [Answer.of(calls)])["output"] == final["output"]
 
 
 @pytest.mark.parametrize(
@@ -449,10 +450,10 @@ def test_responses_tell_the_logprobs_that_were_asked_for() -> None:
     top = TokenLogprob(b"Hi", -0.5)
     told = {"token": "Hi", "bytes": [72, 105], "logprob": -0.5}
     events = [EVENTS[0], Text("Hi", (TokenLogprob(b"Hi", -0.5, (top,)),)), DONE]
-    asked = openai_responses.read({"input": "x", "top_logprobs": 1})
-    (message,) = openai_responses.whole(asked, HEAD, [answer_of(events)])["output"]
+    parsed = openai_responses.read({"input": "x", "top_logprobs": 1})
+    (message,) = openai_responses.response_body(parsed, META, [Answer.of(events)])["output"]
     assert message["content"][0]["logprobs"] == [{**told, "top_logprobs": [told]}]
-    stream = openai_responses.Stream(asked, HEAD)
+    stream = openai_responses.Stream(parsed, META)
     data = b"".join(stream.feed(event) for event in events) + stream.end()
     sent = [json.loads(line.removeprefix("data: ")) for line in data.decode().splitlines() if line.startswith("data")]
     assert [event["logprobs"] for event in sent if event["type"] == "response.output_text.delta"] == [
@@ -464,11 +465,11 @@ def test_responses_tell_the_logprobs_that_were_asked_for() -> None:
 
 def test_a_cut_response_is_incomplete() -> None:
     cut = Finished("length", USAGE, TIMING)
-    asked = openai_responses.read({"input": "x"})
-    body = openai_responses.whole(asked, HEAD, [answer_of([*EVENTS[:4], cut])])
+    parsed = openai_responses.read({"input": "x"})
+    body = openai_responses.response_body(parsed, META, [Answer.of([*EVENTS[:4], cut])])
     assert (body["status"], body["incomplete_details"]) == ("incomplete", {"reason": "max_output_tokens"})
     assert [item["status"] for item in body["output"]] == ["completed", "incomplete"]
-    stream = openai_responses.Stream(asked, HEAD)
+    stream = openai_responses.Stream(parsed, META)
     last = (b"".join(stream.feed(event) for event in [*EVENTS[:4], cut]) + stream.end()).decode().split("data: ")[-1]
     assert json.loads(last)["response"]["output"] == body["output"]
 

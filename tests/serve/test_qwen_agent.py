@@ -19,7 +19,7 @@ import pytest
 from local_server import serving
 
 from localqwen.engines.scripted import ScriptedEngine
-from localqwen.models import provide
+from localqwen.models import converted
 
 CHILD = Path(__file__).parents[1] / "support" / "qwen_agent_child.py"
 CALL = '<tool_call>\n{"name": "time-get_current_time", "arguments": {"timezone": "Asia/Shanghai"}}\n</tool_call>'
@@ -27,7 +27,7 @@ ANSWERS = (f"<think>\nI look at the clock.\n</think>\n\n{CALL}", "<think>\nIt is
 
 
 def template() -> str:
-    config = json.loads((provide.demo_checkpoint() / "tokenizer_config.json").read_text("utf-8"))
+    config = json.loads((converted.demo_checkpoint() / "tokenizer_config.json").read_text("utf-8"))
     return str(config["chat_template"])
 
 

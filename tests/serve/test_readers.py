@@ -11,7 +11,7 @@ from hypothesis import strategies as some
 
 from localqwen.errors import BadField
 from localqwen.serve.anthropic import messages as anthropic_messages
-from localqwen.serve.api import Asked
+from localqwen.serve.api import ParsedRequest
 from localqwen.serve.ollama import chat as ollama_chat
 from localqwen.serve.ollama import generate as ollama_generate
 from localqwen.serve.ollama import models as ollama_models
@@ -53,11 +53,11 @@ def understood(read: Callable[[Mapping[str, Any]], Any], body: Mapping[str, Any]
 @pytest.mark.parametrize(
     "read", [ollama_chat.read, ollama_generate.read, anthropic_messages.read, anthropic_messages.read_count]
 )
-def test_a_body_is_understood_or_the_wrong_field_is_named(read: Callable[[Mapping[str, Any]], Asked]) -> None:
+def test_a_body_is_understood_or_the_wrong_field_is_named(read: Callable[[Mapping[str, Any]], ParsedRequest]) -> None:
     @settings(max_examples=60, deadline=None, derandomize=True)
     @given(BODY)
     def check(body: dict[str, Any]) -> None:
-        assert isinstance(understood(read, {**GOOD, **body}), Asked | str)
+        assert isinstance(understood(read, {**GOOD, **body}), ParsedRequest | str)
 
     check()
 

@@ -13,10 +13,11 @@ import pytest
 from local_server import serving
 from pydantic import TypeAdapter
 
+from localqwen.chat.answer import Answer
 from localqwen.chat.messages import Event, Finished, Started, Text, Thinking, Timing, TokenLogprob, ToolCall, Usage
 from localqwen.engines.scripted import ScriptedEngine
 from localqwen.serve.anthropic import messages as anthropic_api
-from localqwen.serve.api import Head, answer_of
+from localqwen.serve.api import ResponseMeta
 from localqwen.serve.http.mappers import Api
 from localqwen.serve.ollama import chat as ollama_api
 from localqwen.serve.ollama import generate as ollama_generate
@@ -24,7 +25,7 @@ from localqwen.serve.openai import chat as openai_chat
 from localqwen.serve.openai import completions as openai_completions
 from localqwen.serve.openai import responses as openai_responses
 
-HEAD = Head("0123456789abcdef01234567", "qwen3:4b", 1_700_000_000.5)
+META = ResponseMeta("0123456789abcdef01234567", "qwen3:4b", 1_700_000_000.5)
 TIMING = Timing(None, 12.0, 20.0, 300.0, 35.0, 20.0, 200.0, 250.0)
 USAGE = Usage(10, 4, 7, 3)
 LIKELY = (TokenLogprob(b"Hi", -0.5, (TokenLogprob(b"Hi", -0.5), TokenLogprob(b"\xf0", -2.0))),)
@@ -94,10 +95,10 @@ CASES = [(name, kind) for name in APIS for kind in ANSWERS if (name, kind) != ("
 @pytest.mark.parametrize(("name", "kind"), CASES)
 def test_answers_have_the_shape_of_their_clients_types(name: str, kind: str) -> None:
     api, body, whole, streamed = APIS[name]
-    asked, events = api.read(body), [Started(10, 4, thinking=True), *ANSWERS[kind]]
-    TypeAdapter(whole).validate_json(json.dumps(api.whole(asked, HEAD, [answer_of(events)])))
+    parsed, events = api.read(body), [Started(10, 4, thinking=True), *ANSWERS[kind]]
+    TypeAdapter(whole).validate_json(json.dumps(api.response_body(parsed, META, [Answer.of(events)])))
     if streamed is not None:  # OpenAI's completions stream under the type of a whole one, which they do not meet
-        stream = api.Stream(asked, HEAD)
+        stream = api.Stream(parsed, META)
         sent = told(b"".join(stream.feed(event) for event in events) + stream.end())
         assert sent
         for each in sent:

@@ -8,38 +8,39 @@ from typing import Any
 
 import pytest
 from local_server import SlowEngine, eventually, opener, talkative
+from resolved import scripted
 
-from localqwen.chat.local import facts_of
+from localqwen.chat.load_options import LoadOptions
 from localqwen.chat.messages import Event, Finished, JsonFormat, Message, Request, Started, Text
+from localqwen.chat.model_info import LoadedModel, info_of
 from localqwen.chat.prefill_ahead import next_turn
-from localqwen.engines import Engine, Piece, Run
+from localqwen.engines.engine import Engine, Run, TokenOutput
 from localqwen.engines.scripted import ScriptedEngine
 from localqwen.errors import Busy, EngineError, LocalqwenError, NotEnoughMemory
-from localqwen.serve.api import Asked
+from localqwen.serve.api import ParsedRequest
+from localqwen.serve.channel import Job, JobEvent
 from localqwen.serve.http.app import Service
-from localqwen.serve.job import Delivery, Job
-from localqwen.serve.model_names import Catalogue, Opening
-from localqwen.serve.runs import Opened
+from localqwen.serve.model_names import Catalogue
 from localqwen.serve.worker import Limits, Worker
 
 
 class Desk:
     """A worker and what came from it."""
 
-    def __init__(self, open_model: Callable[[str], Opened], limits: Limits) -> None:
-        self.came: dict[Job, list[Delivery]] = {}
+    def __init__(self, open_model: Callable[[str], LoadedModel], limits: Limits) -> None:
+        self.came: dict[Job, list[JobEvent]] = {}
         self.batches = 0
         self.worker = Worker(open_model, self._post, limits)
         self.worker.start()
 
-    def _post(self, batch: Sequence[tuple[Job, Delivery]]) -> None:
+    def _post(self, batch: Sequence[tuple[Job, JobEvent]]) -> None:
         self.batches += 1
         for job, delivery in batch:
             self.came.setdefault(job, []).append(delivery)
 
     def ask(self, text: str = "hi", *, answers: int = 1, model: str = "m", **fields: Any) -> Job:
         request = Request([Message("user", text)], **fields)
-        job = Job(Asked(model, request, answers=answers), model)
+        job = Job(ParsedRequest(model, request, answers=answers), model)
         self.worker.submit(job)
         return job
 
@@ -72,7 +73,7 @@ Open = Callable[..., Desk]
 def desk() -> Iterator[Open]:
     desks: list[Desk] = []
 
-    def make(engine: Engine | Callable[[str], Opened], **limits: Any) -> Desk:
+    def make(engine: Engine | Callable[[str], LoadedModel], **limits: Any) -> Desk:
         open_model = engine if callable(engine) else opener(engine)
         desks.append(Desk(open_model, Limits(**limits)))
         return desks[-1]
@@ -93,7 +94,7 @@ def test_answers_run_beside_each_other_and_their_events_come_in_order(desk: Open
 
 def test_a_client_that_leaves_frees_its_run_at_once(desk: Open) -> None:
     engine = talkative()
-    talk = desk(engine, prepare=False)
+    talk = desk(engine, prefill_ahead=False)
     job = talk.ask(think=False)
     talk.started(job)
     talk.worker.cancel(job)
@@ -140,7 +141,7 @@ def test_several_answers_to_one_prompt_wait_until_the_first_has_read_it(desk: Op
             return super().start(*args, **fields)
 
     read: list[list[bool]] = []
-    talk = desk(Noting(["x", "y", "z"], prefill=4), prepare=False)
+    talk = desk(Noting(["x", "y", "z"], prefill=4), prefill_ahead=False)
     job = talk.ask("a b c d e f g h", answers=3, think=False)
     assert [talk.text(job, index) for index in range(3)] == ["x", "y", "z"]
     assert [before[:1] for before in read] == [[], [True], [True]]
@@ -148,7 +149,7 @@ def test_several_answers_to_one_prompt_wait_until_the_first_has_read_it(desk: Op
 
 def test_one_wake_up_per_step_however_many_clients(desk: Open) -> None:
     engine = talkative(40, seconds=0.002)
-    talk = desk(engine, prepare=False)
+    talk = desk(engine, prefill_ahead=False)
     jobs = [talk.ask(think=False) for _ in range(8)]
     for job in jobs:
         talk.text(job)
@@ -158,11 +159,11 @@ def test_one_wake_up_per_step_however_many_clients(desk: Open) -> None:
 
 def test_an_engine_that_fails_takes_its_own_answers_with_it_and_is_opened_anew(desk: Open) -> None:
     class Broken(ScriptedEngine):
-        def step(self) -> list[tuple[Run, Piece]]:
+        def step(self) -> list[tuple[Run, TokenOutput]]:
             raise EngineError("the card fell out")
 
     engines: list[Engine] = [Broken(["a", "b"]), ScriptedEngine(["fine"])]
-    opened = iter([Opened(engine, facts_of(engine, "m")) for engine in engines])
+    opened = iter([LoadedModel(engine, info_of(engine, "m")) for engine in engines])
     talk = desk(lambda name: next(opened))
     broken = talk.ask(think=False)
     assert eventually(lambda: isinstance(talk.error(broken), EngineError))
@@ -174,7 +175,7 @@ def test_an_answer_whose_grammar_fails_fails_alone(desk: Open) -> None:
     class Telling(SlowEngine):
         """Tells a run's constraint what was drawn, though the script stands."""
 
-        def step(self) -> list[tuple[Run, Piece]]:
+        def step(self) -> list[tuple[Run, TokenOutput]]:
             stepped = super().step()
             for run, piece in stepped:
                 for token in piece.tokens if run.constraint is not None else ():
@@ -182,7 +183,7 @@ def test_an_answer_whose_grammar_fails_fails_alone(desk: Open) -> None:
             return stepped
 
     engine = Telling(["word " * 100, "this is no JSON"])
-    talk = desk(engine, prepare=False)
+    talk = desk(engine, prefill_ahead=False)
     beside = talk.ask(think=False)
     talk.started(beside)
     held = talk.ask(think=False, format=JsonFormat())
@@ -213,7 +214,7 @@ def test_a_model_that_is_idle_is_unloaded(desk: Open) -> None:
 def test_idle_models_make_room_for_the_one_that_is_asked_for(desk: Open) -> None:
     engines = {"a": ScriptedEngine(["from a"]), "b": ScriptedEngine(["from b"])}
 
-    def open_model(name: str) -> Opened:
+    def open_model(name: str) -> LoadedModel:
         if name == "b" and not engines["a"].closed:
             raise NotEnoughMemory("b does not fit beside a")
         return opener(engines[name])(name)
@@ -224,7 +225,7 @@ def test_idle_models_make_room_for_the_one_that_is_asked_for(desk: Open) -> None
 
 
 def test_a_model_that_cannot_be_opened_is_an_answer(desk: Open) -> None:
-    def open_model(name: str) -> Opened:
+    def open_model(name: str) -> LoadedModel:
         raise EngineError(f"{name} is damaged")
 
     talk = desk(open_model)
@@ -268,7 +269,7 @@ def test_stopping_waits_only_so_long(desk: Open) -> None:
 
 def test_a_worker_that_dies_tells_everybody(desk: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     class Buggy(ScriptedEngine):
-        def step(self) -> list[tuple[Run, Piece]]:
+        def step(self) -> list[tuple[Run, TokenOutput]]:
             raise ZeroDivisionError
 
     seen: list[type[BaseException]] = []
@@ -284,11 +285,11 @@ def test_a_worker_that_dies_tells_everybody(desk: Open, monkeypatch: pytest.Monk
 
 
 def test_a_bug_while_a_model_is_opened_does_not_hang_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    def open_model(name: str) -> Opened:
+    def open_model(name: str) -> LoadedModel:
         raise ZeroDivisionError
 
     monkeypatch.setattr(threading, "excepthook", lambda hook: None)
-    service = Service(Catalogue(["m"], Opening()), open_model)
+    service = Service(Catalogue([scripted("m")], LoadOptions()), open_model)
     with pytest.raises(EngineError, match="died while it opened m"):
         service.start(["m"])
     service.stop()
@@ -301,13 +302,13 @@ def test_the_next_turn_is_read_while_nobody_waits(desk: Open) -> None:
     prepared = next_turn(
         Request([Message("user", "a question")]),
         Message("assistant", "An answer of six words."),
-        facts_of(engine, "m"),
+        info_of(engine, "m"),
         thinking=True,
     )
     assert eventually(lambda: engine.runs[-1].prompt == prepared and engine.runs[-1].prefilled == len(prepared))
     assert not any(run.max_tokens for run in engine.runs[1:])
     history = [Message("user", "a question"), Message("assistant", "An answer of six words."), Message("user", "Sure?")]
-    job = Job(Asked("m", Request(history)), "m")
+    job = Job(ParsedRequest("m", Request(history)), "m")
     talk.worker.submit(job)
     started = talk.started(job)
     assert started.cached_tokens == len(prepared)
@@ -316,7 +317,7 @@ def test_the_next_turn_is_read_while_nobody_waits(desk: Open) -> None:
 
 def test_nothing_is_read_ahead_where_it_is_switched_off(desk: Open) -> None:
     engine = ScriptedEngine(["a", "b"])
-    talk = desk(engine, prepare=False)
+    talk = desk(engine, prefill_ahead=False)
     talk.text(talk.ask(think=False))
     talk.text(talk.ask(think=False))
     assert len(engine.runs) == 2
@@ -339,7 +340,7 @@ def test_reading_ahead_gives_way_to_real_work_and_goes_on_afterwards(desk: Open)
     whole = next_turn(
         Request([Message("user", "hi")], think=False),
         Message("assistant", "word " * 150),
-        facts_of(engine, "m"),
+        info_of(engine, "m"),
         thinking=False,
     )
     assert eventually(lambda: any(run.prompt == whole and run.prefilled == len(whole) for run in engine.runs))

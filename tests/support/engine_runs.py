@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from localqwen import engines
-from localqwen.engines import Engine, Piece, Run, Sampling
-from localqwen.models import provide
+from localqwen.engines.engine import Engine, Run, Sampling, TokenOutput
+from localqwen.models import converted
 
 GREEDY = Sampling(temperature=0)
 ENGINES = ("llama.cpp", "mlx")
@@ -18,8 +18,8 @@ ENGINES = ("llama.cpp", "mlx")
 
 def demo_for(engine: str, quant: str = "bf16") -> Path:
     """The demo model in the form that the engine reads: its checkpoint, or that as a GGUF file of the same values."""
-    checkpoint = provide.demo_checkpoint()
-    return checkpoint if engine == "mlx" else provide.converted(checkpoint, name="demo", quant=quant)
+    checkpoint = converted.demo_checkpoint()
+    return checkpoint if engine == "mlx" else converted.demo_conversion(quant).file()
 
 
 def open_demo(engine: str, *, max_runs: int = 4, context_length: int = 512, kv_quant: int | None = None) -> Engine:
@@ -38,9 +38,9 @@ def chat(engine: Engine, question: str) -> list[int]:
     return engine.tokenize(text, special=True)
 
 
-def collect(engine: Engine, *runs: Run) -> list[list[Piece]]:
+def collect(engine: Engine, *runs: Run) -> list[list[TokenOutput]]:
     """The pieces of each; others that are live go on beside them."""
-    pieces: dict[Run, list[Piece]] = {run: [] for run in runs}
+    pieces: dict[Run, list[TokenOutput]] = {run: [] for run in runs}
     while not all(run.finished for run in runs):
         for run, piece in engine.step():
             if run in pieces:
@@ -48,11 +48,11 @@ def collect(engine: Engine, *runs: Run) -> list[list[Piece]]:
     return list(pieces.values())
 
 
-def tokens_of(pieces: Sequence[Piece]) -> list[int]:
+def tokens_of(pieces: Sequence[TokenOutput]) -> list[int]:
     return [token for piece in pieces for token in piece.tokens]
 
 
-def text_of(pieces: Sequence[Piece]) -> str:
+def text_of(pieces: Sequence[TokenOutput]) -> str:
     return "".join(piece.text for piece in pieces)
 
 

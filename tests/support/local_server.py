@@ -7,13 +7,16 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from localqwen.chat.local import facts_of
-from localqwen.engines import Engine, Piece, Run
+from resolved import scripted
+
+from localqwen.chat.load_options import LoadOptions
+from localqwen.chat.model_info import LoadedModel, info_of
+from localqwen.engines import selection
+from localqwen.engines.engine import Engine, Run, TokenOutput
 from localqwen.engines.scripted import ScriptedEngine
 from localqwen.serve.http import server as http_server
 from localqwen.serve.http.app import Service, Settings
-from localqwen.serve.model_names import Catalogue, Opening
-from localqwen.serve.runs import Opened
+from localqwen.serve.model_names import Catalogue
 
 
 @dataclass
@@ -28,7 +31,7 @@ class SlowEngine(ScriptedEngine):
 
     seconds = 0.005
 
-    def step(self) -> list[tuple[Run, Piece]]:
+    def step(self) -> list[tuple[Run, TokenOutput]]:
         time.sleep(self.seconds)
         return super().step()
 
@@ -43,13 +46,14 @@ def talkative(words: int = 2000, *, max_runs: int = 8, seconds: float = 0.005) -
 @contextlib.contextmanager
 def serving(engine: Engine | None, settings: Settings | None = None, *, name: str = "scripted") -> Iterator[Running]:
     """With an engine, or with the named model on its real one."""
-    catalogue = Catalogue([name], Opening(context_length=2048, threads=1))
+    served = scripted(name) if engine else selection.resolve(name)
+    catalogue = Catalogue([served], LoadOptions(context_length=2048, threads=1, parallel=4))
     with listening(Service(catalogue, opener(engine) if engine else catalogue.open, settings)) as server:
         yield server
 
 
-def opener(engine: Engine) -> Callable[[str], Opened]:
-    return lambda name: Opened(engine, facts_of(engine, name))
+def opener(engine: Engine) -> Callable[[str], LoadedModel]:
+    return lambda name: LoadedModel(engine, info_of(engine, name))
 
 
 @contextlib.contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,10 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from localqwen import units
 from localqwen.cli.bench import history, measure
 from localqwen.cli.config import ConfiguredCommand
+from localqwen.cli.loading import benchmark_options
 
 #: What follows `bench` and is no model. A model of such a name is reached by its path: `./list`.
 SUBCOMMANDS = {
@@ -20,8 +21,6 @@ SUBCOMMANDS = {
     "compare": (history.compare, "Say which of two runs is faster, if the noise allows."),
     "plot": (history.plot, "Draw charts and an HTML report."),
 }
-_SECONDS = {"s": 1, "m": 60, "h": 3600}
-_SPEED_FLAGS = ("prompt", "generate", "depth", "batch")
 
 
 class BenchCommand(ConfiguredCommand):
@@ -67,17 +66,17 @@ class Names(click.ParamType[str]):
 
 
 class Duration(click.ParamType[float]):
-    """`90s`, `10m`, `1h`, in seconds."""
+    """`90s`, `10m`, `1h30m`, a number of seconds; above 0. In seconds."""
 
     name = "text"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         if isinstance(value, float):
             return value
-        found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", str(value).strip())
-        if not found or float(found.group(1)) <= 0:
+        seconds = units.parse_duration(str(value))
+        if seconds is None or seconds <= 0:
             self.fail(f"{value!r} is no length of time, like 90s, 10m or 1h", param, ctx)
-        return float(found.group(1)) * _SECONDS[found.group(2)]
+        return seconds
 
 
 def _several(flag: str, default: str, help: str, *, least: int = 0) -> Callable[[Any], Any]:
@@ -112,9 +111,7 @@ def _several(flag: str, default: str, help: str, *, least: int = 0) -> Callable[
 @click.option("--llama-bench", is_flag=True, help="As --json, with the keys of llama.cpp's llama-bench.")
 @click.option("--plot", type=click.Path(path_type=Path), metavar="DIR", help="Charts and an HTML report into DIR.")
 @click.option("--save/--no-save", default=True, help="Keep the run (default), or do not.")
-@click.option("--adapter", metavar="FOLDER", help="Apply a LoRA adapter of PEFT's layout to the models.")
-@click.option("--force", is_flag=True, help="Load models even if they do not fit the memory.")
-@click.option("--yes", "-y", is_flag=True, help="Pull models that are not here without asking.")
+@benchmark_options
 @click.pass_context
 def command(context: click.Context, /, **flags: Any) -> int:
     """Measure MODELS: names, .gguf files or checkpoint folders.
@@ -127,5 +124,6 @@ def command(context: click.Context, /, **flags: Any) -> int:
 
     Raw speed is measured where nothing else is asked for, or one of its flags is given.
     """
-    given = [name for name in _SPEED_FLAGS if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
-    return measure.run(measure.Asked(speed_asked=bool(given), **flags))
+    line = ParameterSource.COMMANDLINE
+    typed = frozenset(name for name in context.params if context.get_parameter_source(name) is line)
+    return measure.run(measure.Asked(typed=typed, **flags))

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from localqwen.bench.runner import Plan
     from localqwen.bench.samples import Test
     from localqwen.bench.workloads import Workload
+    from localqwen.cli.loading import Loading
+    from localqwen.models.resolve import ResolvedModel
 
 #: Tokens that an endurance run says before it begins a new answer.
 _SUSTAINED_ANSWER = 512
@@ -30,14 +32,15 @@ _SUSTAINED_ANSWER = 512
 
 @dataclass(frozen=True)
 class Asked:
-    """The flags of `localqwen bench`, as click gives them. `speed_asked`: one of raw speed's own flags was given."""
+    """The flags of `localqwen bench`, as click gives them. `typed` are the names of those that stand on the command
+    line itself, and not in the configuration."""
 
+    typed: frozenset[str]
     models: tuple[str, ...]
     prompt: list[int]
     generate: int
     depth: list[int]
     batch: list[int]
-    speed_asked: bool
     chat: bool
     budgets: list[int]
     workload: str | None
@@ -55,15 +58,18 @@ class Asked:
     form: str | None
     llama_bench: bool
     plot: Path | None
-    adapter: str | None
     save: bool
-    force: bool
-    yes: bool
+    loading: Loading
+
+    @property
+    def speed_typed(self) -> bool:
+        """Whether one of raw speed's own flags was typed."""
+        return bool(self.typed & {"prompt", "generate", "depth", "batch"})
 
     @property
     def speed(self) -> bool:
-        """Raw speed is what is measured where nothing else is asked for; quality is shown beside it."""
-        return self.speed_asked or not (self.chat or self.workload or self.sustain or self.profile)
+        """Whether to measure raw speed: where nothing else is requested; quality is shown beside it."""
+        return self.speed_typed or not (self.chat or self.workload or self.sustain or self.profile)
 
 
 class Running(Protocol):
@@ -83,7 +89,7 @@ def run(asked: Asked) -> int:
         raise UsageError(
             "there is no model to measure", "localqwen bench demo; to see earlier runs: localqwen bench list"
         )
-    if asked.quality and asked.adapter:
+    if asked.quality and asked.loading.options.adapter:
         raise UsageError(
             "--quality measures the models as they are on disk, without --adapter", "leave one of them out"
         )
@@ -117,20 +123,13 @@ def _tests(asked: Asked, workloads: dict[str, Workload]) -> list[Test]:
 
 def _measure_models(asked: Asked, workloads: dict[str, Workload], profile: Profile | None) -> int:
     from localqwen.bench import history, qualities, runner
-    from localqwen.cli import ensure_model
-    from localqwen.models import provide
 
     plan = _plan(asked, workloads, profile)
     plan = replace(plan, limits=plan.limits.here())
     if asked.quality:
-        qualities.check(len(set(plan.models)) * len(plan.engines), asked.reference)
-    if plan.adapter:
-        provide.adapter_folder(plan.adapter)  # before anything is pulled
-    for engine in plan.engines:
-        for name in dict.fromkeys(plan.models):
-            ensure_model.ensure(name, engine=engine, yes=asked.yes, force=asked.force)
-    if asked.quality and asked.reference:
-        ensure_model.ensure(asked.reference, yes=asked.yes, force=asked.force)
+        qualities.check(len({(model.name, model.engine) for model in plan.models}), asked.reference)
+    plan = replace(plan, models=_ensured(plan.models, asked.loading))
+    reference = _reference(asked)
     begun = runner.begin(runner.settings_of(plan), held=plan.limits.text, profile=profile.name if profile else "")
     with history.Log(begun, history.folder() if asked.save else None) as log, counting_bar() as tell:
         running = runner.Runner(plan, begun, log, tell)
@@ -138,11 +137,37 @@ def _measure_models(asked: Asked, workloads: dict[str, Workload], profile: Profi
         def steps() -> None:
             running.measure()
             if asked.quality:
-                running.add_quality(asked.reference, _text(asked.text))
+                running.add_quality(reference, _text(asked.text))
 
         stopped = _until_stopped(steps, log)
         done = _ended(running.run, log, profile, stopped=stopped)
     return _report(asked, done, log, stopped=stopped)
+
+
+def _models(asked: Asked, engines: Sequence[str | None]) -> Iterator[ResolvedModel]:
+    """Every model for every engine."""
+    from localqwen.engines import selection
+    from localqwen.models import names
+
+    for name in asked.models:
+        reference = names.parse(name)
+        for engine in engines:
+            yield selection.resolve(reference, engine, given=name)
+
+
+def _ensured(models: Sequence[ResolvedModel], loading: Loading) -> list[ResolvedModel]:
+    """The models with their files; one that is given twice is looked for once."""
+    once: dict[tuple[str, str], ResolvedModel] = {}
+    for model in models:
+        if (model.name, model.engine) not in once:
+            once[model.name, model.engine] = loading.ensure(model)
+    return [once[model.name, model.engine] for model in models]
+
+
+def _reference(asked: Asked) -> ResolvedModel | None:
+    if not (asked.quality and asked.reference):
+        return None
+    return asked.loading.ensure(asked.loading.resolve(asked.reference))
 
 
 def _plan(asked: Asked, workloads: dict[str, Workload], profile: Profile | None) -> Plan:
@@ -155,17 +180,17 @@ def _plan(asked: Asked, workloads: dict[str, Workload], profile: Profile | None)
         tests.append(samples.Test("sustain", generate=_SUSTAINED_ANSWER, depth=asked.depth[0]))
     allowed = profile.limits.get("threads") if profile else None
     threads: list[int | None] = list(asked.threads) if asked.threads else [_threads(allowed)]
+    engines = [name.strip() for name in asked.engine.split(",")] if asked.engine else [None]
     return runner.Plan(
-        models=asked.models,
+        models=list(_models(asked, engines)),
         tests=tests,
         repeats=asked.repeats,
-        engines=[name.strip() for name in asked.engine.split(",")] if asked.engine else [None],
+        label_engines=len(engines) > 1,
         threads=threads,
         context_length=max((workload.context_needed for workload in workloads.values()), default=0),
-        force=asked.force,
-        adapter=asked.adapter,
+        options=asked.loading.options,
         limits=profile.held if profile and asked.hold else limits.NO_LIMITS,
-        options={
+        details={
             "workloads": {name: asdict(workload) for name, workload in workloads.items()},
             "seconds": asked.sustain,
         },
@@ -195,9 +220,10 @@ def _measure_server(asked: Asked, workloads: dict[str, Workload], profile: Profi
     from localqwen.bench.remote import RemoteModel
     from localqwen.bench.remote_runner import RemoteRunner
 
-    flags = (("--sustain", asked.sustain), ("--quality", asked.quality), ("--adapter", asked.adapter))
-    refused = [flag for flag, given in flags if given]
-    if refused or asked.speed_asked or asked.hold:
+    adapter, kv_quant = asked.loading.options.adapter, "kv_quant" in asked.typed
+    flags = {"--sustain": asked.sustain, "--quality": asked.quality, "--adapter": adapter, "--kv-quant": kv_quant}
+    refused = [flag for flag, given in flags.items() if given]
+    if refused or asked.speed_typed or asked.hold:
         raise UsageError(
             f"a server is measured by what it answers: {', '.join(refused) or 'no raw speed, no --hold'} with --url",
             "--chat, --workload or --profile",

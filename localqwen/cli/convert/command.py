@@ -38,9 +38,9 @@ def _completing(
     """Offers what the converter knows; it is imported only when a shell asks."""
 
     def complete(context: click.Context, option: click.Parameter, typed: str) -> list[CompletionItem]:
-        from localqwen.models import provide
+        from localqwen.models import converted
 
-        known = values(provide.converter())
+        known = values(converted.converter())
         assert isinstance(known, tuple | dict)
         return [CompletionItem(str(value)) for value in known if str(value).startswith(typed)]
 
@@ -130,9 +130,9 @@ def command(
 
     SOURCE is a folder with an official Qwen3 checkpoint (bf16, FP8, AWQ, GPTQ), a GGUF file, a name, or a repository.
     """
-    from localqwen.models import provide
+    from localqwen.models import converted
 
-    converter = provide.converter()
+    converter = converted.converter()
     if listing:
         convert_pages.show_list(converter, as_json)
         return

@@ -25,7 +25,7 @@ class Source:
 
 def find(text: str, *, yes: bool) -> Source:
     """Raises ModelNotFound for an unknown name, NotPulled where nobody can be asked, UsageError, HubError."""
-    from localqwen.models import inventory, names, provide
+    from localqwen.models import converted, inventory, names
 
     path = Path(text).expanduser()
     if path.exists():
@@ -34,8 +34,8 @@ def find(text: str, *, yes: bool) -> Source:
     match reference:
         case LocalPath(missing):
             return Source(missing, missing.name)  # the converter says what is wrong with it
-        case Named(model) if model.weights is None:
-            return Source(provide.demo_checkpoint(), model.name)
+        case Named(model) if model.is_built_in:
+            return Source(converted.demo_checkpoint(), model.name)
         case Named(model, quant) if quant != model.default:
             raise UsageError(f"{text} names a quantization", f"localqwen convert {model.name} --quant {quant.lower()}")
         case Named(model):
@@ -43,7 +43,7 @@ def find(text: str, *, yes: bool) -> Source:
             wanted = Repository("hf", model.weights.repo)
         case Repository():
             wanted = reference
-    here = inventory.whole_weights(wanted.repo)
+    here = inventory.complete_checkpoint(wanted.repo)
     return Source(here or _pulled(wanted, text, yes=yes), wanted.repo.rpartition("/")[2])
 
 
@@ -64,10 +64,10 @@ def _pulled(wanted: Repository, text: str, *, yes: bool) -> Path:
 
 def _model_name(path: Path) -> str:
     """A folder's name; a GGUF file's without its quantization and the number of its part."""
-    from localqwen.models import provide
+    from localqwen.models import converted
 
     if path.suffix != ".gguf":
         return path.name
     stem = _PART.sub("", path.stem)
-    endings = "|".join((*provide.converter().QUANTIZATIONS, "copy"))
+    endings = "|".join((*converted.converter().QUANTIZATIONS, "copy"))
     return re.sub(rf"[-.]({endings})$", "", stem, flags=re.IGNORECASE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -14,6 +15,7 @@ from localqwen.chat.session import Session
 from localqwen.cli import named_sessions
 from localqwen.cli.console import stats_line
 from localqwen.cli.options import Settings
+from localqwen.engines.engine import SAMPLING_RANGES
 from localqwen.errors import Unsupported, UsageError
 
 if TYPE_CHECKING:
@@ -91,13 +93,14 @@ def _whole_number(name: str, text: str, low: int) -> int:
     return value
 
 
-def _number(name: str, text: str, low: float, high: float) -> float:
+def _sampling(name: str, text: str) -> Any:
+    bounds = SAMPLING_RANGES[name]
     try:
-        value = float(text)
+        value = int(text) if bounds.whole else float(text)
     except ValueError:
-        value = low - 1
-    if not low <= value <= high:
-        raise UsageError(f"{name} is {text!r}, it must be a number from {low:g} to {high:g}", f"/set {name} default")
+        value = math.nan
+    if value not in bounds:
+        raise UsageError(f"{name} is {text!r}, it must be {bounds}", f"/set {name} default")
     return value
 
 
@@ -109,13 +112,7 @@ def _on_off(name: str, text: str) -> bool:
 
 #: /set NAME -> how its text becomes a value.
 _SETTABLE: dict[str, Callable[[str, str], Any]] = {
-    "temperature": lambda name, text: _number(name, text, 0, 100),
-    "top_p": lambda name, text: _number(name, text, 0, 1),
-    "top_k": lambda name, text: _whole_number(name, text, 0),
-    "min_p": lambda name, text: _number(name, text, 0, 1),
-    "presence_penalty": lambda name, text: _number(name, text, -100, 100),
-    "frequency_penalty": lambda name, text: _number(name, text, -100, 100),
-    "repetition_penalty": lambda name, text: _number(name, text, 0.01, 100),
+    **dict.fromkeys(SAMPLING_RANGES, _sampling),
     "seed": lambda name, text: _whole_number(name, text, 0),
     "max_tokens": lambda name, text: _whole_number(name, text, 1),
     "hide_thinking": _on_off,

@@ -10,11 +10,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from localqwen.chat import ChatModel
+from localqwen.chat.answer import Answer
 from localqwen.chat.messages import Event, Message, Request, Text, Thinking
 from localqwen.chat.session import Session
 from localqwen.chat.thinking import soft_switch
 from localqwen.cli import INTERRUPTED
-from localqwen.cli.answer import Answer, receive
+from localqwen.cli.answer import receive
 from localqwen.cli.console import LENGTH_WARNING, Printer, stats_line
 from localqwen.cli.options import Settings
 from localqwen.cli.repl import commands as repl_commands
@@ -35,7 +36,7 @@ class Repl:
     printer: Printer
     settings: Settings = field(default_factory=Settings)
     keys: Keys = field(default_factory=NoKeys)
-    prepare: bool = True
+    prefill_ahead: bool = True
     last: Answer | None = None
     exit_code: int = 0
     _said: LocalqwenError | None = field(default=None, init=False)
@@ -46,7 +47,7 @@ class Repl:
         typed = ""
         while True:
             try:
-                line = self.reader.read(typed, self._read_ahead())
+                line = self.reader.read(typed, self._prefill_ahead())
             except EOFError:
                 return self.exit_code
             except KeyboardInterrupt:
@@ -62,15 +63,15 @@ class Repl:
                 return INTERRUPTED
             typed, self.keys.typed = self.keys.typed, ""
 
-    def _read_ahead(self) -> Iterator[None]:
-        """While the user reads and types: the template drops the last answer's thinking, so its text would have to be
-        read again when the next question is there."""
+    def _prefill_ahead(self) -> Iterator[None]:
+        """Compute the next prompt's beginning while the user reads and types: the template drops the last answer's
+        thinking, so its text would have to be computed again when the next question is there."""
         conversation = self.session.conversation
         *before, answer = conversation.messages or (None,)
-        if not (self.prepare and self.reader.interactive and answer and answer.role == "assistant"):
+        if not (self.prefill_ahead and self.reader.interactive and answer and answer.role == "assistant"):
             return
         try:
-            yield from self.model.read_ahead(self.settings.request(before, system=conversation.system), answer)
+            yield from self.model.prefill_ahead(self.settings.request(before, system=conversation.system), answer)
         except LocalqwenError:  # the next question meets it again, and says so
             return
 
@@ -131,11 +132,13 @@ class Repl:
                     self.session.add(message)
 
     def request(self) -> Request:
-        """What would be asked now. A switch in the question itself goes before the one set with /think or a flag."""
+        """Return what would be asked now. A switch in the question itself goes before the one set with /think or a
+        flag; before the first question, the request is one with an empty question."""
         conversation = self.session.conversation
-        question = conversation.messages[-1:]
+        messages = conversation.messages or (Message("user", ""),)
+        question = messages[-1:]
         settings = self.settings if soft_switch(question) is None else replace(self.settings, think=None)
-        return settings.request(conversation.messages, system=conversation.system)
+        return settings.request(messages, system=conversation.system)
 
     def change(self, **values: Any) -> None:
         """Set settings, in the log too."""

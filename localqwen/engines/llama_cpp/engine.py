@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence, Set
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from localqwen.engines import Constraint, FinishReason, Logprobs, Piece, Run, Sampling, logits, slots
-from localqwen.engines.decoding import Decoding, check_evaluation
+from localqwen.engines import logits
+from localqwen.engines.engine import Constraint, Logprobs, Run, Sampling, TokenOutput
 from localqwen.engines.llama_cpp.context import Context
 from localqwen.engines.llama_cpp.library import ModelFile, library, sampler_chain
 from localqwen.engines.llama_cpp.settings import Settings, tuned
-from localqwen.engines.turns import Turns
+from localqwen.engines.scheduling import checks, passes
+from localqwen.engines.scheduling.passes import Passes, Share
+from localqwen.engines.scheduling.slots import Placement, RunState, Slot, Slots, state_of
 from localqwen.errors import EngineError, Unsupported, UsageError
 from localqwen.formats import model_header
 from localqwen.machine import this_machine
@@ -34,18 +36,8 @@ ONE_THREAD_BYTES = 64 << 20
 EVALUATED_BLOCK = 64
 
 
-@dataclass(eq=False)
-class _Slot:
-    """One sequence. `tokens` are the ids in its KV cells, in order; `used` orders slots by last use."""
-
-    index: int
-    tokens: list[int] = field(default_factory=list)
-    run: Run | None = None
-    used: int = 0
-
-
 class LlamaCppEngine:
-    """See `localqwen.engines.Engine`. Raises EngineError where llama.cpp cannot load the file or make the context."""
+    """See `engines.engine.Engine`. Raises EngineError where llama.cpp cannot load the file or make the context."""
 
     name = "llama.cpp"
 
@@ -58,11 +50,10 @@ class LlamaCppEngine:
         self.chat_template = self._model.metadata("tokenizer.chat_template")
         self.special_tokens = self._model.special_tokens()
         self.stop_tokens = self._model.stop_tokens()
-        self._slots = [_Slot(index) for index in range(max_runs)]
-        self._clock = 0
-        self._slice = slots.SMALLEST_SLICE
-        self._turns = Turns()
-        self._reads = False  # the last pass read prompts
+        self._slots = Slots([Slot(index) for index in range(max_runs)], context_length)
+        # Never both: llama.cpp computes only pieces of one length together, so a mixed batch is two passes all the
+        # same, and everybody would wait for both.
+        self._passes = Passes(settings.batch, mixed=False)
         self._closed = False
         self.warnings: tuple[str, ...] = (settings.yarn.warning,) if settings.yarn else ()
         self._labels = model.labels
@@ -77,7 +68,7 @@ class LlamaCppEngine:
         return self._context.threads
 
     @property
-    def setup(self) -> str:
+    def backend_description(self) -> str:
         settings = self.settings
         count = "1 thread" if self.threads == 1 else f"{self.threads} threads"
         tuned = ("tuned",) if settings.tuned else ()
@@ -87,9 +78,11 @@ class LlamaCppEngine:
         return ", ".join((count, *tuned, *flash, *kv, *yarn, *self._labels))
 
     def tokenize(self, text: str, *, special: bool) -> list[int]:
+        checks.check_open(self._closed)
         return self._model.tokenize(text, special=special)
 
     def vocabulary(self) -> list[bytes]:
+        checks.check_open(self._closed)
         return [self._model.piece(token) for token in range(self._model.vocabulary_size)]
 
     def start(
@@ -102,12 +95,11 @@ class LlamaCppEngine:
         constraint: Constraint | None = None,
         logprobs: int | None = None,
     ) -> Run:
-        slots.check_prompt(prompt, max_tokens, self.context_length)
-        limit = min(max_tokens, self.context_length - len(prompt))
-        run = Run(tuple(prompt), sampling, limit, constraint=constraint, logprobs=logprobs)
-        slot = self._take_slot(run)
-        run.cached_tokens = run.prefilled = len(slot.tokens)
-        run.state = Decoding(slot, self._sampler(run, generated), list(run.prompt[run.prefilled :]))
+        checks.check_open(self._closed)
+        run = self._slots.new_run(prompt, sampling, max_tokens, constraint, logprobs)
+        placement = self._slots.place(run)
+        self._take_over(placement)
+        self._slots.occupy(placement.slot, run, self._sampler(run, generated))
         return run
 
     def _sampler(self, run: Run, generated: int) -> Any:
@@ -116,16 +108,8 @@ class LlamaCppEngine:
             self._lib.llama_sampler_accept(chain, token)
         return chain
 
-    def _take_slot(self, run: Run) -> _Slot:
-        """A free slot that holds the longest known prefix of the prompt, and nothing else."""
-        index, donor, keep = slots.place(run, self._slots, self.context_length)
-        slot = self._slots[index]
-        self._share(self._slots[donor], slot, keep)
-        self._clock += 1
-        slot.run, slot.used = run, self._clock
-        return slot
-
-    def _share(self, donor: _Slot, slot: _Slot, keep: int) -> None:
+    def _take_over(self, placement: Placement[Slot]) -> None:
+        slot, donor, keep = placement.slot, placement.donor, placement.keep
         # Removal goes by position, not by what we believe to be there: an interrupted step may have left more behind.
         if slot is donor or not keep:
             self._context.truncate(slot.index, keep)
@@ -133,82 +117,41 @@ class LlamaCppEngine:
             self._context.share(donor.index, slot.index, keep)
         slot.tokens = donor.tokens[:keep]
 
-    def step(self) -> list[tuple[Run, Piece]]:
-        shares = self._shares()
+    def step(self) -> list[tuple[Run, TokenOutput]]:
+        checks.check_open(self._closed)
+        shares = self._passes.schedule(self._slots.live())
         if not shares:
             return []
-        outputs = self._fill(shares)
-        self._decode(sum(count for _, count in shares), prefilling=self._reads)
-        for run, count in shares:
-            self._computed(run, count)
-            if not run.max_tokens and run.prefilled == run.prompt_tokens:
-                self.cancel(run)
-        return [(run, self._speak(run, row)) for run, row in outputs]
+        rows = passes.rows_that_draw(shares)
+        self._compute(shares, {row for _, row in rows})
+        return [(run, self._output(run, row)) for run, row in rows]
 
-    def _shares(self) -> list[tuple[Run, int]]:
-        """How many ids of each live run this pass takes: answers one each, or prompts up to a slice, in turns.
-
-        Never both: llama.cpp computes only pieces of one length together, so a mixed batch is two passes all the same,
-        and everybody would wait for both.
-        """
-        live = [slot.run for slot in self._slots if slot.run is not None]
-        answering = [run for run in live if len(_state(run).todo) == 1]
-        reading = [run for run in live if len(_state(run).todo) > 1]
-        self._reads = bool(reading) and not (answering and self._reads)
-        if not self._reads:
-            return [(run, 1) for run in answering]
-        reading.sort(key=lambda run: _state(run).slot.used)
-        left = [len(_state(run).todo) for run in reading]
-        shares = self._turns.share(left, min(self._slice, self.settings.batch))
-        return [(reading[index], count) for index, count in shares]
-
-    def _fill(self, shares: list[tuple[Run, int]]) -> list[tuple[Run, int]]:
-        """Write the batch; gives the row of the logits for each run whose prompt is complete with it."""
-        row, outputs = 0, []
-        for run, count in shares:
-            state = _state(run)
-            position, complete = len(state.slot.tokens), count == len(state.todo)
-            for offset in range(count):
-                last = complete and offset == count - 1
-                self._context.set_row(row, state.todo[offset], position + offset, state.slot.index, output=last)
+    def _compute(self, shares: Sequence[Share], outputs: Set[int]) -> None:
+        """Compute the shares in one batch, the logits of the rows `outputs`."""
+        row = 0
+        for share in shares:
+            slot = _state(share.run).slot
+            for position, token in enumerate(share.ids, len(slot.tokens)):
+                self._context.set_row(row, token, position, slot.index, output=row in outputs)
                 row += 1
-            if complete and run.max_tokens:
-                outputs.append((run, row - 1))
-        return outputs
-
-    def _decode(self, count: int, *, prefilling: bool) -> None:
         began = time.perf_counter()
-        self._context.compute(count)
-        if prefilling:
-            seconds = time.perf_counter() - began
-            self._slice = slots.next_slice(self._slice, count, seconds, self.settings.batch)
-
-    def _computed(self, run: Run, count: int) -> None:
-        state = _state(run)
-        state.slot.tokens += state.todo[:count]
-        del state.todo[:count]
-        run.prefilled = min(run.prompt_tokens, len(state.slot.tokens))
-
-    def _speak(self, run: Run, row: int) -> Piece:
-        """Draw the next token from the logits of a row."""
-        state = _state(run)
-        token, logprobs = self._draw(run, row)
-        run.generated += 1
-        finish: FinishReason | None = "length" if run.generated >= run.max_tokens else None
-        text = ""
-        if token in self.stop_tokens:
-            finish = "stop"
-        else:
-            text = state.text.decode(self._model.piece(token))
-            state.todo.append(token)
-        piece = Piece((token,), text, state.whole, finish, logprobs)
-        if finish:
+        self._context.compute(row)
+        self._passes.measured(shares, time.perf_counter() - began)
+        for run in passes.note_computed(shares):
             self.cancel(run)
-        return piece
+
+    def _output(self, run: Run, row: int) -> TokenOutput:
+        """Draw the next token from the logits of a row."""
+        token, logprobs = self._draw(run, row)
+        data = None if token in self.stop_tokens else self._model.piece(token)
+        output = passes.add_token(run, token, data, logprobs, full=False)
+        if output.finish_reason:
+            self.cancel(run)
+        return output
 
     def _draw(self, run: Run, row: int) -> tuple[int, Logprobs | None]:
         sampler = _state(run).sampler
-        best = not run.sampling.temperature and not run.sampling.penalises
+        best = not run.sampling.temperature and not run.sampling.penalizes
         if not best and run.constraint is None and run.logprobs is None:
             return self._context.sample(sampler, row), None
         scores = self._context.logits(row)
@@ -221,8 +164,9 @@ class LlamaCppEngine:
             run.constraint.accept(token)
         return token, None if known is None else logits.logprobs(known, token, run.logprobs or 0)
 
-    def held(self, prompt: Sequence[int]) -> int:
-        return slots.held(prompt, self._slots)
+    def cached_prefix(self, prompt: Sequence[int]) -> int:
+        checks.check_open(self._closed)
+        return self._slots.cached_prefix(prompt)
 
     def cancel(self, run: Run) -> None:
         if run.finished:
@@ -232,14 +176,23 @@ class LlamaCppEngine:
         self._lib.llama_sampler_free(state.sampler)
 
     def evaluate(self, tokens: Sequence[int]) -> Iterator[NDArray[np.float32]]:
-        check_evaluation(tokens, self.context_length, live=any(slot.run is not None for slot in self._slots))
+        self._check_evaluation(tokens)
         self._context.clear()
-        for slot in self._slots:
+        for slot in self._slots.all:
             slot.tokens = []
+        return self._blocks(tokens)
+
+    def _check_evaluation(self, tokens: Sequence[int]) -> None:
+        checks.check_open(self._closed)
+        checks.check_evaluation(tokens, self.context_length, live=bool(self._slots.live()))
+
+    def _blocks(self, tokens: Sequence[int]) -> Iterator[NDArray[np.float32]]:
         for start in range(0, len(tokens), EVALUATED_BLOCK):
+            self._check_evaluation(tokens)  # between two blocks the caller may have started a run, or closed
             yield self._evaluated(tokens[start : start + EVALUATED_BLOCK], start)
 
     def _evaluated(self, block: Sequence[int], start: int) -> NDArray[np.float32]:
+        """Return the logits behind the ids of a block that begins at a position, shape (ids, vocabulary)."""
         for row, token in enumerate(block):
             self._context.set_row(row, token, start + row, 0, output=True)
         self._context.compute(len(block))
@@ -248,9 +201,8 @@ class LlamaCppEngine:
     def close(self) -> None:
         if self._closed:
             return
-        for slot in self._slots:
-            if slot.run is not None:
-                self.cancel(slot.run)
+        for run in self._slots.live():
+            self.cancel(run)
         self._context.close()
         self._closed = True
 
@@ -275,9 +227,8 @@ class OwnModelEngine(LlamaCppEngine):
         self._model.close()
 
 
-def _state(run: Run) -> Decoding[_Slot, Any]:
-    assert isinstance(run.state, Decoding)
-    return run.state
+def _state(run: Run) -> RunState[Slot, Any]:
+    return state_of(run)
 
 
 def open(  # noqa: A001  (the name every engine module offers)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from localqwen import machine
-from localqwen.engines import Sampling
+from localqwen.engines.engine import Sampling
 from localqwen.errors import EngineError, EngineUnavailable
 from localqwen.formats.yarn import Scaling
 
@@ -182,7 +182,7 @@ def sampler_chain(model: ModelFile, sampling: Sampling, *, window: int) -> Any:
     """
     lib = library()
     chain = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
-    if sampling.penalises:
+    if sampling.penalizes:
         penalties = (sampling.repetition_penalty, sampling.frequency_penalty, sampling.presence_penalty)
         added = lib.llama_sampler_init_penalties(model.vocabulary_size, window, *penalties)
         lib.llama_sampler_chain_add(chain, added)

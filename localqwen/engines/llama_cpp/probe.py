@@ -1,9 +1,9 @@
-"""Does this build of an engine run on this machine? Asked in a child process, so that a crash is an answer.
+"""Whether this build of llama.cpp runs on this CPU, and with which setting. Tried in a child process: it may crash.
 
 A llama.cpp built with the compiler's native flags dies of an illegal instruction where the CPU announces AMX and does
 not have it (virtual machines do that). Weights in ordinary buffers (`use_extra_bufts` false) avoid that path. The child
-loads the built-in model and computes a few tokens with each setting until one works; the answer is remembered per build
-and CPU. MLX has no such settings: `doctor` alone asks whether it computes.
+loads the built-in model and computes a few tokens with each setting until one works; the result is kept per build and
+CPU.
 """
 
 from __future__ import annotations
@@ -13,27 +13,25 @@ import importlib.metadata
 import importlib.util
 import json
 import os
-import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from localqwen.engines import child_process
 from localqwen.errors import EngineUnavailable
 from localqwen.machine import cpu_flags, this_machine
-from localqwen.models import provide, store
+from localqwen.models import converted, store
 
-TIMEOUT = 120  # seconds; a probe takes about one
 REBUILD = 'CMAKE_ARGS="-DGGML_NATIVE=OFF" pip install --force-reinstall --no-binary llama-cpp-python llama-cpp-python'
 
-#: Runs the child on a model with a setting; gives its exit code (negative: the signal that ended it), its last words.
+#: Runs the child on a model with a setting. Returns its exit code (negative: the signal that ended it) and last words.
 Child = Callable[[Path, bool], tuple[int, str]]
 
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """`ok`: this build can run here, with weights repacked into extra buffers only if `use_extra_bufts`."""
+    """`ok` if this build runs here, with weights repacked into extra buffers only if `use_extra_bufts`. `cached` says
+    that it was found out earlier."""
 
     ok: bool
     use_extra_bufts: bool
@@ -42,65 +40,40 @@ class ProbeResult:
 
 
 def probe() -> ProbeResult:
-    """The remembered result for this build and CPU, else a new probe. Raises EngineUnavailable where nothing runs."""
+    """Return what is known of this build and CPU, else probe now. Raise EngineUnavailable where nothing runs."""
     file = store.cache_dir() / "probe.json"
     key = fingerprint()
-    result = _remembered(file, key)
+    result = _known(file, key)
     if result is None:
-        result = ask(provide.provide("demo"), _run_child)
+        result = try_settings(converted.demo_conversion().file(), _run_child)
         if result.ok:
-            _remember(file, key, result)
+            _keep(file, key, result)
     if not result.ok:
         raise EngineUnavailable(f"this build of llama.cpp does not run on this CPU: {result.detail}", REBUILD)
     return result
 
 
-def ask(model: Path, child: Child) -> ProbeResult:
-    """Try the fast setting, then the safe one."""
+def try_settings(model: Path, child: Child) -> ProbeResult:
+    """Return the result of the fast setting if the child computes with it, else of the safe one."""
     code, words = child(model, True)
     if code == 0:
         return ProbeResult(True, True, "runs")
-    first = _why(code, words)
+    first = child_process.reason(code, words)
     code, words = child(model, False)
     if code == 0:
         return ProbeResult(True, False, f"runs without weight repacking; with it the probe ended by {first}")
-    return ProbeResult(False, False, f"the probe ended by {first}; without weight repacking by {_why(code, words)}")
-
-
-def _why(code: int, words: str) -> str:
-    if code < 0:
-        return signal.Signals(-code).name
-    return f"exit code {code}" + (f" ({words})" if words else "")
-
-
-def check_mlx() -> None:
-    """Raises EngineUnavailable where MLX cannot load the built-in model and compute a few tokens."""
-    code, words = _child("localqwen.engines.mlx.probe", str(provide.demo_checkpoint()))
-    if code:
-        raise EngineUnavailable(
-            f"MLX does not run on this machine: the probe ended by {_why(code, words)}",
-            "pip install --force-reinstall mlx mlx-lm",
-        )
+    return ProbeResult(
+        False, False, f"the probe ended by {first}; without weight repacking by {child_process.reason(code, words)}"
+    )
 
 
 def _run_child(model: Path, use_extra_bufts: bool) -> tuple[int, str]:
-    return _child("localqwen.engines.llama_cpp.probe_child", str(model), str(int(use_extra_bufts)))
-
-
-def _child(module: str, *arguments: str) -> tuple[int, str]:
-    command = [sys.executable, "-m", module, *arguments]
-    # The parent may have found this package through a path of its own; the child must find the same one.
-    environment = dict(os.environ, PYTHONPATH=os.pathsep.join(path for path in sys.path if path))
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, env=environment, check=False)
-    except subprocess.TimeoutExpired:
-        return 1, f"no answer in {TIMEOUT} s"
-    lines = done.stderr.strip().splitlines()
-    return done.returncode, lines[-1] if lines else ""
+    setting = str(int(use_extra_bufts))
+    return child_process.run_module("localqwen.engines.llama_cpp.probe_child", str(model), setting)
 
 
 def fingerprint() -> str:
-    """Changes with the build of llama.cpp and with the CPU."""
+    """Return 16 hexadecimal digits that change with the build of llama.cpp and with the CPU."""
     build = ["", 0, 0]
     spec = importlib.util.find_spec("llama_cpp")
     if spec is not None and spec.origin is not None:
@@ -110,15 +83,15 @@ def fingerprint() -> str:
     return hashlib.sha256(json.dumps([*build, this_machine().chip, cpu_flags()]).encode()).hexdigest()[:16]
 
 
-def _remembered(file: Path, key: str) -> ProbeResult | None:
+def _known(file: Path, key: str) -> ProbeResult | None:
     try:
         return replace(ProbeResult(**json.loads(file.read_text())[key]), cached=True)
     except (OSError, ValueError, KeyError, TypeError):
-        return None  # nothing remembered, or not readable: ask again
+        return None  # nothing kept, or not readable: probe again
 
 
-def _remember(file: Path, key: str, result: ProbeResult) -> None:
-    """Only the present build's answer is kept. Written beside and renamed: another process may be reading."""
+def _keep(file: Path, key: str, result: ProbeResult) -> None:
+    """Keep the result of this build alone. Written beside and renamed: another process may be reading."""
     file.parent.mkdir(parents=True, exist_ok=True)
     beside = file.with_suffix(f".{os.getpid()}")
     beside.write_text(json.dumps({key: asdict(result)}, indent=1))

@@ -15,14 +15,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from localqwen.engines import Constraint, FinishReason, Piece, Run, Sampling, slots
-from localqwen.engines.decoding import Decoding, check_evaluation
+from localqwen.engines.engine import Constraint, Run, Sampling, TokenOutput
 from localqwen.engines.mlx import model
-from localqwen.engines.mlx.cache import Slot, Slots
+from localqwen.engines.mlx.cache import Slot
 from localqwen.engines.mlx.model import Weights
 from localqwen.engines.mlx.sampling import Sampler, logprobs
 from localqwen.engines.mlx.tokenizer import FolderTokenizer
-from localqwen.engines.turns import Turns
+from localqwen.engines.scheduling import checks, passes
+from localqwen.engines.scheduling.passes import Passes, Share
+from localqwen.engines.scheduling.slots import Placement, RunState, Slots, state_of
 from localqwen.errors import NotEnoughMemory
 from localqwen.formats import model_header, qwen3_config
 from localqwen.formats.yarn import Scaling
@@ -36,7 +37,7 @@ EVALUATED = 128
 
 
 class MlxEngine:
-    """See `localqwen.engines.Engine`. `memory_limit` is what weights, keys and values may take, in bytes; None: all."""
+    """See `engines.engine.Engine`. `memory_limit` is what weights, keys and values may take, in bytes; None: all."""
 
     name = "mlx"
 
@@ -66,19 +67,20 @@ class MlxEngine:
         self._kv_bytes = kv_bytes_per_token
         self._limit = memory_limit
         self._new_caches: Callable[[], model.Caches] = functools.partial(weights.new_caches, kv_quant)
-        self._slots = Slots(max_runs, self._new_caches)
-        self._slice = slots.SMALLEST_SLICE
-        self._turns = Turns()
+        self._slots = Slots([Slot(index, caches=self._new_caches()) for index in range(max_runs)], context_length)
+        self._passes = Passes(LARGEST_SLICE, mixed=True)
         self._closed = False
 
     @property
-    def setup(self) -> str:
+    def backend_description(self) -> str:
         return ", ".join((model.device(), *self._labels))
 
     def tokenize(self, text: str, *, special: bool) -> list[int]:
+        checks.check_open(self._closed)
         return self._tokenizer.encode(text, special=special)
 
     def vocabulary(self) -> list[bytes]:
+        checks.check_open(self._closed)
         return list(self._tokenizer.bytes_by_id)
 
     def start(
@@ -91,16 +93,21 @@ class MlxEngine:
         constraint: Constraint | None = None,
         logprobs: int | None = None,
     ) -> Run:
-        slots.check_prompt(prompt, max_tokens, self.context_length)
-        self._slots.check_free()
-        room = self._admit(len(prompt))
-        run = Run(tuple(prompt), sampling, min(max_tokens, self.context_length - len(prompt), room))
-        run.constraint, run.logprobs = constraint, logprobs
-        slot = self._slots.take(run, self.context_length)
-        run.cached_tokens = run.prefilled = len(slot.tokens)
-        sampler = Sampler(sampling, run.prompt[len(run.prompt) - generated :], constraint)
-        run.state = Decoding(slot, sampler, list(run.prompt[run.prefilled :]))
+        checks.check_open(self._closed)
+        run = self._slots.new_run(prompt, sampling, max_tokens, constraint, logprobs)
+        run.max_tokens = min(run.max_tokens, self._admit(len(prompt)))
+        placement = self._slots.place(run)
+        self._take_over(placement)
+        self._slots.occupy(placement.slot, run, Sampler(sampling, run.prompt[len(prompt) - generated :], constraint))
         return run
+
+    def _take_over(self, placement: Placement[Slot]) -> None:
+        slot, donor, keep = placement.slot, placement.donor, placement.keep
+        if not keep:
+            slot.caches = self._new_caches()
+        elif slot is not donor:
+            slot.caches = model.copy(donor.caches, self._new_caches(), keep)
+        slot.tokens = donor.tokens[: model.trim(slot.caches, keep)] if keep else []
 
     def _room(self) -> int | None:
         """Positions that the memory has room for, of all runs together."""
@@ -114,7 +121,7 @@ class MlxEngine:
         room = self._room()
         if room is None:
             return self.context_length
-        taken = sum(run.prompt_tokens + run.generated for run in self._live())
+        taken = sum(run.prompt_tokens + run.generated for run in self._slots.live())
         left = room - taken - prompt_tokens
         if left < 1:
             needed, free = prompt_tokens * self._kv_bytes, max(0, room - taken) * self._kv_bytes
@@ -126,90 +133,69 @@ class MlxEngine:
         return left
 
     def _is_full(self) -> bool:
-        """Whether the living runs, which grow together, leave no memory for another step of theirs."""
-        room, live = self._room(), self._live()
-        return room is not None and sum(run.prompt_tokens + run.generated for run in live) + len(live) > room
+        """Whether the live runs, which grow together, leave no memory for another step of theirs once the token just
+        drawn is added."""
+        room, live = self._room(), self._slots.live()
+        return room is not None and sum(run.prompt_tokens + run.generated for run in live) + 1 + len(live) > room
 
-    def _live(self) -> list[Run]:
-        return [slot.run for slot in self._slots.live() if slot.run is not None]
-
-    def step(self) -> list[tuple[Run, Piece]]:
-        shares = self._shares()
+    def step(self) -> list[tuple[Run, TokenOutput]]:
+        checks.check_open(self._closed)
+        shares = self._passes.schedule(self._slots.live())
         if not shares:
             return []
-        room = self._room()
-        if room is not None:
-            self._slots.forget(room - sum(count for _, count in shares))
-        wanted, outputs = self._wanted(shares)
-        rows = [(_state(run).todo[:count], _state(run).slot.caches) for run, count in shares]
+        rows = passes.rows_that_draw(shares)
+        logits = self._compute(shares, [row for _, row in rows])
+        return [(run, self._output(run, logits[index])) for index, (run, _) in enumerate(rows)]
+
+    def _compute(self, shares: Sequence[Share], outputs: Sequence[int]) -> model.Logits:
+        """Compute the shares in one pass; return the logits of the rows `outputs`, shape (outputs, vocabulary)."""
+        self._make_room(sum(share.count for share in shares))
         began = time.perf_counter()
-        for run, _ in shares:
-            _state(run).slot.settle()
-        logits = self._weights.forward(rows, wanted)
-        if any(count > 1 for _, count in shares):
-            count, seconds = sum(count for _, count in shares), time.perf_counter() - began
-            self._slice = slots.next_slice(self._slice, count, seconds, LARGEST_SLICE)
-        for run, count in shares:
-            self._computed(run, count)
-        return [(run, self._speak(run, logits[row])) for row, run in enumerate(outputs)]
-
-    def _shares(self) -> list[tuple[Run, int]]:
-        """How many ids of each live run this pass takes: answers one each, then prompts up to a slice."""
-        live = self._live()
-        answers = [(run, 1) for run in live if len(_state(run).todo) == 1]
-        reading = [run for run in live if len(_state(run).todo) > 1]
-        prompts = self._turns.share([len(_state(run).todo) for run in reading], self._slice)
-        return answers + [(reading[index], count) for index, count in prompts]
-
-    def _wanted(self, shares: list[tuple[Run, int]]) -> tuple[list[int], list[Run]]:
-        """The places in the pass whose logits are needed, and the runs that they belong to."""
-        wanted, runs, end = [], [], 0
-        for run, count in shares:
-            end += count
-            if count == len(_state(run).todo) and run.max_tokens:
-                wanted.append(end - 1)
-                runs.append(run)
-        return wanted, runs
-
-    def _computed(self, run: Run, count: int) -> None:
-        state = _state(run)
-        state.slot.tokens += state.todo[:count]
-        del state.todo[:count]
-        run.prefilled = min(run.prompt_tokens, len(state.slot.tokens))
-        if not run.max_tokens and not state.todo:
+        rows = [(share.ids, _state(share.run).slot.settled()) for share in shares]
+        logits = self._weights.forward(rows, outputs)
+        self._passes.measured(shares, time.perf_counter() - began)
+        for run in passes.note_computed(shares):
             self.cancel(run)
+        return logits
 
-    def _speak(self, run: Run, logits: model.Logits) -> Piece:
+    def _make_room(self, positions: int) -> None:
+        """Empty free slots, the longest unused first, until the memory has room for so many positions more."""
+        room = self._room()
+        if room is None:
+            return
+        for slot in self._slots.free():
+            if self._slots.positions() + positions <= room:
+                return
+            slot.caches, slot.tokens = self._new_caches(), []
+
+    def _output(self, run: Run, logits: model.Logits) -> TokenOutput:
         """Draw the next token from raw logits of shape (vocabulary,)."""
-        state = _state(run)
-        token = state.sampler.draw(logits)
-        run.generated += 1
-        finish: FinishReason | None = "length" if run.generated >= run.max_tokens or self._is_full() else None
-        text = ""
-        if token in self.stop_tokens:
-            finish = "stop"
-        else:
-            text = state.text.decode(self._tokenizer.bytes_by_id[token])
-            state.todo.append(token)
+        token = _state(run).sampler.draw(logits)
+        data = None if token in self.stop_tokens else self._tokenizer.bytes_by_id[token]
         probabilities = None if run.logprobs is None else logprobs(logits, token, run.logprobs)
-        if finish:
+        output = passes.add_token(run, token, data, probabilities, full=self._is_full())
+        if output.finish_reason:
             self.cancel(run)
-        return Piece((token,), text, state.whole, finish, probabilities)
+        return output
 
-    def held(self, prompt: Sequence[int]) -> int:
-        return self._slots.held(prompt)
+    def cached_prefix(self, prompt: Sequence[int]) -> int:
+        checks.check_open(self._closed)
+        return self._slots.cached_prefix(prompt)
 
     def cancel(self, run: Run) -> None:
         if not run.finished:
             run.finished, _state(run).slot.run = True, None
 
     def evaluate(self, tokens: Sequence[int]) -> Iterator[NDArray[np.float32]]:
-        check_evaluation(tokens, self.context_length, live=bool(self._live()))
-        self._slots.clear()
+        checks.check_open(self._closed)
+        checks.check_evaluation(tokens, self.context_length, live=bool(self._slots.live()))
+        for slot in self._slots.all:
+            slot.caches, slot.tokens = self._new_caches(), []
         return self._blocks(tokens, self._new_caches())
 
     def _blocks(self, tokens: Sequence[int], caches: model.Caches) -> Iterator[NDArray[np.float32]]:
         for begin in range(0, len(tokens), EVALUATED):
+            checks.check_open(self._closed)  # the caller may have closed it between two blocks
             block = tokens[begin : begin + EVALUATED]
             yield np.array(self._weights.forward([(block, caches)], range(len(block))))
 
@@ -217,15 +203,14 @@ class MlxEngine:
         if self._closed:
             return
         self._closed = True
-        for run in self._live():
+        for run in self._slots.live():
             self.cancel(run)
         del self._slots, self._weights
         model.give_back()
 
 
-def _state(run: Run) -> Decoding[Slot, Sampler]:
-    assert isinstance(run.state, Decoding)
-    return run.state
+def _state(run: Run) -> RunState[Slot, Sampler]:
+    return state_of(run)
 
 
 def open(  # noqa: A001  (the name every engine module offers)

@@ -1,22 +1,17 @@
-"""What the probe's child process does: `python -m localqwen.engines.mlx.probe FOLDER` computes, or dies trying."""
+"""Whether MLX computes on this machine, tried in a child process. MLX has no settings that could help where not."""
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
-from localqwen.engines import Sampling
-from localqwen.engines.mlx import engine as mlx_engine
+from localqwen.engines import child_process
+from localqwen.errors import EngineUnavailable
+from localqwen.models import converted
 
 
-def compute(folder: Path) -> None:
-    """A prompt long enough for the large matrix products, and a few tokens."""
-    engine = mlx_engine.open(folder, context_length=256, threads=None, max_runs=1)
-    run = engine.start(engine.tokenize("7 " * 64, special=False), Sampling(temperature=0), max_tokens=4)
-    while not run.finished:
-        engine.step()
-    engine.close()
-
-
-if __name__ == "__main__":
-    compute(Path(sys.argv[1]))
+def probe() -> None:
+    """Raise EngineUnavailable where MLX cannot load the built-in model and compute a few tokens."""
+    code, words = child_process.run_module("localqwen.engines.mlx.probe_child", str(converted.demo_checkpoint()))
+    if code:
+        raise EngineUnavailable(
+            f"MLX does not run on this machine: the probe ended by {child_process.reason(code, words)}",
+            "pip install --force-reinstall mlx mlx-lm",
+        )

@@ -13,7 +13,7 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
-from localqwen.engines import Constraint, Logprobs, Sampling
+from localqwen.engines.engine import Constraint, Logprobs, Sampling
 from localqwen.errors import EngineError
 
 
@@ -28,7 +28,7 @@ class Sampler:
 
     def draw(self, logits: mx.array) -> int:
         """From raw logits of shape (vocabulary,). Raises EngineError where the constraint allows nothing."""
-        token = self._choose(self._penalised(self._constrained(logits)))
+        token = self._choose(self._penalized(self._constrained(logits)))
         self._counts[token] += 1
         if self._constraint is not None:
             self._constraint.accept(token)
@@ -42,11 +42,11 @@ class Sampler:
             raise EngineError("the constraint allows no token", "check the grammar or schema")
         return mx.where(mx.array(allowed), logits, -mx.inf)
 
-    def _penalised(self, logits: mx.array) -> mx.array:
+    def _penalized(self, logits: mx.array) -> mx.array:
         """As llama.cpp's penalties (llama-sampling.cpp), which are those of the papers: repetition divides what speaks
         for a token and multiplies what speaks against it; frequency is taken off per occurrence, presence once."""
         sampling = self._sampling
-        if not sampling.penalises or not self._counts:
+        if not sampling.penalizes or not self._counts:
             return logits
         ids = mx.array(list(self._counts))
         seen, counts = logits[ids], mx.array(list(self._counts.values()))
@@ -67,8 +67,9 @@ class Sampler:
 
 def filtered(values: NDArray[np.float64], sampling: Sampling) -> NDArray[np.float64]:
     """Probabilities of the logits, best first, that temperature, top_p and min_p leave, in this order."""
-    scaled = values[np.isfinite(values)] / sampling.temperature
-    probabilities = np.exp(scaled - scaled[0])
+    finite = values[np.isfinite(values)]
+    with np.errstate(over="ignore"):  # behind the smallest temperatures only the best is left: exp(-inf) is 0
+        probabilities = np.exp((finite - finite[0]) / sampling.temperature)
     probabilities /= probabilities.sum()
     if sampling.top_p < 1:
         keep = int(np.searchsorted(np.cumsum(probabilities), sampling.top_p)) + 1

@@ -12,6 +12,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from localqwen.chat.answer import Answer
 from localqwen.chat.messages import (
     Event,
     Finished,
@@ -22,8 +23,8 @@ from localqwen.chat.messages import (
     Usage,
 )
 from localqwen.errors import LocalqwenError
-from localqwen.serve.anthropic.request import asked_of
-from localqwen.serve.api import Answer, Asked, Head
+from localqwen.serve.anthropic.request import parsed_request
+from localqwen.serve.api import ParsedRequest, ResponseMeta
 from localqwen.serve.encoding import SSE, sse
 from localqwen.serve.fields import Fields
 
@@ -38,18 +39,18 @@ _ERRORS = {
 }
 
 
-def read(body: Mapping[str, Any]) -> Asked:
+def read(body: Mapping[str, Any]) -> ParsedRequest:
     """Of `/v1/messages`."""
     fields = Fields(body)
     limit = fields.whole("max_tokens", 1)
     if limit is None:
         raise fields.wrong("max_tokens", "is missing")
-    return asked_of(fields, limit)
+    return parsed_request(fields, limit)
 
 
-def read_count(body: Mapping[str, Any]) -> Asked:
+def read_count(body: Mapping[str, Any]) -> ParsedRequest:
     """Of `/v1/messages/count_tokens`: the same without a limit; what is counted is the prompt."""
-    return asked_of(Fields(body), None)
+    return parsed_request(Fields(body), None)
 
 
 class Stream:
@@ -57,10 +58,10 @@ class Stream:
 
     media_type = SSE
 
-    def __init__(self, asked: Asked, head: Head) -> None:
-        self._head = head
-        self._limit = asked.request.max_tokens
-        self._hidden = asked.show_thinking == "hidden"
+    def __init__(self, parsed: ParsedRequest, meta: ResponseMeta) -> None:
+        self._head = meta
+        self._limit = parsed.request.max_tokens
+        self._hidden = parsed.show_thinking == "hidden"
         self._index = -1
         self._open = ""  # the type of the block that is open
         self._signature = hashlib.sha256()
@@ -124,34 +125,34 @@ def _event(kind: str, **data: Any) -> bytes:
     return sse({"type": kind, **data}, kind)
 
 
-def whole(asked: Asked, head: Head, answers: Sequence[Answer]) -> dict[str, Any]:
+def response_body(parsed: ParsedRequest, meta: ResponseMeta, answers: Sequence[Answer]) -> dict[str, Any]:
     answer = answers[0]
-    ending = _ending(answer.finished, asked.request.max_tokens)
-    return {**_message(head, _content(asked, head, answer), ending["usage"]), **ending["delta"]}
+    ending = _ending(answer.end, parsed.request.max_tokens)
+    return {**_message(meta, _content(parsed, meta, answer), ending["usage"]), **ending["delta"]}
 
 
-def _content(asked: Asked, head: Head, answer: Answer) -> list[dict[str, Any]]:
+def _content(parsed: ParsedRequest, meta: ResponseMeta, answer: Answer) -> list[dict[str, Any]]:
     content: list[dict[str, Any]] = []
     if answer.thinking:
         signature = hashlib.sha256(answer.thinking.encode(errors="surrogatepass")).hexdigest()
-        shown = "" if asked.show_thinking == "hidden" else answer.thinking
+        shown = "" if parsed.show_thinking == "hidden" else answer.thinking
         content.append({"type": "thinking", "thinking": shown, "signature": signature})
-    if answer.text:
-        content.append({"type": "text", "text": answer.text})
-    return content + [_call(call, head, number) for number, call in enumerate(answer.calls)]
+    if answer.content:
+        content.append({"type": "text", "text": answer.content})
+    return content + [_call(call, meta, number) for number, call in enumerate(answer.tool_calls)]
 
 
-def _call(call: ToolCall, head: Head, number: int) -> dict[str, Any]:
-    name = call.id or "toolu_" + head.call_id(0, number).removeprefix("call_")
+def _call(call: ToolCall, meta: ResponseMeta, number: int) -> dict[str, Any]:
+    name = call.id or "toolu_" + meta.call_id(0, number).removeprefix("call_")
     return {"type": "tool_use", "id": name, "name": call.name, "input": dict(call.arguments)}
 
 
-def _message(head: Head, content: Sequence[Mapping[str, Any]], usage: Mapping[str, Any]) -> dict[str, Any]:
+def _message(meta: ResponseMeta, content: Sequence[Mapping[str, Any]], usage: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        "id": f"msg_{head.id}",
+        "id": f"msg_{meta.id}",
         "type": "message",
         "role": "assistant",
-        "model": head.model,
+        "model": meta.model,
         "content": list(content),
         "stop_reason": None,
         "stop_sequence": None,

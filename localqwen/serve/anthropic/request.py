@@ -6,14 +6,14 @@ from collections.abc import Iterator
 
 from localqwen.chat.messages import JsonFormat, Message, Overrides, Request, Tool, ToolCall
 from localqwen.errors import LocalqwenError
-from localqwen.serve.api import EFFORTS, Asked
+from localqwen.serve.api import EFFORTS, ParsedRequest
 from localqwen.serve.fields import Fields
 
 #: Between the blocks of one message.
 _BLOCKS = "\n"
 
 
-def asked_of(fields: Fields, limit: int | None) -> Asked:
+def parsed_request(fields: Fields, limit: int | None) -> ParsedRequest:
     """`limit` is `max_tokens`, None where only the prompt matters."""
     fields.refuse({"mcp_servers": "cannot be used: only tools that the client runs are taken"})
     think, budget = _thinking(fields, limit)
@@ -28,16 +28,16 @@ def asked_of(fields: Fields, limit: int | None) -> Asked:
         max_tokens=limit,
         stop=fields.stops("stop_sequences"),
         sampling=Overrides(
-            temperature=fields.number("temperature", 0, 100),
-            top_p=fields.number("top_p", 0, 1),
-            top_k=fields.whole("top_k", 0, 2**31 - 1),
+            temperature=fields.sampling("temperature"),
+            top_p=fields.sampling("top_p"),
+            top_k=fields.sampling("top_k"),
         ),
         format=_format(fields),
         must_call=must_call,
         read_calls=bool(tools),
         parallel_calls=parallel,
     )
-    return Asked(
+    return ParsedRequest(
         model=fields.needed_text("model"),
         request=request,
         stream=fields.flag("stream") or False,

@@ -21,8 +21,10 @@ from starlette.types import ASGIApp
 
 from localqwen._version import __version__
 from localqwen.chat.messages import Finished
+from localqwen.chat.model_info import LoadedModel
 from localqwen.errors import EngineError, LocalqwenError, ModelNotFound
 from localqwen.serve.anthropic import messages as anthropic_messages
+from localqwen.serve.channel import Channel, Job, JobEvent
 from localqwen.serve.http import metrics as prometheus
 from localqwen.serve.http import ollama_routes, openapi
 from localqwen.serve.http.endpoint import Answering, Backend
@@ -30,11 +32,8 @@ from localqwen.serve.http.guard import Access, Guard
 from localqwen.serve.http.mappers import ANSWERING, error_body
 from localqwen.serve.http.metrics import Metrics
 from localqwen.serve.http.request_body import ClientLeft, read_json
-from localqwen.serve.job import Delivery, Job
-from localqwen.serve.mail import Mail
-from localqwen.serve.model_names import Catalogue, Known
+from localqwen.serve.model_names import Catalogue, KnownModel
 from localqwen.serve.ollama.chat import timestamp
-from localqwen.serve.runs import Opened
 from localqwen.serve.worker import Limits, Worker
 
 #: Names under which thinking can go out: llama-server and SGLang say the first, vLLM and Ollama the second.
@@ -57,7 +56,7 @@ class Service:
     and ends with the application."""
 
     def __init__(
-        self, catalogue: Catalogue, open_model: Callable[[str], Opened], settings: Settings | None = None
+        self, catalogue: Catalogue, open_model: Callable[[str], LoadedModel], settings: Settings | None = None
     ) -> None:
         self.catalogue = catalogue
         self.settings = settings or Settings()
@@ -85,12 +84,12 @@ class Service:
         assert self._backend is not None, "the application has not been started"
         return self._backend
 
-    def _post(self, batch: Sequence[tuple[Job, Delivery]]) -> None:
-        self.backend.mail.post(batch)
+    def _post(self, batch: Sequence[tuple[Job, JobEvent]]) -> None:
+        self.backend.channel.post(batch)
 
     @asynccontextmanager
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
-        self._backend = Backend(self.worker, Mail(), self.catalogue, self.settings.reasoning_fields)
+        self._backend = Backend(self.worker, Channel(), self.catalogue, self.settings.reasoning_fields)
         try:
             yield
         finally:
@@ -163,9 +162,9 @@ class _Routes:
 
     async def count_tokens(self, request: Request) -> Response:
         """Anthropic's: of the prompt that the same body would make."""
-        asked = anthropic_messages.read_count(await read_json(request))
-        model = await run_in_threadpool(self._service.catalogue.resolve, asked.model)
-        tokens = await asyncio.wrap_future(self._service.worker.count(model, asked.request))
+        parsed = anthropic_messages.read_count(await read_json(request))
+        model = await run_in_threadpool(self._service.catalogue.resolve, parsed.model)
+        tokens = await asyncio.wrap_future(self._service.worker.count(model, parsed.request))
         return JSONResponse(anthropic_messages.counted(tokens))
 
     async def end_thinking(self, request: Request) -> Response:
@@ -177,15 +176,16 @@ class _Routes:
         return JSONResponse({"id": request.path_params["id"], "thinking": "ending"})
 
 
-def _model(known: Known) -> dict[str, Any]:
+def _model(known: KnownModel) -> dict[str, Any]:
     """As OpenAI's clients read it, and as Anthropic's do: no field has two meanings."""
+    modified = known.files.modified if known.files else 0.0
     theirs = {
         "type": "model",
         "display_name": known.name,
-        "created_at": timestamp(known.modified),
+        "created_at": timestamp(modified),
         "lifecycle": "active",
     }
-    return {"id": known.name, "object": "model", "created": int(known.modified), "owned_by": "localqwen", **theirs}
+    return {"id": known.name, "object": "model", "created": int(modified), "owned_by": "localqwen", **theirs}
 
 
 def _route(path: str) -> str:

@@ -11,15 +11,15 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
-from localqwen.chat.messages import Event, Finished
+from localqwen.chat.answer import AnswerAssembler
+from localqwen.chat.messages import Finished
 from localqwen.errors import LocalqwenError
 from localqwen.serve import encoding
-from localqwen.serve.api import Head, Stream, answer_of
+from localqwen.serve.api import ResponseMeta, Stream
+from localqwen.serve.channel import Channel, Job, JobEvent, Mailbox
 from localqwen.serve.http.guard import FINISHED, send_error
 from localqwen.serve.http.mappers import Api
 from localqwen.serve.http.request_body import ClientLeft, read_json
-from localqwen.serve.job import Delivery, Job
-from localqwen.serve.mail import Mail, Mailbox
 from localqwen.serve.model_names import Catalogue
 from localqwen.serve.worker import Worker
 
@@ -29,7 +29,7 @@ class Backend:
     """What every route works with."""
 
     worker: Worker
-    mail: Mail
+    channel: Channel
     catalogue: Catalogue
     reasoning_fields: tuple[str, ...]
 
@@ -44,21 +44,21 @@ class Answering:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             body = await read_json(Request(scope, receive))
-            asked = self._api.read(body)
-            model = await _resolved(self._backend().catalogue, asked.model)
+            parsed = self._api.read(body)
+            model = await _resolved(self._backend().catalogue, parsed.model)
         except ClientLeft:
             return
         except LocalqwenError as error:
             await send_error(error, scope["path"], send)
             return
-        await self._answer(Job(asked, model), scope, receive, send)
+        await self._answer(Job(parsed, model), scope, receive, send)
 
     async def _answer(self, job: Job, scope: Scope, receive: Receive, send: Send) -> None:
         backend = self._backend()
-        head = Head(job.id, job.model, time.time(), backend.reasoning_fields)
-        box = backend.mail.open(job)
+        meta = ResponseMeta(job.id, job.model, time.time(), backend.reasoning_fields)
+        box = backend.channel.open(job)
         backend.worker.submit(job)
-        sending = asyncio.ensure_future(_Sender(self._api, job, head, box, scope, send).run())
+        sending = asyncio.ensure_future(_Sender(self._api, job, meta, box, scope, send).run())
         leaving = asyncio.ensure_future(_left(receive))
         try:
             await asyncio.wait((sending, leaving), return_when=asyncio.FIRST_COMPLETED)
@@ -69,12 +69,12 @@ class Answering:
                 backend.worker.cancel(job)
             for task in (sending, leaving):
                 task.cancel()
-            backend.mail.close(job)
+            backend.channel.close(job)
 
 
-async def _resolved(catalogue: Catalogue, asked: str) -> str:
-    """The models of the command line need no look at the disk, and no thread for it."""
-    return asked if asked in catalogue.served else await run_in_threadpool(catalogue.resolve, asked)
+async def _resolved(catalogue: Catalogue, name: str) -> str:
+    """Return the model that a client means. Those of the command line need no look at the disk, and no thread."""
+    return name if name in catalogue.served else await run_in_threadpool(catalogue.resolve, name)
 
 
 async def _left(receive: Receive) -> None:
@@ -83,60 +83,61 @@ async def _left(receive: Receive) -> None:
 
 
 class _Sender:
-    """Turns the deliveries of a job into its response."""
+    """Turns the events of a job into its response."""
 
-    def __init__(self, api: Api, job: Job, head: Head, box: Mailbox, scope: Scope, send: Send) -> None:
-        self._api, self._job, self._head, self._box, self._scope, self._send = api, job, head, box, scope, send
+    def __init__(self, api: Api, job: Job, meta: ResponseMeta, box: Mailbox, scope: Scope, send: Send) -> None:
+        self._api, self._job, self._meta, self._box, self._scope, self._send = api, job, meta, box, scope, send
         self._finished: list[Finished] = scope[FINISHED]
 
     async def run(self) -> None:
         first = await self._box.take()
         if isinstance(first[0].what, LocalqwenError):
             await send_error(first[0].what, self._scope["path"], self._send)
-        elif self._job.asked.stream:
+        elif self._job.parsed.stream:
             await self._stream(first)
         else:
             await self._whole(first)
 
-    async def _stream(self, deliveries: list[Delivery]) -> None:
-        stream = self._api.Stream(self._job.asked, self._head)
+    async def _stream(self, events: list[JobEvent]) -> None:
+        stream = self._api.Stream(self._job.parsed, self._meta)
         await self._start(200, stream.media_type)
         more = True
         while more:
-            data = b"".join(self._fed(stream, delivery) for delivery in deliveries)
-            more = not self._over(deliveries)
+            data = b"".join(self._fed(stream, event) for event in events)
+            more = not self._over(events)
             await self._send({"type": "http.response.body", "body": data, "more_body": more})
             if more:
-                deliveries = await self._box.take()
+                events = await self._box.take()
 
-    def _fed(self, stream: Stream, delivery: Delivery) -> bytes:
-        if isinstance(delivery.what, LocalqwenError):
-            return stream.error(delivery.what)
-        data = stream.feed(delivery.what, delivery.index)
-        if isinstance(delivery.what, Finished):
-            self._finished.append(delivery.what)
-            if len(self._finished) == self._job.asked.answers:
+    def _fed(self, stream: Stream, event: JobEvent) -> bytes:
+        if isinstance(event.what, LocalqwenError):
+            return stream.error(event.what)
+        data = stream.feed(event.what, event.index)
+        if isinstance(event.what, Finished):
+            self._finished.append(event.what)
+            if len(self._finished) == self._job.parsed.answers:
                 data += stream.end()
         return data
 
-    def _over(self, deliveries: list[Delivery]) -> bool:
-        failed = any(isinstance(delivery.what, LocalqwenError) for delivery in deliveries)
-        return failed or len(self._finished) == self._job.asked.answers
+    def _over(self, events: list[JobEvent]) -> bool:
+        failed = any(isinstance(event.what, LocalqwenError) for event in events)
+        return failed or len(self._finished) == self._job.parsed.answers
 
-    async def _whole(self, deliveries: list[Delivery]) -> None:
-        events: dict[int, list[Event]] = {}
-        while len(self._finished) < self._job.asked.answers:
-            for delivery in deliveries:
-                if isinstance(delivery.what, LocalqwenError):
-                    await send_error(delivery.what, self._scope["path"], self._send)
+    async def _whole(self, events: list[JobEvent]) -> None:
+        answers = [AnswerAssembler() for _ in range(self._job.parsed.answers)]
+        while True:
+            for event in events:
+                if isinstance(event.what, LocalqwenError):
+                    await send_error(event.what, self._scope["path"], self._send)
                     return
-                events.setdefault(delivery.index, []).append(delivery.what)
-                if isinstance(delivery.what, Finished):
-                    self._finished.append(delivery.what)
-            if len(self._finished) < self._job.asked.answers:
-                deliveries = await self._box.take()
-        answers = [answer_of(events[index]) for index in sorted(events)]
-        body = encoding.dumps(self._api.whole(self._job.asked, self._head, answers))
+                answers[event.index].add(event.what)
+                if isinstance(event.what, Finished):
+                    self._finished.append(event.what)
+            if len(self._finished) == len(answers):
+                break
+            events = await self._box.take()
+        whole = [each.answer() for each in answers]
+        body = encoding.dumps(self._api.response_body(self._job.parsed, self._meta, whole))
         await self._start(200, encoding.JSON, len(body))
         await self._send({"type": "http.response.body", "body": body})
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+from localqwen.chat.answer import Answer
 from localqwen.errors import LocalqwenError
 from localqwen.serve.anthropic import messages as anthropic_messages
-from localqwen.serve.api import Answer, Asked, Head, Stream
+from localqwen.serve.api import ParsedRequest, ResponseMeta, Stream
 from localqwen.serve.ollama import chat as ollama_chat
 from localqwen.serve.openai import chat as openai_chat
 from localqwen.serve.openai import completions as openai_completions
@@ -18,11 +19,13 @@ from localqwen.serve.openai import responses as openai_responses
 class Api(Protocol):
     """What an API's module offers; see `localqwen.serve.api`."""
 
-    def read(self, body: Mapping[str, Any]) -> Asked: ...
+    def read(self, body: Mapping[str, Any]) -> ParsedRequest: ...
 
-    def Stream(self, asked: Asked, head: Head) -> Stream: ...
+    def Stream(self, parsed: ParsedRequest, meta: ResponseMeta) -> Stream: ...
 
-    def whole(self, asked: Asked, head: Head, answers: Sequence[Answer]) -> Mapping[str, Any]: ...
+    def response_body(
+        self, parsed: ParsedRequest, meta: ResponseMeta, answers: Sequence[Answer]
+    ) -> Mapping[str, Any]: ...
 
     def error(self, error: LocalqwenError) -> Mapping[str, Any]: ...
 

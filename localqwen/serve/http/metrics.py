@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from localqwen.chat.messages import Finished
-from localqwen.serve.model_pool import LoadedModel
+from localqwen.serve.model_pool import ModelStatus
 
 MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -30,7 +30,7 @@ class Metrics:
         for phase, milliseconds in (("prompt", timing.prompt_ms), ("generation", timing.predicted_ms)):
             self.seconds[phase] += (milliseconds or 0) / 1000
 
-    def text(self, loaded: Sequence[LoadedModel]) -> str:
+    def text(self, loaded: Sequence[ModelStatus]) -> str:
         lines = _family("requests_total", "counter", "HTTP requests by route and status.")
         lines += [
             f'localqwen_requests_total{{route="{route}",status="{status}"}} {count}'

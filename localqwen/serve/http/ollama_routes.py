@@ -18,13 +18,13 @@ from starlette.types import Receive, Scope, Send
 
 from localqwen.errors import Busy, LocalqwenError
 from localqwen.serve import encoding
-from localqwen.serve.api import Head
+from localqwen.serve.api import ResponseMeta
+from localqwen.serve.channel import Job
 from localqwen.serve.fields import Fields
 from localqwen.serve.http.endpoint import Answering, Backend
 from localqwen.serve.http.guard import send_error
 from localqwen.serve.http.request_body import read_json
-from localqwen.serve.job import Job
-from localqwen.serve.model_names import Known
+from localqwen.serve.model_names import KnownModel
 from localqwen.serve.ollama import chat as ollama_chat
 from localqwen.serve.ollama import generate as ollama_generate
 from localqwen.serve.ollama import models as ollama_models
@@ -58,26 +58,26 @@ class LoadingFirst(Answering):
         except LocalqwenError as error:
             await send_error(error, scope["path"], send)
             return
-        if ollama_chat.is_load(job.asked):
-            said = ollama_chat.loaded(job.asked, Head(job.id, job.model, time.time()))
+        if ollama_chat.is_load(job.parsed):
+            said = ollama_chat.loaded(job.parsed, ResponseMeta(job.id, job.model, time.time()))
             await JSONResponse(said)(scope, receive, send)
         else:
             await super()._answer(job, scope, receive, send)
 
     async def _loaded(self, job: Job) -> Job:
-        asked, worker = job.asked, self._backend().worker
-        only = ollama_chat.is_load(asked)
-        if only and asked.keep_alive == 0:
+        parsed, worker = job.parsed, self._backend().worker
+        only = ollama_chat.is_load(parsed)
+        if only and parsed.keep_alive == 0:
             worker.unload(job.model)
             return job
         began = time.perf_counter()
         here = next((model.context_length for model in worker.loaded() if model.name == job.model), None)
         if here is None or only:
-            opened = await asyncio.wrap_future(worker.load(job.model, keep_alive=asked.keep_alive))
+            opened = await asyncio.wrap_future(worker.load(job.model, keep_alive=parsed.keep_alive))
             here = opened.engine.context_length
-        ollama_chat.check_context(asked, here)
+        ollama_chat.check_context(parsed, here)
         load_ms = (time.perf_counter() - began) * 1000
-        return Job(replace(asked, extra={**asked.extra, "load_ms": load_ms}), job.model, job.id)
+        return Job(replace(parsed, extra={**parsed.extra, "load_ms": load_ms}), job.model, id=job.id)
 
 
 class _Models:
@@ -102,19 +102,19 @@ class _Models:
         name = fields.text("model") or fields.text("name") or fields.needed_text("model")
         return JSONResponse(await run_in_threadpool(lambda: ollama_models.show(self._find(name))))
 
-    def _find(self, name: str) -> Known:
+    def _find(self, name: str) -> KnownModel:
         return self._backend().catalogue.find(model_name(name))
 
     async def pull(self, request: Request) -> Response:
-        asked = ollama_models.read_pull(await read_json(request))
+        wanted = ollama_models.read_pull(await read_json(request))
         if self._pulls >= MOST_PULLS:
             raise Busy(f"{MOST_PULLS} models are being pulled already", "try again when one is here", retry_after=60)
-        pulling = _Pulling(asked)
+        pulling = _Pulling(wanted)
         self._pulls += 1
         pulling.ended = self._ended
         lines = pulling.lines()
         first = await anext(lines)  # an unknown name is known now, and has a status
-        if asked.stream:
+        if wanted.stream:
             return StreamingResponse(_ndjson(first, lines), media_type=encoding.NDJSON)
         last = first
         async for line in lines:
@@ -142,8 +142,8 @@ class _Stopped(Exception):
 class _Pulling:
     """A pull in a thread of its own, its lines in the event loop."""
 
-    def __init__(self, asked: ollama_models.Pull) -> None:
-        self._asked = asked
+    def __init__(self, wanted: ollama_models.Pull) -> None:
+        self._wanted = wanted
         self._loop = asyncio.get_running_loop()
         self._queue: asyncio.Queue[Mapping[str, Any] | LocalqwenError | None] = asyncio.Queue()
         self._left = threading.Event()
@@ -162,7 +162,7 @@ class _Pulling:
 
     def _run(self) -> None:
         try:
-            ollama_models.run_pull(self._asked, self._tell)
+            ollama_models.run_pull(self._wanted, self._tell)
         except LocalqwenError as error:
             self._put(error)
         except _Stopped:

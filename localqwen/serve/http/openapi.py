@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from localqwen._version import __version__
+from localqwen.engines.engine import SAMPLING_RANGES
 from localqwen.serve.api import EFFORTS
 from localqwen.serve.fields import LONGEST_STOP, MOST_STOPS
 from localqwen.serve.http import openapi_others
@@ -56,13 +57,8 @@ def _object(*required: str, **properties: Schema) -> Schema:
     return {"type": "object", "properties": properties, **({"required": list(required)} if required else {})}
 
 
-def _number(low: float | None = None, high: float | None = None, kind: str = "number") -> Schema:
-    limits = {"minimum": low, "maximum": high}
-    return {"type": [kind, "null"], **{name: value for name, value in limits.items() if value is not None}}
-
-
-def _whole(low: int | None = None, high: int | None = None) -> Schema:
-    return _number(low, high, "integer")
+def _whole(low: int, high: int) -> Schema:
+    return {"type": ["integer", "null"], "minimum": low, "maximum": high}
 
 
 def _list_of(item: Schema, **more: Any) -> Schema:
@@ -118,13 +114,8 @@ def _asking(summary: str, schema: Schema, kind: str) -> Schema:
 
 
 _SAMPLING: dict[str, Schema] = {
-    "temperature": _number(0, 100),
-    "top_p": _number(0, 1),
-    "top_k": _whole(-1, 2**31 - 1),
-    "min_p": _number(0, 1),
-    "presence_penalty": _number(-100, 100),
-    "frequency_penalty": _number(-100, 100),
-    "repetition_penalty": _number(0.01, 100),
+    **{name: openapi_others.sampling(name) for name in SAMPLING_RANGES},
+    "top_k": {**openapi_others.sampling("top_k"), "minimum": -1},
     "seed": _whole(-(2**63), 2**63 - 1),
 }
 _LIMIT: Schema = {**_whole(-1, 2**31 - 1), "not": {"const": 0}}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from localqwen.engines.engine import SAMPLING_RANGES
 from localqwen.serve.api import EFFORTS
 from localqwen.serve.encoding import JSON, NDJSON, SSE
 
@@ -48,12 +49,16 @@ def _flag() -> Schema:
     return {"type": ["boolean", "null"]}
 
 
-def _number(low: float, high: float) -> Schema:
-    return {"type": ["number", "null"], "minimum": low, "maximum": high}
-
-
 def _whole(low: int, high: int) -> Schema:
     return {"type": ["integer", "null"], "minimum": low, "maximum": high}
+
+
+def sampling(name: str) -> Schema:
+    """Return the schema of a field of `Sampling`."""
+    bounds = SAMPLING_RANGES[name]
+    lower = "exclusiveMinimum" if bounds.above_low else "minimum"
+    kind = "integer" if bounds.whole else "number"
+    return {"type": [kind, "null"], lower: bounds.low, "maximum": bounds.high}
 
 
 def _content(schema: Schema, what: str, *media_types: str) -> Schema:
@@ -101,13 +106,7 @@ def _ollama_tool() -> Schema:
 
 def _ollama_fields() -> dict[str, Schema]:
     options = _object(
-        temperature=_number(0, 100),
-        top_k=_whole(0, 2**31 - 1),
-        top_p=_number(0, 1),
-        min_p=_number(0, 1),
-        repeat_penalty=_number(0.001, 100),
-        presence_penalty=_number(-100, 100),
-        frequency_penalty=_number(-100, 100),
+        **{"repeat_penalty" if name == "repetition_penalty" else name: sampling(name) for name in SAMPLING_RANGES},
         seed=_whole(-1, 2**63 - 1),
         num_predict=_whole(-2, 2**31 - 1),
         num_ctx=_whole(1, 2**31 - 1),
@@ -155,9 +154,7 @@ def _messages(*, limited: bool) -> Schema:
         tool_choice=_object("type", type={"enum": ["auto", "none"]}, disable_parallel_tool_use=_flag()),
         thinking={"anyOf": [off_or_adaptive, _enabled()]},
         stop_sequences=_list_of(_TEXT),
-        temperature=_number(0, 100),
-        top_p=_number(0, 1),
-        top_k=_whole(0, 2**31 - 1),
+        **{name: sampling(name) for name in ("temperature", "top_p", "top_k")},
         **(limit if limited else {}),
     )
 

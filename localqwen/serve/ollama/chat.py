@@ -10,34 +10,35 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from localqwen.chat.answer import Answer
 from localqwen.chat.messages import Event, Finished, Text, Thinking, TokenLogprob, ToolCall
 from localqwen.errors import LocalqwenError, Unsupported
-from localqwen.serve.api import Answer, Asked, Head
+from localqwen.serve.api import ParsedRequest, ResponseMeta
 from localqwen.serve.encoding import NDJSON, ndjson
 from localqwen.serve.fields import Fields
-from localqwen.serve.ollama.request import asked_of, message
+from localqwen.serve.ollama.request import message, parsed_request
 from localqwen.serve.openai import request as openai_request
 from localqwen.serve.openai import response as openai_response
 
 
-def read(body: Mapping[str, Any]) -> Asked:
+def read(body: Mapping[str, Any]) -> ParsedRequest:
     """Without messages it asks to load the model, or to unload it: see `is_load`."""
     fields = Fields(body)
     messages = tuple(message(each) for each in fields.objects("messages"))
     if messages and messages[-1].role == "assistant":
         raise fields.wrong("messages", "must not end with the assistant's: an answer is not begun for the model")
     tools = openai_request.tools(fields)
-    return asked_of(fields, messages, tools=tools, api="chat")
+    return parsed_request(fields, messages, tools=tools, api="chat")
 
 
-def is_load(asked: Asked) -> bool:
-    """Whether nothing is to be answered: the model is to be loaded, or with `keep_alive` 0 unloaded."""
-    return not asked.request.messages and asked.request.prompt is None
+def is_load(parsed: ParsedRequest) -> bool:
+    """Return whether nothing is to be answered: the model is to be loaded, or with `keep_alive` 0 unloaded."""
+    return not parsed.request.messages and not parsed.request.prompt
 
 
-def check_context(asked: Asked, context_length: int) -> None:
+def check_context(parsed: ParsedRequest, context_length: int) -> None:
     """The context is the server's; what would need a longer one is refused. Raises Unsupported."""
-    wanted = asked.extra["num_ctx"]
+    wanted = parsed.extra["num_ctx"]
     if wanted is not None and wanted > context_length:
         raise Unsupported(
             f"options.num_ctx asks for a context of {wanted:,} tokens, this server's holds {context_length:,}",
@@ -50,9 +51,9 @@ class Stream:
 
     media_type = NDJSON
 
-    def __init__(self, asked: Asked, head: Head) -> None:
-        self._asked = asked
-        self._head = head
+    def __init__(self, parsed: ParsedRequest, meta: ResponseMeta) -> None:
+        self._asked = parsed
+        self._head = meta
         self._calls = 0
         self._last = b""
 
@@ -82,18 +83,18 @@ class Stream:
         return ndjson(_error_body(error))
 
 
-def whole(asked: Asked, head: Head, answers: Sequence[Answer]) -> dict[str, Any]:
+def response_body(parsed: ParsedRequest, meta: ResponseMeta, answers: Sequence[Answer]) -> dict[str, Any]:
     answer = answers[0]
-    calls = [_call_out(call, head, number) for number, call in enumerate(answer.calls)]
-    part = _part(asked, answer.text, thinking=answer.thinking, calls=calls)
-    logprobs = _logprobs_out(asked, answer.logprobs)
-    return _base(asked, head) | part | logprobs | _numbers(asked, answer.finished)
+    calls = [_call_out(call, meta, number) for number, call in enumerate(answer.tool_calls)]
+    part = _part(parsed, answer.content, thinking=answer.thinking, calls=calls)
+    logprobs = _logprobs_out(parsed, answer.logprobs)
+    return _base(parsed, meta) | part | logprobs | _numbers(parsed, answer.end)
 
 
-def loaded(asked: Asked, head: Head) -> dict[str, Any]:
+def loaded(parsed: ParsedRequest, meta: ResponseMeta) -> dict[str, Any]:
     """The answer to a request that asks for none (`is_load`)."""
-    reason = "unload" if asked.keep_alive == 0 else "load"
-    return {**_base(asked, head), **_part(asked, ""), "done": True, "done_reason": reason}
+    reason = "unload" if parsed.keep_alive == 0 else "load"
+    return {**_base(parsed, meta), **_part(parsed, ""), "done": True, "done_reason": reason}
 
 
 def error(error: LocalqwenError) -> dict[str, Any]:
@@ -109,35 +110,35 @@ def timestamp(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")
 
 
-def _base(asked: Asked, head: Head) -> dict[str, Any]:
+def _base(parsed: ParsedRequest, meta: ResponseMeta) -> dict[str, Any]:
     """Clients compare the name with the one they sent."""
-    return {"model": asked.extra["name"], "created_at": timestamp(head.created)}
+    return {"model": parsed.extra["name"], "created_at": timestamp(meta.created)}
 
 
-def _part(asked: Asked, text: str, *, thinking: str = "", calls: Sequence[Any] = ()) -> dict[str, Any]:
+def _part(parsed: ParsedRequest, text: str, *, thinking: str = "", calls: Sequence[Any] = ()) -> dict[str, Any]:
     extra: dict[str, Any] = {"thinking": thinking} if thinking else {}
     if calls:
         extra["tool_calls"] = list(calls)
-    if asked.extra["api"] == "generate":
+    if parsed.extra["api"] == "generate":
         return {"response": text, **extra}
     return {"message": {"role": "assistant", "content": text, **extra}}
 
 
-def _call_out(call: ToolCall, head: Head, number: int) -> dict[str, Any]:
+def _call_out(call: ToolCall, meta: ResponseMeta, number: int) -> dict[str, Any]:
     function = {"index": number, "name": call.name, "arguments": dict(call.arguments)}
-    return {"id": call.id or head.call_id(0, number), "function": function}
+    return {"id": call.id or meta.call_id(0, number), "function": function}
 
 
-def _logprobs_out(asked: Asked, logprobs: Sequence[TokenLogprob]) -> dict[str, Any]:
-    if asked.request.logprobs is None or not logprobs:
+def _logprobs_out(parsed: ParsedRequest, logprobs: Sequence[TokenLogprob]) -> dict[str, Any]:
+    if parsed.request.logprobs is None or not logprobs:
         return {}
     return {"logprobs": [openai_response.logprob(each) for each in logprobs]}
 
 
-def _numbers(asked: Asked, finished: Finished) -> dict[str, Any]:
+def _numbers(parsed: ParsedRequest, finished: Finished) -> dict[str, Any]:
     """Durations are nanoseconds, the total with what the request waited for its model to be loaded. A tool call ends
     an answer like any other: `done_reason` is "stop"."""
-    timing, usage, load_ms = finished.timing, finished.usage, asked.extra.get("load_ms", 0.0)
+    timing, usage, load_ms = finished.timing, finished.usage, parsed.extra.get("load_ms", 0.0)
     return {
         "done": True,
         "done_reason": "length" if finished.finish_reason == "length" else "stop",

@@ -6,15 +6,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from localqwen.chat.messages import Message
-from localqwen.serve.api import Asked
+from localqwen.serve.api import ParsedRequest
 from localqwen.serve.fields import Fields
-from localqwen.serve.ollama.chat import Stream, error, whole
-from localqwen.serve.ollama.request import NO_IMAGES, asked_of
+from localqwen.serve.ollama.chat import Stream, error, response_body
+from localqwen.serve.ollama.request import NO_IMAGES, parsed_request
 
-__all__ = ["Stream", "error", "read", "whole"]
+__all__ = ["Stream", "error", "read", "response_body"]
 
 
-def read(body: Mapping[str, Any]) -> Asked:
+def read(body: Mapping[str, Any]) -> ParsedRequest:
     """Without a prompt it asks to load the model, or to unload it: see `ollama.is_load`. With `raw` the prompt is
     continued as it stands."""
     fields = Fields(body)
@@ -31,12 +31,12 @@ def read(body: Mapping[str, Any]) -> Asked:
     messages = (Message("user", prompt),) if prompt else ()
     if system and prompt:
         messages = (Message("system", system), *messages)
-    return asked_of(fields, messages, api="generate")
+    return parsed_request(fields, messages, api="generate")
 
 
-def _raw(fields: Fields, prompt: str, system: str | None) -> Asked:
+def _raw(fields: Fields, prompt: str, system: str | None) -> ParsedRequest:
     if system:
         raise fields.wrong("system", "cannot stand beside raw: the prompt is continued as it is")
     if fields.data.get("think"):
         raise fields.wrong("think", "cannot stand beside raw: the prompt is continued as it is")
-    return asked_of(fields, (), api="generate", prompt=prompt or None)
+    return parsed_request(fields, (), api="generate", prompt=prompt or None)

@@ -8,22 +8,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from localqwen.chat.local import thinking_mode_of
 from localqwen.chat.messages import ThinkingMode
+from localqwen.chat.model_info import thinking_mode_of
 from localqwen.chat.sampling import Presets
 from localqwen.chat.template import ChatTemplate
-from localqwen.errors import LocalqwenError
-from localqwen.models import digests, metadata, names, provide, pull
+from localqwen.errors import LocalqwenError, NotPulled
+from localqwen.models import digests, metadata, names, pull
 from localqwen.models.metadata import ModelMetadata
 from localqwen.models.names import LocalPath, Named
 from localqwen.models.pull import Plan, Step
 from localqwen.models.registry import Model
 from localqwen.serve.fields import Fields
-from localqwen.serve.model_names import BUILT_IN, Known
-from localqwen.serve.model_pool import LoadedModel
+from localqwen.serve.model_names import KnownModel
+from localqwen.serve.model_pool import ModelStatus
 from localqwen.serve.ollama.chat import timestamp
 from localqwen.serve.ollama.request import model_name
 
@@ -41,30 +40,30 @@ def version() -> dict[str, Any]:
     return {"version": API_VERSION, "localqwen": __version__}
 
 
-def tags(known: Sequence[Known]) -> dict[str, Any]:
+def tags(known: Sequence[KnownModel]) -> dict[str, Any]:
     return {"models": [_listed(each) for each in known]}
 
 
-def _listed(known: Known) -> dict[str, Any]:
+def _listed(known: KnownModel) -> dict[str, Any]:
     name, found = _tagged(known.name), _metadata(known)
     return {
         "name": name,
         "model": name,
-        "modified_at": timestamp(known.modified or (found.modified if found else 0.0)),
-        "size": known.bytes or (found.bytes if found else 0),
-        "digest": digests.declared(known.path) if known.path else "",
+        "modified_at": timestamp(known.files.modified if known.files else 0.0),
+        "size": known.files.bytes if known.files else 0,
+        "digest": digests.declared(known.files.path) if known.files else "",
         "details": _details(known, found),
     }
 
 
-def ps(loaded: Sequence[LoadedModel], known: Sequence[Known], now: float) -> dict[str, Any]:
+def ps(loaded: Sequence[ModelStatus], known: Sequence[KnownModel], now: float) -> dict[str, Any]:
     """`now` is seconds since 1970. A model that is answering stays at least until it has."""
     by_name = {each.name: each for each in known}
-    models = [(model, by_name.get(model.name) or Known(model.name, model.name)) for model in loaded]
+    models = [(model, by_name.get(model.name) or KnownModel(model.name)) for model in loaded]
     return {"models": [{**_listed(entry), **_running(model, now)} for model, entry in models]}
 
 
-def _running(model: LoadedModel, now: float) -> dict[str, Any]:
+def _running(model: ModelStatus, now: float) -> dict[str, Any]:
     left = model.idle_seconds_left or 0.0
     return {
         "expires_at": _NEVER if left == math.inf else timestamp(now + left),
@@ -78,25 +77,19 @@ def _tagged(name: str) -> str:
     return name if ":" in name else f"{name}:latest"
 
 
-def _place(known: Known) -> Path | None:
-    """Its files as they lie here: a model that is converted when it is opened is told by what it is made from."""
-    if known.path is not None:
-        return known.path
-    folder = provide.demo_checkpoint() if known.source == BUILT_IN else Path(known.source).expanduser()
-    return folder if folder.exists() else None
+def _metadata(known: KnownModel) -> ModelMetadata | None:
+    """None where its files cannot be read (any more): a list of models names it all the same.
 
-
-def _metadata(known: Known) -> ModelMetadata | None:
-    """None where its files cannot be read (any more): a list of models names it all the same."""
-    place = _place(known)
+    A model that is converted when it is opened is told by what it is made from.
+    """
     try:
-        return metadata.of(place) if place is not None else None
+        return metadata.of(known.files.path) if known.files else None
     except LocalqwenError:
         return None
 
 
-def _details(known: Known, found: ModelMetadata | None) -> dict[str, Any]:
-    model = names.model_of(known.source)
+def _details(known: KnownModel, found: ModelMetadata | None) -> dict[str, Any]:
+    model = known.entry
     family = "qwen3moe" if model is not None and model.mixture else "qwen3"
     if found is not None:
         family = str(found.info.get("general.architecture", family))
@@ -107,7 +100,7 @@ def _details(known: Known, found: ModelMetadata | None) -> dict[str, Any]:
         "family": family,
         "families": [family],
         "parameter_size": _parameters(count or (found.parameters if found is not None else 0)),
-        "quantization_level": known.quant or (found.quant if found is not None else ""),
+        "quantization_level": (known.files.quant if known.files else "") or (found.quant if found else ""),
     }
 
 
@@ -118,13 +111,14 @@ def _parameters(count: int) -> str:
     return f"{count / 1e6:.2f}M" if count else ""
 
 
-def show(known: Known) -> dict[str, Any]:
-    """Reads the model's header. Raises what `provide` does."""
-    found = metadata.of(_place(known) or provide.provide(known.source))
-    model = names.model_of(known.source)
+def show(known: KnownModel) -> dict[str, Any]:
+    """Return what a model is, by its entry and its header. Raise NotPulled where its files are gone, Unsupported."""
+    if known.files is None:
+        raise NotPulled(f"the files of {known.name} are not on this machine any more", f"localqwen pull {known.name}")
+    found, model = metadata.of(known.files.path), known.entry
     mode = model.thinking if model is not None else _mode(found.template)
     return {
-        "modified_at": timestamp(known.modified or found.modified),
+        "modified_at": timestamp(known.files.modified),
         "license": model.licence if model is not None else "",
         "modelfile": f"FROM {known.name}\n",
         "parameters": _preset(model, mode),
@@ -171,25 +165,21 @@ def read_pull(body: Mapping[str, Any]) -> Pull:
 Tell = Callable[[Mapping[str, Any]], None]
 
 
-def run_pull(asked: Pull, tell: Tell) -> None:
+def run_pull(parsed: Pull, tell: Tell) -> None:
     """Blocks until the model is here and whole. Raises what `localqwen pull` does.
 
     A path is no name: clients do not learn what lies on this disk.
     """
-    name = model_name(asked.name).removesuffix(":latest")
-    reference = pull.resolve(name)
+    name = model_name(parsed.name).removesuffix(":latest")
+    reference = names.parse(name)
     if isinstance(reference, LocalPath):
         raise names.unknown(name)
     tell({"status": "pulling manifest"})
-    if not _is_built_in(reference):
+    if not (isinstance(reference, Named) and reference.model.is_built_in):
         planned = pull.plan_or_present(reference)
         if isinstance(planned, Plan):
             pull.run(planned, Lines(planned, tell))
     tell({"status": "success"})
-
-
-def _is_built_in(reference: names.Reference) -> bool:
-    return isinstance(reference, Named) and reference.model.weights is None and not reference.model.gguf
 
 
 class Lines:

@@ -7,11 +7,11 @@ Unknown options (and those of loading, as `num_gpu`) are not looked at.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 
+from localqwen import units
 from localqwen.chat.messages import JsonFormat, Message, Overrides, Request, Role, Tool, ToolCall
-from localqwen.serve.api import EFFORTS, FOR_EVER, Asked
+from localqwen.serve.api import EFFORTS, FOR_EVER, ParsedRequest
 from localqwen.serve.fields import Fields, kind
 from localqwen.serve.openai import request as openai_request
 
@@ -19,25 +19,22 @@ from localqwen.serve.openai import request as openai_request
 _HUBS = {"hf.co/": "hf:", "huggingface.co/": "hf:", "modelscope.cn/": "ms:"}
 _ROLES: Mapping[str, Role] = {"system": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
 NO_IMAGES = "cannot be taken: Qwen3 reads text only"
-#: A duration as Go writes it, "1h30m": parts of a number and a unit, in seconds.
-_PART = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h)")
-_SECONDS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
-def model_name(asked: str) -> str:
+def model_name(parsed: str) -> str:
     """What a client of Ollama calls a model, as we call it."""
-    prefix = next((each for each in _HUBS if asked.lower().startswith(each)), None)
-    return asked if prefix is None else _HUBS[prefix] + asked[len(prefix) :]
+    prefix = next((each for each in _HUBS if parsed.lower().startswith(each)), None)
+    return parsed if prefix is None else _HUBS[prefix] + parsed[len(prefix) :]
 
 
-def asked_of(
+def parsed_request(
     fields: Fields,
     messages: Sequence[Message],
     *,
     api: str,
     tools: Sequence[Tool] = (),
     prompt: str | None = None,
-) -> Asked:
+) -> ParsedRequest:
     options = fields.object("options") or Fields({})
     think, budget = _think(fields)
     stream = fields.flag("stream")
@@ -51,15 +48,19 @@ def asked_of(
         sampling=_sampling(options),
         format=_format(fields),
         logprobs=_logprobs(fields),
-        prompt=prompt,
+        prompt=prompt if messages else prompt or "",  # nothing at all asks to load the model
         read_calls=bool(tools),
     )
-    return Asked(
+    return ParsedRequest(
         model=model_name(fields.needed_text("model")),
         request=request,
         stream=stream is None or stream,
         keep_alive=keep_alive(fields),
-        extra={"api": api, "name": fields.needed_text("model"), "num_ctx": options.whole("num_ctx", 1, 2**31 - 1)},
+        extra={
+            "api": api,
+            "name": fields.needed_text("model"),
+            "num_ctx": options.whole("num_ctx", 1, 2**31 - 1),
+        },
     )
 
 
@@ -106,13 +107,13 @@ def _limit(options: Fields) -> int | None:
 def _sampling(options: Fields) -> Overrides:
     seed = options.whole("seed", -1, 2**63 - 1)
     return Overrides(
-        temperature=options.number("temperature", 0, 100),
-        top_k=options.whole("top_k", 0, 2**31 - 1),
-        top_p=options.number("top_p", 0, 1),
-        min_p=options.number("min_p", 0, 1),
-        presence_penalty=options.number("presence_penalty", -100, 100),
-        frequency_penalty=options.number("frequency_penalty", -100, 100),
-        repetition_penalty=options.number("repeat_penalty", 0.001, 100),
+        temperature=options.sampling("temperature"),
+        top_k=options.sampling("top_k"),
+        top_p=options.sampling("top_p"),
+        min_p=options.sampling("min_p"),
+        presence_penalty=options.sampling("presence_penalty"),
+        frequency_penalty=options.sampling("frequency_penalty"),
+        repetition_penalty=options.sampling("repetition_penalty", "repeat_penalty"),
         seed=None if seed == -1 else seed,
     )
 
@@ -140,17 +141,7 @@ def _logprobs(fields: Fields) -> int | None:
 def keep_alive(fields: Fields) -> float | None:
     """Seconds that the model stays loaded: a number, or a duration as "5m", "1h30m"; below 0 is for ever."""
     value = fields.data.get("keep_alive")
-    seconds = _duration(value) if isinstance(value, str) else fields.number("keep_alive", -1e18, 1e18)
+    seconds = units.parse_duration(value) if isinstance(value, str) else fields.number("keep_alive", -1e18, 1e18)
     if seconds is None and value is not None:
         raise fields.wrong("keep_alive", f'is {value!r}, it must be seconds or a duration such as "5m"')
     return FOR_EVER if seconds is not None and seconds < 0 else seconds
-
-
-def _duration(text: str) -> float | None:
-    sign, body = (-1, text[1:]) if text.startswith("-") else (1, text.removeprefix("+"))
-    if re.fullmatch(r"\d+(\.\d+)?", body):
-        return sign * float(body)
-    parts = _PART.findall(body)
-    if not parts or "".join(number + unit for number, unit in parts) != body:
-        return None
-    return sign * sum(float(number) * _SECONDS[unit] for number, unit in parts)

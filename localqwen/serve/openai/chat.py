@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from localqwen._version import __version__
+from localqwen.chat.answer import Answer
 from localqwen.chat.messages import Event, Finished, Request, Started, Text, Thinking, ToolCall
 from localqwen.errors import LocalqwenError
 from localqwen.serve import encoding
-from localqwen.serve.api import Answer, Asked, Head
+from localqwen.serve.api import ParsedRequest, ResponseMeta
 from localqwen.serve.fields import Fields
 from localqwen.serve.openai import request as openai_request
 from localqwen.serve.openai import response as openai_response
@@ -18,7 +19,7 @@ error = openai_response.error
 _FINGERPRINT = f"localqwen-{__version__}"
 
 
-def read(body: Mapping[str, Any]) -> Asked:
+def read(body: Mapping[str, Any]) -> ParsedRequest:
     fields = Fields(body)
     openai_request.refuse_chat(fields)
     think, budget = openai_request.thinking(fields)
@@ -38,7 +39,7 @@ def read(body: Mapping[str, Any]) -> Asked:
         parallel_calls=fields.flag("parallel_tool_calls") is not False,
         logprobs=_logprobs(fields),
     )
-    return Asked(
+    return ParsedRequest(
         fields.text("model") or "",
         request,
         stream=fields.flag("stream") or False,
@@ -62,9 +63,9 @@ class Stream:
 
     media_type = encoding.SSE
 
-    def __init__(self, asked: Asked, head: Head) -> None:
-        self._asked = asked
-        self._head = head
+    def __init__(self, parsed: ParsedRequest, meta: ResponseMeta) -> None:
+        self._asked = parsed
+        self._head = meta
         self._calls: dict[int, int] = {}
         self._inside: set[int] = set()  # answers whose thinking stands open in the text
         self._finished: list[Finished] = []
@@ -125,39 +126,43 @@ class Stream:
         return openai_response.chunk(self._asked, self._base(), choice, finished)
 
 
-def whole(asked: Asked, head: Head, answers: Sequence[Answer]) -> Mapping[str, Any]:
-    finished = [answer.finished for answer in answers]
+def response_body(parsed: ParsedRequest, meta: ResponseMeta, answers: Sequence[Answer]) -> Mapping[str, Any]:
+    finished = [answer.end for answer in answers]
     return {
-        **_base(head, "chat.completion"),
-        "choices": [_choice(asked, head, index, answer) for index, answer in enumerate(answers)],
+        **_base(meta, "chat.completion"),
+        "choices": [_choice(parsed, meta, index, answer) for index, answer in enumerate(answers)],
         "usage": openai_response.usage(finished),
         "timings": openai_response.timings(finished[0]),
     }
 
 
-def _base(head: Head, kind: str) -> dict[str, Any]:
+def _base(meta: ResponseMeta, kind: str) -> dict[str, Any]:
     return {
-        "id": f"chatcmpl-{head.id}",
+        "id": f"chatcmpl-{meta.id}",
         "object": kind,
-        "created": int(head.created),
-        "model": head.model,
+        "created": int(meta.created),
+        "model": meta.model,
         "system_fingerprint": _FINGERPRINT,
     }
 
 
-def _choice(asked: Asked, head: Head, index: int, answer: Answer) -> dict[str, Any]:
-    text = answer.text
-    if asked.show_thinking == "inline" and answer.thinking:
+def _choice(parsed: ParsedRequest, meta: ResponseMeta, index: int, answer: Answer) -> dict[str, Any]:
+    text = answer.content
+    if parsed.show_thinking == "inline" and answer.thinking:
         text = f"<think>\n{answer.thinking}\n</think>\n\n{text}"
-    message: dict[str, Any] = {"role": "assistant", "content": text or (None if answer.calls else ""), "refusal": None}
-    if asked.show_thinking == "apart" and answer.thinking:
-        message |= dict.fromkeys(head.reasoning_fields, answer.thinking)
-    if answer.calls:
-        ids = (head.call_id(index, number) for number in range(len(answer.calls)))
-        message["tool_calls"] = [openai_response.call(*pair) for pair in zip(answer.calls, ids, strict=False)]
+    message: dict[str, Any] = {
+        "role": "assistant",
+        "content": text or (None if answer.tool_calls else ""),
+        "refusal": None,
+    }
+    if parsed.show_thinking == "apart" and answer.thinking:
+        message |= dict.fromkeys(meta.reasoning_fields, answer.thinking)
+    if answer.tool_calls:
+        ids = (meta.call_id(index, number) for number in range(len(answer.tool_calls)))
+        message["tool_calls"] = [openai_response.call(*pair) for pair in zip(answer.tool_calls, ids, strict=False)]
     return {
         "index": index,
         "message": message,
-        "logprobs": openai_response.logprobs(answer.logprobs) if asked.request.logprobs is not None else None,
-        "finish_reason": answer.finished.finish_reason,
+        "logprobs": openai_response.logprobs(answer.logprobs) if parsed.request.logprobs is not None else None,
+        "finish_reason": answer.end.finish_reason,
     }

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from localqwen.chat.answer import Answer
 from localqwen.chat.messages import Event, Finished, Request, Started, Text, TokenLogprob
 from localqwen.errors import LocalqwenError
 from localqwen.serve import encoding
-from localqwen.serve.api import Answer, Asked, Head
+from localqwen.serve.api import ParsedRequest, ResponseMeta
 from localqwen.serve.fields import Fields
 from localqwen.serve.openai import request as openai_request
 from localqwen.serve.openai import response as openai_response
@@ -18,7 +19,7 @@ error = openai_response.error
 DEFAULT_TOKENS = 16
 
 
-def read(body: Mapping[str, Any]) -> Asked:
+def read(body: Mapping[str, Any]) -> ParsedRequest:
     fields = Fields(body)
     _refuse(fields)
     options = fields.object("stream_options")
@@ -33,7 +34,7 @@ def read(body: Mapping[str, Any]) -> Asked:
         logprobs=fields.whole("logprobs", 0, openai_request.MOST_LOGPROBS),
         format=openai_request.response_format(fields),
     )
-    return Asked(
+    return ParsedRequest(
         fields.text("model") or "",
         request,
         stream=fields.flag("stream") or False,
@@ -68,9 +69,9 @@ def _prompt(fields: Fields) -> str:
 class Stream:
     media_type = encoding.SSE
 
-    def __init__(self, asked: Asked, head: Head) -> None:
-        self._asked = asked
-        self._head = head
+    def __init__(self, parsed: ParsedRequest, meta: ResponseMeta) -> None:
+        self._asked = parsed
+        self._head = meta
         self._finished: list[Finished] = []
         self._offsets: dict[int, int] = {}
 
@@ -100,18 +101,18 @@ class Stream:
         return openai_response.chunk(self._asked, _base(self._head), choice, finished)
 
 
-def whole(asked: Asked, head: Head, answers: Sequence[Answer]) -> Mapping[str, Any]:
-    echo = asked.extra["echo"]
-    finished = [answer.finished for answer in answers]
-    asked_for = asked.request.logprobs is not None
+def response_body(parsed: ParsedRequest, meta: ResponseMeta, answers: Sequence[Answer]) -> Mapping[str, Any]:
+    echo = parsed.extra["echo"]
+    finished = [answer.end for answer in answers]
+    asked_for = parsed.request.logprobs is not None
     return {
-        **_base(head),
+        **_base(meta),
         "choices": [
             _choice(
                 index,
-                echo + answer.text,
+                echo + answer.content,
                 _logprobs(answer.logprobs, len(echo)) if asked_for else None,
-                answer.finished,
+                answer.end,
             )
             for index, answer in enumerate(answers)
         ],
@@ -120,8 +121,8 @@ def whole(asked: Asked, head: Head, answers: Sequence[Answer]) -> Mapping[str, A
     }
 
 
-def _base(head: Head) -> dict[str, Any]:
-    return {"id": f"cmpl-{head.id}", "object": "text_completion", "created": int(head.created), "model": head.model}
+def _base(meta: ResponseMeta) -> dict[str, Any]:
+    return {"id": f"cmpl-{meta.id}", "object": "text_completion", "created": int(meta.created), "model": meta.model}
 
 
 def _choice(index: int, text: str, logprobs: Any, finished: Finished | None) -> dict[str, Any]:

@@ -7,15 +7,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from localqwen.chat.messages import Finished, TokenLogprob, ToolCall
-from localqwen.serve.api import Asked, Head
+from localqwen.serve.api import ParsedRequest, ResponseMeta
 from localqwen.serve.openai import response as openai_response
 
 Item = dict[str, Any]
 _PREFIXES = {"reasoning": "rs", "message": "msg", "call": "fc"}
 
 
-def item_id(kind: str, head: Head, position: int) -> str:
-    return f"{_PREFIXES[kind]}_{head.id}{position:02x}"
+def item_id(kind: str, meta: ResponseMeta, position: int) -> str:
+    return f"{_PREFIXES[kind]}_{meta.id}{position:02x}"
 
 
 def status(finished: Finished) -> str:
@@ -33,37 +33,39 @@ def written(kind: str, name: str, text: str, state: str = "completed", logprobs:
     return {"id": name, "type": "message", "role": "assistant", "status": state, "content": [shown]}
 
 
-def called(found: ToolCall, head: Head, position: int) -> Item:
+def called(found: ToolCall, meta: ResponseMeta, position: int) -> Item:
     return {
-        "id": item_id("call", head, position),
+        "id": item_id("call", meta, position),
         "type": "function_call",
-        "call_id": head.call_id(0, position),
+        "call_id": meta.call_id(0, position),
         "name": found.name,
         "arguments": json.dumps(dict(found.arguments), ensure_ascii=False),
         "status": "completed",
     }
 
 
-def response(asked: Asked, head: Head, items: Sequence[Item], finished: Finished | None) -> dict[str, Any]:
+def response(
+    parsed: ParsedRequest, meta: ResponseMeta, items: Sequence[Item], finished: Finished | None
+) -> dict[str, Any]:
     """`finished` None is one that still goes on."""
     state = "in_progress" if finished is None else status(finished)
     return {
-        "id": f"resp_{head.id}",
+        "id": f"resp_{meta.id}",
         "object": "response",
-        "created_at": int(head.created),
+        "created_at": int(meta.created),
         "status": state,
         "error": None,
         "incomplete_details": {"reason": "max_output_tokens"} if state == "incomplete" else None,
-        "model": head.model,
+        "model": meta.model,
         "output": list(items),
-        "parallel_tool_calls": asked.request.parallel_calls,
+        "parallel_tool_calls": parsed.request.parallel_calls,
         "previous_response_id": None,
         "store": False,
         "tool_choice": "auto",
         "tools": [],
         "metadata": {},
         "truncation": "disabled",
-        **asked.extra,
+        **parsed.extra,
         "usage": _usage(finished) if finished else None,
     }
 

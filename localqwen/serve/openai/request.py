@@ -186,16 +186,15 @@ def _named_tool(choice: Fields, names: Sequence[str]) -> str:
 
 
 def sampling(fields: Fields) -> Overrides:
-    top_k = fields.whole("top_k", -1, 2**31 - 1)
     repetition = "repetition_penalty" if fields.has("repetition_penalty") else "repeat_penalty"
     return Overrides(
-        temperature=fields.number("temperature", 0, 100),
-        top_p=fields.number("top_p", 0, 1),
-        top_k=0 if top_k == -1 else top_k,  # vLLM's word for "all"
-        min_p=fields.number("min_p", 0, 1),
-        presence_penalty=fields.number("presence_penalty", -100, 100),
-        frequency_penalty=fields.number("frequency_penalty", -100, 100),
-        repetition_penalty=fields.number(repetition, 0.01, 100),
+        temperature=fields.sampling("temperature"),
+        top_p=fields.sampling("top_p"),
+        top_k=0 if fields.data.get("top_k") == -1 else fields.sampling("top_k"),  # vLLM's word for "all"
+        min_p=fields.sampling("min_p"),
+        presence_penalty=fields.sampling("presence_penalty"),
+        frequency_penalty=fields.sampling("frequency_penalty"),
+        repetition_penalty=fields.sampling("repetition_penalty", repetition),
         seed=fields.whole("seed"),
     )
 

@@ -9,24 +9,26 @@ from typing import Any
 from localqwen.chat.messages import Finished, TokenLogprob, ToolCall
 from localqwen.errors import BadField, ContextTooLong, LocalqwenError, ModelNotFound, WrongKey
 from localqwen.serve import encoding
-from localqwen.serve.api import Asked
+from localqwen.serve.api import ParsedRequest
 
 _CODES = {ContextTooLong: "context_length_exceeded", ModelNotFound: "model_not_found", WrongKey: "invalid_api_key"}
 
 
-def chunk(asked: Asked, base: Mapping[str, Any], choice: Mapping[str, Any], finished: Finished | None) -> bytes:
+def chunk(
+    parsed: ParsedRequest, base: Mapping[str, Any], choice: Mapping[str, Any], finished: Finished | None
+) -> bytes:
     """One event of a stream of completions. Where usage was asked for, every chunk but the last says null."""
     data = {**base, "choices": [choice]}
-    if asked.include_usage:
+    if parsed.include_usage:
         data["usage"] = None
     if finished:
         data["timings"] = timings(finished)
     return encoding.sse(data)
 
 
-def end(asked: Asked, base: Mapping[str, Any], finished: Sequence[Finished]) -> bytes:
+def end(parsed: ParsedRequest, base: Mapping[str, Any], finished: Sequence[Finished]) -> bytes:
     """The end of a stream of completions, with the usage of all answers where it was asked for."""
-    if not asked.include_usage:
+    if not parsed.include_usage:
         return encoding.DONE
     return encoding.sse({**base, "choices": [], "usage": usage(finished)}) + encoding.DONE
 

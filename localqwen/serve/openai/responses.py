@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from localqwen.chat.answer import Answer
 from localqwen.chat.messages import (
     Event,
     Finished,
@@ -20,7 +21,7 @@ from localqwen.chat.messages import (
 )
 from localqwen.errors import LocalqwenError
 from localqwen.serve import encoding
-from localqwen.serve.api import Answer, Asked, Head
+from localqwen.serve.api import ParsedRequest, ResponseMeta
 from localqwen.serve.fields import Fields
 from localqwen.serve.openai import items as openai_items
 from localqwen.serve.openai import request as openai_request
@@ -36,15 +37,15 @@ _ECHOED = (
 _LOGPROBS = "message.output_text.logprobs"
 
 
-def read(body: Mapping[str, Any]) -> Asked:
+def read(body: Mapping[str, Any]) -> ParsedRequest:
     fields = Fields(body)
     _refuse(fields)
     think, budget = openai_request.thinking(fields)
     tools, must_call = openai_request.tool_choice(fields, openai_request.tools(fields))
     instructions = fields.text("instructions")
-    head = (Message("system", instructions),) if instructions else ()
+    meta = (Message("system", instructions),) if instructions else ()
     request = Request(
-        messages=(*head, *_input(fields)),
+        messages=(*meta, *_input(fields)),
         tools=tools,
         think=think,
         budget=budget,
@@ -57,7 +58,7 @@ def read(body: Mapping[str, Any]) -> Asked:
         logprobs=_logprobs(fields),
     )
     echoed = {name: body[name] for name in _ECHOED if body.get(name) is not None}
-    return Asked(fields.text("model") or "", request, stream=fields.flag("stream") or False, extra=echoed)
+    return ParsedRequest(fields.text("model") or "", request, stream=fields.flag("stream") or False, extra=echoed)
 
 
 def _refuse(fields: Fields) -> None:
@@ -145,9 +146,9 @@ class Stream:
 
     media_type = encoding.SSE
 
-    def __init__(self, asked: Asked, head: Head) -> None:
-        self._asked = asked
-        self._head = head
+    def __init__(self, parsed: ParsedRequest, meta: ResponseMeta) -> None:
+        self._asked = parsed
+        self._head = meta
         self._number = 0
         self._done: list[Item] = []
         self._open: _Open | None = None
@@ -246,14 +247,14 @@ class Stream:
         return encoding.sse(numbered, name)
 
 
-def whole(asked: Asked, head: Head, answers: Sequence[Answer]) -> Mapping[str, Any]:
+def response_body(parsed: ParsedRequest, meta: ResponseMeta, answers: Sequence[Answer]) -> Mapping[str, Any]:
     answer = answers[0]
     items: list[Item] = []
-    for kind, text, logprobs in (("reasoning", answer.thinking, ()), ("message", answer.text, answer.logprobs)):
+    for kind, text, logprobs in (("reasoning", answer.thinking, ()), ("message", answer.content, answer.logprobs)):
         if text:
-            items.append(openai_items.written(kind, item_id(kind, head, len(items)), text, logprobs=logprobs))
-    for found in answer.calls:
-        items.append(openai_items.called(found, head, len(items)))
+            items.append(openai_items.written(kind, item_id(kind, meta, len(items)), text, logprobs=logprobs))
+    for found in answer.tool_calls:
+        items.append(openai_items.called(found, meta, len(items)))
     if items:
-        items[-1]["status"] = openai_items.status(answer.finished)
-    return openai_items.response(asked, head, items, answer.finished)
+        items[-1]["status"] = openai_items.status(answer.end)
+    return openai_items.response(parsed, meta, items, answer.end)
