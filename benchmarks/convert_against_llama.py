@@ -1,11 +1,11 @@
-"""Compares conversions with llama.cpp's own converter and quantiser, tensor by tensor and key by key.
+"""Compares conversions with llama.cpp's own converter and quantizer, tensor by tensor and key by key.
 
     pip download llama-cpp-python==0.3.36 --no-binary :all: --no-deps --no-build-isolation
     python benchmarks/convert_against_llama.py llama_cpp_python-0.3.36.tar.gz
 
 The archive holds the converter of the revision whose library is installed; it needs torch and transformers. Compared
 are the demo model and small random checkpoints, dense and a mixture. The converter writes bf16 and f16, the library's
-quantiser makes the rest of its bf16. `--record` writes the sha256 of llama.cpp's tensors to
+quantizer makes the rest of its bf16. `--record` writes the sha256 of llama.cpp's tensors to
 tests/vectors/conversions.json, which the tests hold ours against.
 """
 
@@ -31,7 +31,7 @@ sys.path.insert(0, str(ROOT / "tests" / "support"))
 from checkpoints import Shape, make_checkpoint  # noqa: E402
 
 import convert  # noqa: E402
-from convert.quants import QUANTIZATIONS  # noqa: E402
+from convert.gguf.quants import QUANTIZATIONS  # noqa: E402
 
 VECTORS = ROOT / "tests" / "vectors" / "conversions.json"
 CONVERTED, QUANTISED = ("bf16", "f16"), ("q8_0", "q4_0", "q4_k_m", "q6_k")
@@ -60,17 +60,17 @@ def checkpoints(folder: Path) -> Iterator[tuple[str, Path]]:
 
 
 def theirs(vendor: Path, source: Path, folder: Path) -> dict[str, Path]:
-    """What llama.cpp makes of the checkpoint, by quantisation."""
+    """What llama.cpp makes of the checkpoint, by quantization."""
     made = {quant: folder / f"theirs-{quant}.gguf" for quant in (*CONVERTED, *QUANTISED)}
     for quant in CONVERTED:
         command = [sys.executable, "-c", CONVERTER, str(vendor), str(source), quant, str(made[quant])]
         subprocess.run(command, check=True, capture_output=True)
     for quant in QUANTISED:
-        quantise(made["bf16"], made[quant], QUANTIZATIONS[quant].file_type)
+        quantize(made["bf16"], made[quant], QUANTIZATIONS[quant].file_type)
     return made
 
 
-def quantise(source: Path, target: Path, file_type: int, threads: int = 1) -> None:
+def quantize(source: Path, target: Path, file_type: int, threads: int = 1) -> None:
     from llama_cpp import llama_cpp
 
     silent = llama_cpp.llama_log_callback(lambda *_: None)
@@ -78,7 +78,7 @@ def quantise(source: Path, target: Path, file_type: int, threads: int = 1) -> No
     params = llama_cpp.llama_model_quantize_default_params()
     params.ftype, params.nthread = file_type, threads
     if llama_cpp.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(params)):
-        sys.exit(f"llama.cpp did not quantise {source}")
+        sys.exit(f"llama.cpp did not quantize {source}")
 
 
 def tensors(path: Path) -> dict[str, str]:
@@ -120,7 +120,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         vendor = unpacked(given.archive, folder)
-        print("| checkpoint | quantisation | tensors equal | other metadata |\n| --- | --- | ---: | --- |")
+        print("| checkpoint | quantization | tensors equal | other metadata |\n| --- | --- | ---: | --- |")
         for name, source in checkpoints(folder):
             made = theirs(vendor, source, folder)
             recorded[name] = {quant: digest(tensors(path)) for quant, path in made.items()}

@@ -1,4 +1,4 @@
-"""Seconds, processor seconds and peak memory of converting, beside `cp` and llama.cpp's converter and quantiser.
+"""Seconds, processor seconds and peak memory of converting, beside `cp` and llama.cpp's converter and quantizer.
 
     python benchmarks/random_checkpoint.py 0.6b build/qwen3-0.6b-random
     python benchmarks/convert_speed.py build/qwen3-0.6b-random [--llama FOLDER] [--runs 3] [--cold]
@@ -36,9 +36,9 @@ convert.convert(Path(sys.argv[1]), Path(sys.argv[2]), quant=sys.argv[3], threads
 QUANTISER = """
 import sys
 sys.path.insert(0, sys.argv[1])
-from convert_against_llama import quantise
+from convert_against_llama import quantize
 from pathlib import Path
-quantise(Path(sys.argv[2]), Path(sys.argv[3]), 15, threads=2)
+quantize(Path(sys.argv[2]), Path(sys.argv[3]), 15, threads=2)
 """
 
 
@@ -70,7 +70,7 @@ def medians(each: dict[str, list[str]], folder: Path, cold: list[Path], runs: in
     found: dict[str, list[Run]] = {name: [] for name in each}
     for number in range(runs if cold else runs + 1):
         for name, command in each.items():
-            clear(folder, but="theirs.gguf" if "quantiser" in name else "")
+            clear(folder, but="theirs.gguf" if "quantizer" in name else "")
             for path in cold:
                 drop(path)
             run = measure(command)
@@ -114,7 +114,7 @@ def commands(source: Path, folder: Path, llama: Path | None) -> dict[str, list[s
     if llama is not None:
         base = str(folder / "theirs.gguf")
         result["llama.cpp's converter, bf16"] = [*python, CONVERTER, str(llama), str(source), "bf16", base]
-        result["llama.cpp's quantiser, Q4_K_M"] = [
+        result["llama.cpp's quantizer, Q4_K_M"] = [
             *python, QUANTISER, str(Path(__file__).parent), base, str(folder / "q4.gguf"),
         ]  # fmt: skip
     return result

@@ -1,9 +1,9 @@
 """LoRA adapters for engines that apply them at run time: one file with the matrices under the engine's own names.
 
 GGUF: what llama.cpp's `llama_adapter_lora_init` reads (llama-adapter.cpp), NAME.lora_a and NAME.lora_b in float32.
-safetensors: the matrices of mlx_lm's tuner (tuner/lora.py), PATH.lora_a and PATH.lora_b. The scale of each weight is in
-its second matrix, so that PEFT's patterns need no place of their own. The matrices of experts are stacked, and padded
-with zeros where their ranks differ or an expert has none.
+safetensors: the matrices of mlx_lm's tuner (tuner/lora.py), PATH.lora_a and PATH.lora_b. The second matrix of each pair
+includes the scale, so that PEFT's patterns need no place of their own. The matrices of experts are stacked, and padded
+with zeros if their ranks differ or an expert has none.
 """
 
 from __future__ import annotations
@@ -13,10 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from convert import adapters, gguf_file, mlx_layout, qwen3, shard_writer, target
-from convert.adapters import LowRank
-from convert.gguf_file import StoredTensor, padding
-from convert.mlx_layout import Stored
+from convert.gguf import architecture as gguf_architecture
+from convert.gguf import head as gguf_head
+from convert.gguf.head import StoredTensor, padding
+from convert.mlx import layout as mlx_layout
+from convert.output import file as output_file
+from convert.output import shards
+from convert.output.shards import Stored
+from convert.sources import adapters
+from convert.sources.adapters import LowRank
 from localqwen.errors import CheckpointError
 from localqwen.formats import qwen3_config
 from localqwen.formats.dtypes import F32
@@ -37,7 +42,7 @@ _HEAD = "lm_head"
 
 @dataclass(frozen=True)
 class _Target:
-    """A weight as the engine has it: its name there, those in the checkpoint, and the shape of each of these."""
+    """A weight of the engine: its name there, the names in the checkpoint, and the shape of each of these."""
 
     name: str
     sources: tuple[str, ...]
@@ -45,16 +50,17 @@ class _Target:
     stacked: bool
 
 
-def write_gguf(folder: Path, out: Path, architecture: str, sizes: Mapping[str, int]) -> None:
-    """The adapter in `folder` for a GGUF model; `sizes` by GGUF_KEYS. Raises CheckpointError where it does not fit.
+def adapter_for_llama_cpp(folder: Path, out: Path, *, architecture: str, sizes: Mapping[str, int]) -> None:
+    """Write the LoRA adapter in `folder`, in PEFT's layout, as the GGUF file `out` that llama.cpp applies.
 
-    Whether the model has an output matrix of its own, and how large that is, llama.cpp checks.
+    `sizes` are the model's, by GGUF_KEYS. llama.cpp itself checks the shape of an output matrix. Raise CheckpointError
+    if the adapter is not plain LoRA or does not fit the model, and OutputError.
     """
     pairs = adapters.read(folder)
     head = pairs[_HEAD].up.shape[0] if _HEAD in pairs else 1
     targets = [
         _Target(tensor.name, tensor.sources, tensor.shape, tensor.stacked)
-        for tensor in qwen3.tensors(_config(architecture, sizes, head))
+        for tensor in gguf_architecture.tensors(_config(architecture, sizes, head))
         if tensor.name != "token_embd.weight"
     ]
     matrices = {
@@ -62,7 +68,7 @@ def write_gguf(folder: Path, out: Path, architecture: str, sizes: Mapping[str, i
         for target, (down, up) in _gathered(pairs, targets).items()
         for part, values in (("a", down), ("b", up))
     }
-    metadata: gguf_file.Metadata = {
+    metadata: gguf_head.Metadata = {
         "general.type": "adapter",
         "general.architecture": architecture,
         "general.name": folder.name,
@@ -70,11 +76,15 @@ def write_gguf(folder: Path, out: Path, architecture: str, sizes: Mapping[str, i
         "adapter.lora.alpha": 0.0,  # llama.cpp then scales by nothing: the scales are in the matrices
     }
     stored = [StoredTensor(name, values.shape, F32) for name, values in matrices.items()]
-    _write(out, gguf_file.head(gguf_file.entries(metadata), stored), [*matrices.values()])
+    _write(out, gguf_head.head(gguf_head.entries(metadata), stored), [*matrices.values()])
 
 
-def write_mlx(folder: Path, out: Path, config: Mapping[str, Any]) -> None:
-    """The adapter in `folder` for the model of that config.json. Raises CheckpointError where it does not fit."""
+def adapter_for_mlx(folder: Path, out: Path, *, config: Mapping[str, Any]) -> None:
+    """Write the LoRA adapter in `folder`, in PEFT's layout, as the safetensors file `out` for the MLX engine.
+
+    `config` is the model's config.json. Raise CheckpointError if the adapter is not plain LoRA or does not fit the
+    model, and OutputError.
+    """
     targets = [
         _Target(weight.path, weight.sources, weight.shape[-2:], len(weight.shape) == 3)
         for weight in mlx_layout.weights(qwen3_config.parse(config))
@@ -86,11 +96,11 @@ def write_mlx(folder: Path, out: Path, config: Mapping[str, Any]) -> None:
         matrices[f"{wanted.name}.lora_a"] = down if wanted.stacked else down.T
         matrices[f"{wanted.name}.lora_b"] = up if wanted.stacked else up.T
     stored = [Stored(name, "F32", values.shape) for name, values in matrices.items()]
-    _write(out, shard_writer.header(stored), [*matrices.values()])
+    _write(out, shards.header(stored), [*matrices.values()])
 
 
 def _config(architecture: str, sizes: Mapping[str, int], vocabulary: int) -> Qwen3Config:
-    """Only what shapes the tensors; the rest of a config changes none."""
+    """Return a config with the sizes that shape tensors; all other fields are placeholders."""
     official = {ours: theirs for theirs, ours in ARCHITECTURES.items()}
     if architecture not in official:
         raise CheckpointError(f"adapters are applied to Qwen3, this model is {architecture}", "use a Qwen3 model")
@@ -109,7 +119,7 @@ def _config(architecture: str, sizes: Mapping[str, int], vocabulary: int) -> Qwe
 def _gathered(
     pairs: Mapping[str, LowRank], targets: Sequence[_Target]
 ) -> dict[_Target, tuple[NDArray[np.float32], NDArray[np.float32]]]:
-    """The matrices (down, up) of every target that the adapter changes; of experts with theirs as the first axis."""
+    """Return the matrices (down, up) of every weight that an adapter changes; of a stack, (expert, …)."""
     home = {source.removesuffix(".weight"): target for target in targets for source in target.sources}
     for path, pair in pairs.items():
         if path not in home:
@@ -140,12 +150,12 @@ def _stacked(target: _Target, pairs: Mapping[str, LowRank]) -> tuple[NDArray[np.
 
 
 def _write(out: Path, head: bytes, matrices: Sequence[NDArray[np.float32]]) -> None:
-    """Both formats: the head, then the numbers. GGUF pads each matrix; in safetensors four bytes each need none."""
+    """Write a head and the numbers after it. GGUF pads each matrix; safetensors of four-byte numbers needs none."""
     import numpy as np
 
     padded = head.startswith(MAGIC)
     size = len(head) + sum(values.nbytes + padding(values.nbytes) for values in matrices)
-    with target.writing(out, size=size, force=True) as file:
+    with output_file.writing(out, size=size, force=True) as file:
         file.write(head)
         for values in matrices:
             file.write(np.ascontiguousarray(values, "<f4").data.cast("B"))

@@ -1,8 +1,8 @@
-"""llama.cpp's own quantiser, `ggml_quantize_chunk`, called through ctypes. Knows nothing of files.
+"""llama.cpp's own quantizer, `ggml_quantize_chunk`, called through ctypes. It knows nothing of files.
 
-It lies in libggml-base, which the `llama_cpp` package ships. That library is loaded alone: it needs neither the rest of
-llama.cpp nor the half second that importing the bindings takes, and it computes no matrix product, so that the
-processors on which those fail can still convert.
+It is in libggml-base, which the `llama_cpp` package ships. That library is loaded alone: it needs neither the rest of
+llama.cpp nor the half second of importing the bindings, and it computes no matrix product, so that processors on which
+those fail can still convert.
 """
 
 from __future__ import annotations
@@ -31,12 +31,13 @@ _NAMES = {
 _HINT = "pip install --force-reinstall llama-cpp-python"
 
 
-def quantise(
+def quantize(
     rows: NDArray[np.float32], kind: DType, importance: NDArray[np.float32] | None = None
 ) -> NDArray[np.uint8]:
-    """`rows` (count, columns) as `count` rows of blocks, (count, kind.row_bytes(columns)). Releases the GIL.
+    """Return `rows` (count, columns) as rows of blocks (count, kind.row_bytes(columns)). Releases the GIL.
 
-    Rows do not influence each other, so a matrix may come in slices. `importance` has a number for each column.
+    Rows do not influence each other, so that a matrix may come in slices. `importance` has a number for each column.
+    Raise ConversionError, and EngineUnavailable if llama.cpp is missing.
     """
     import numpy as np
 
@@ -51,8 +52,8 @@ def quantise(
     return result
 
 
-def dequantise(rows: NDArray[Any], kind: DType, columns: int) -> NDArray[np.float32]:
-    """Rows of blocks, (count, kind.row_bytes(columns)), as the numbers they stand for, (count, columns)."""
+def dequantize(rows: NDArray[Any], kind: DType, columns: int) -> NDArray[np.float32]:
+    """Return rows of blocks, (count, kind.row_bytes(columns)), as the float32 numbers they encode, (count, columns)."""
     import numpy as np
 
     blocks = np.require(rows, np.uint8, ["C", "A"])
@@ -62,7 +63,7 @@ def dequantise(rows: NDArray[Any], kind: DType, columns: int) -> NDArray[np.floa
 
 
 class _Traits(ctypes.Structure):
-    """ggml.h: ggml_type_traits, up to what is needed here."""
+    """ggml.h: ggml_type_traits, up to the last field used here."""
 
     _fields_ = (
         ("type_name", ctypes.c_char_p),
@@ -84,7 +85,7 @@ def _to_float(number: int) -> Any:
 
 @cache
 def library() -> Any:
-    """Raises EngineUnavailable where llama_cpp is missing or does not load."""
+    """Return ggml's base library. Raise EngineUnavailable if llama_cpp is missing or does not load."""
     set_openmp_defaults()
     lib = _load()
     try:
@@ -101,14 +102,14 @@ def library() -> Any:
         lib.ggml_get_type_traits.restype = ctypes.POINTER(_Traits)
         lib.ggml_get_type_traits.argtypes = [ctypes.c_int]
     except AttributeError as exc:
-        raise EngineUnavailable(f"this llama.cpp has no quantiser to call: {exc}", _HINT) from exc
+        raise EngineUnavailable(f"this llama.cpp has no quantizer to call: {exc}", _HINT) from exc
     return lib
 
 
 def _load() -> Any:
     spec = importlib.util.find_spec("llama_cpp")
     if spec is None or spec.origin is None:
-        raise EngineUnavailable("quantising needs llama.cpp, which is not installed", "pip install llama-cpp-python")
+        raise EngineUnavailable("quantizing needs llama.cpp, which is not installed", "pip install llama-cpp-python")
     override = os.environ.get("LLAMA_CPP_LIB_PATH")  # llama_cpp itself obeys it
     folder = Path(override) if override else Path(spec.origin).parent / "lib"
     for name in _NAMES.get(sys.platform, _NAMES["linux"]):
@@ -121,7 +122,7 @@ def _load() -> Any:
 
 
 def _linked_into_llama() -> Any:
-    """A build with everything in one library: the bindings hold it open."""
+    """Return the library of a build that has everything in one; the bindings keep it open."""
     try:
         from llama_cpp import llama_cpp as bindings
     except (ImportError, OSError, RuntimeError) as exc:

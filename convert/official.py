@@ -1,22 +1,27 @@
 """The official layout in 16 bit, from weights that are stored otherwise: an MLX folder, FP8, AWQ, GPTQ.
 
-What a quantisation has dropped does not come back; this is for tools that read only the official layout.
+It is for tools that read only the official layout. What a quantization has dropped does not come back.
 """
 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from convert import Progress, manifest, mlx_layout, qwen3, target, target_folder
-from convert.checkpoint import COMPANIONS, Checkpoint
-from convert.encode import check_values, from_float32, to_float32
-from convert.hashing import Digest, InputHashes
-from convert.mlx_layout import Stored
-from convert.quants import TYPES
-from convert.shard_writer import ShardWriter
+from convert.floats import check_values, from_float32, to_float32
+from convert.gguf import architecture
+from convert.gguf.quants import TYPES
+from convert.mlx import layout as mlx_layout
+from convert.options import Progress, Report
+from convert.output import file as output_file
+from convert.output import folder as output_folder
+from convert.output import manifest, shards
+from convert.output.hashing import Digest, InputHashes
+from convert.output.shards import ShardWriter, Stored
+from convert.sources.checkpoint import COMPANIONS, Checkpoint
 from localqwen.errors import OutputError
 from localqwen.formats import qwen3_config
 from localqwen.formats.tensors import SourceTensor
@@ -28,11 +33,29 @@ if TYPE_CHECKING:
 _SLICE = 1 << 20
 
 
+def dequantize(
+    source: Path, out: Path, *, force: bool = False, progress: Callable[[Progress], None] | None = None
+) -> Report:
+    """Write the MLX folder or quantized checkpoint `source` as the folder `out` in the official layout, in 16 bit.
+
+    Raise CheckpointError or OutputError, and EngineUnavailable if MLX is needed and missing.
+    """
+    started = time.monotonic()
+    out = out if out.name not in ("", "..") else out.resolve()
+    output_folder.check(out, force=force)
+    with Checkpoint(source, mlx=True) as checkpoint:
+        written, tensors = write(checkpoint, out, force=force, progress=progress)
+    size = sum(digest.bytes for digest in written.values())
+    return Report(out, size, tensors, "16bit", time.monotonic() - started)
+
+
 def planned(checkpoint: Checkpoint) -> list[Stored]:
-    """All tensors in the order of the layers; numbers that were decoded to 32 bit in the config's 16. Raises
-    CheckpointError."""
+    """Return all tensors in the order of the layers; numbers decoded to 32 bit get the 16-bit type of the config.
+
+    Raise CheckpointError.
+    """
     config = qwen3_config.parse(checkpoint.config)
-    qwen3.check_tensors(config, checkpoint.tensors)
+    architecture.check_tensors(config, checkpoint.tensors)
     names = [name for weight in mlx_layout.weights(config) for name in weight.sources]
     wanted = "F16" if config.dtype == "F16" else "BF16"
     found = [checkpoint.tensors[name] for name in names]
@@ -42,22 +65,21 @@ def planned(checkpoint: Checkpoint) -> list[Stored]:
 def write(
     checkpoint: Checkpoint, out: Path, *, force: bool, progress: Callable[[Progress], None] | None
 ) -> tuple[dict[str, Digest], int]:
-    """Makes the folder `out`; gives the digests of its files and how many tensors they hold.
+    """Write the folder `out`; return the digests of its files and how many tensors they hold.
 
-    Raises CheckpointError, OutputError.
+    Raise CheckpointError or OutputError.
     """
     if out.exists() and checkpoint.folder.resolve().is_relative_to(out.resolve()):
         raise OutputError(f"{out} holds the weights that are read", "choose another folder for the output")
     tensors = planned(checkpoint)
     size = sum(tensor.bytes for tensor in tensors)
-    target.check_space(out, size)
-    parts = mlx_layout.shards(tensors, mlx_layout.MAX_SHARD)
-    shards = dict(zip(mlx_layout.shard_names(len(parts)), parts, strict=True))
+    output_file.check_space(out, size)
+    files = shards.by_file(tensors)
     with (
-        InputHashes(checkpoint.files((mlx_layout.INDEX, "config.json", *COMPANIONS))) as hashes,
-        target_folder.writing(out, size=size, force=force) as folder,
+        InputHashes(checkpoint.files((shards.INDEX, "config.json", *COMPANIONS))) as hashes,
+        output_folder.writing(out, size=size, force=force) as folder,
     ):
-        digests = _write_weights(folder, checkpoint, shards, progress) | _write_small(folder, checkpoint, shards)
+        digests = _write_weights(folder, checkpoint, files, progress) | _write_small(folder, checkpoint, files)
         written = manifest.make(
             checkpoint.folder, recipe={"format": "official"}, inputs=hashes.result(), outputs=digests, packages=()
         )
@@ -65,11 +87,11 @@ def write(
     return digests, len(tensors)
 
 
-def _write_small(folder: Path, checkpoint: Checkpoint, shards: Mapping[str, list[Stored]]) -> dict[str, Digest]:
+def _write_small(folder: Path, checkpoint: Checkpoint, files: Mapping[str, list[Stored]]) -> dict[str, Digest]:
     contents = {"config.json": _json(checkpoint.config)}
-    if len(shards) > 1:
-        contents[mlx_layout.INDEX] = _json(mlx_layout.index(shards, 0))
-    return target_folder.write_small_files(folder, checkpoint, contents)
+    if len(files) > 1:
+        contents[shards.INDEX] = _json(shards.index(files, 0))
+    return output_folder.write_small_files(folder, checkpoint, contents)
 
 
 def _json(value: Mapping[str, object]) -> bytes:
@@ -79,13 +101,13 @@ def _json(value: Mapping[str, object]) -> bytes:
 def _write_weights(
     folder: Path,
     checkpoint: Checkpoint,
-    shards: Mapping[str, list[Stored]],
+    files: Mapping[str, list[Stored]],
     progress: Callable[[Progress], None] | None,
 ) -> dict[str, Digest]:
     digests = {}
-    total = sum(checkpoint.tensors[each.name].bytes for tensors in shards.values() for each in tensors)
+    total = sum(checkpoint.tensors[each.name].bytes for tensors in files.values() for each in tensors)
     done = 0
-    for shard, tensors in shards.items():
+    for shard, tensors in files.items():
         with ShardWriter(folder / shard, tensors, made_for="pt") as file:
             for stored in tensors:
                 source = checkpoint.tensors[stored.name]

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
+pytest_plugins = ["suite"]
+
 # The hub's client reads these once, when it is imported: no test sees the user's cache or reaches a real hub.
 for _name in [name for name in os.environ if name.startswith(("HF_", "HUGGINGFACE_", "HUGGING_FACE_"))]:
     del os.environ[_name]
@@ -26,4 +28,8 @@ def _home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     patch.setenv("LOCALQWEN_HOME", str(tmp_path_factory.mktemp("home")))
     yield
     patch.undo()
+
+
+def pytest_unconfigure() -> None:
+    """In each worker of pytest-xdist, and in the process that starts them and runs no test."""
     shutil.rmtree(os.environ["HF_HOME"], ignore_errors=True)

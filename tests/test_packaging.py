@@ -5,10 +5,12 @@ import os
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[1]
 
@@ -46,7 +48,20 @@ def test_the_sdist_can_be_built_and_tested_from(dist: Path) -> None:
         "LICENSE",
         "tests/test_packaging.py",
         "tools/train_demo.py",
+        ".github/workflows/ci.yml",
     } <= names
+
+
+def test_ci_runs_the_pythons_that_the_package_names() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    named = {
+        name.rpartition(" ")[2]
+        for name in project["classifiers"]
+        if name.startswith("Programming Language :: Python :: 3.")
+    }
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8"))
+    assert set(workflow["jobs"]["check"]["strategy"]["matrix"]["python"]) == named
+    assert project["requires-python"] == f">={min(named)}"
 
 
 def test_the_installed_wheel_answers_away_from_the_checkout(dist: Path, tmp_path: Path) -> None:

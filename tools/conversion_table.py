@@ -17,10 +17,10 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "support"))
 
 from checkpoints import Shape, make_checkpoint  # noqa: E402
-from quantised_checkpoints import awq_checkpoint, fp8_checkpoint, gptq_checkpoint  # noqa: E402
+from quantized_checkpoints import awq_checkpoint, fp8_checkpoint, gptq_checkpoint  # noqa: E402
 
 import convert  # noqa: E402
-from convert import mlx_schemes  # noqa: E402
+from convert.mlx import schemes as mlx_schemes  # noqa: E402
 from localqwen.errors import LocalqwenError  # noqa: E402
 
 README = ROOT / "README.md"
@@ -64,7 +64,7 @@ def outputs() -> dict[tuple[str, str], Output]:
     result |= {("MLX", f"{bits} bit"): mlx(bits=bits, group_size=32) for bits in mlx_schemes.BITS}
     result |= {("MLX", mode): mlx(mode=mode) for mode in mlx_schemes.FIXED_MODES}
     result |= {("MLX", recipe): mlx(recipe=recipe, group_size=32) for recipe in mlx_schemes.RECIPES}
-    result[("official layout", "16 bit")] = convert.dequantise
+    result[("official layout", "16 bit")] = convert.dequantize
     return result
 
 

@@ -26,9 +26,11 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "support")]
 import atheris  # noqa: E402
 
 with atheris.instrument_imports(include=["convert", "localqwen.formats"]):
-    from convert import adapters, imatrix, planning, quants, requantising, tokenizer
-    from convert.checkpoint import Checkpoint
-    from convert.gguf_source import GgufSource
+    from convert.gguf import planning, quants, requantizing, tokenizer
+    from convert.imatrix import file as imatrix_file
+    from convert.sources import adapters
+    from convert.sources.checkpoint import Checkpoint
+    from convert.sources.gguf import GgufSource
     from localqwen.errors import LocalqwenError
     from localqwen.formats import model_header, qwen3_config
     from localqwen.formats.safetensors import SafetensorsFile
@@ -50,7 +52,7 @@ def index(folder: Path, content: bytes) -> None:
 
 
 def settings(folder: Path, content: bytes) -> None:
-    """The bytes are config.json: sizes, rope, quantisation; what it makes of the weights is read and planned."""
+    """The bytes are config.json: sizes, rope, quantization; what it makes of the weights is read and planned."""
     (folder / "config.json").write_bytes(content)
     with Checkpoint(folder) as checkpoint:
         qwen3_config.parse(checkpoint.config)
@@ -73,16 +75,16 @@ def gguf(folder: Path, content: bytes) -> None:
     """Read by all three readers; each may refuse what the others take."""
     path = folder / "a.gguf"
     path.write_bytes(content or b"G")
-    for read in (model_header.read, imatrix.read, _requantise):
+    for read in (model_header.read, imatrix_file.read, _requantize):
         try:
             read(path)
         except LocalqwenError as error:
             _is_ours(error)
 
 
-def _requantise(path: Path) -> None:
+def _requantize(path: Path) -> None:
     with GgufSource(path) as source:
-        requantising.make_plan(source, Q4, {}, None, force=True)
+        requantizing.make_plan(source, Q4, {}, None, force=True)
 
 
 TARGETS: Mapping[str, Read] = {
@@ -99,7 +101,7 @@ def _is_ours(error: LocalqwenError) -> None:
 def _folder(target: str) -> tuple[Path, bytes]:
     """A sound checkpoint for the target to damage, and the sound content to begin with."""
     from checkpoints import Shape, make_checkpoint
-    from quantised_checkpoints import awq_checkpoint
+    from quantized_checkpoints import awq_checkpoint
 
     memory = Path("/dev/shm")
     folder = (memory if memory.is_dir() else Path(tempfile.gettempdir())) / f"localqwen-fuzz-{target}"

@@ -2,7 +2,7 @@
 
     python tools/tensor_types.py
 
-Its quantiser is run on each of LAYERED in tests/support/checkpoints.py, in every quantisation. That takes half a
+Its quantizer is run on each of LAYERED in tests/support/checkpoints.py, in every quantization. That takes half a
 minute, too long for a test; the types do not depend on the machine. Run it again with a new llama.cpp.
 """
 
@@ -21,10 +21,10 @@ ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "support"), str(ROOT / "benchmarks")]
 
 from checkpoints import LAYERED, make_checkpoint  # noqa: E402
-from convert_against_llama import quantise  # noqa: E402
+from convert_against_llama import quantize  # noqa: E402
 
 import convert  # noqa: E402
-from convert import quants  # noqa: E402
+from convert.gguf import quants  # noqa: E402
 
 VECTORS = ROOT / "tests" / "vectors" / "tensor_types.json"
 
@@ -53,7 +53,7 @@ def main() -> None:
             recorded[case] = {}
             for quant in quants.QUANTIZATIONS.values():
                 if quant.base.quantized:
-                    quantise(base, target, quant.file_type, threads=2)
+                    quantize(base, target, quant.file_type, threads=2)
                     recorded[case][quant.name] = read(target)
     VECTORS.write_text(json.dumps(recorded, indent=1) + "\n")
 

@@ -1,4 +1,4 @@
-"""What a model is, for the head of a report: file, hash, bytes, quantisation. Opens no engine."""
+"""What a model is, for the head of a report: file, hash, bytes, quantization. Opens no engine."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ Progress = Callable[[str, int], None]
 
 
 def describe(model: ResolvedModel, *, label: str, kv: str = "f16", progress: Progress | None = None) -> Subject:
-    """Return what a model is. `kv` is the type of its keys and values. Raise ModelNotFound, NotPulled, FormatError."""
+    """Return what a report says of a model and its engine; `kv` is the type of its keys and values.
+
+    Raise ModelNotFound, NotPulled, FormatError.
+    """
     path = model.path()
     header, found = model_header.read(path), metadata.of(path)
     return Subject(
@@ -33,13 +36,13 @@ def describe(model: ResolvedModel, *, label: str, kv: str = "f16", progress: Pro
 
 
 def _sha256_of_folder(folder: Path, progress: Progress | None) -> str:
-    """The hash of the hashes of its weight files, in the order of their names."""
+    """Return the hash of the hashes of a folder's weight files, in the order of their names."""
     hashes = (sha256(file, progress) for file in sorted(folder.glob("*.safetensors")))
     return hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
 def sha256(path: Path, progress: Progress | None = None) -> str:
-    """Of the file's bytes: the hub's cache knows it, ours remembers it for a file that has not changed since."""
+    """Return the hash of a file: the hub's cache knows it, ours remembers it until the file changes."""
     known = digests.declared(path)
     if len(known) == 64:
         return known

@@ -19,7 +19,7 @@ from localqwen import errors
 from localqwen.bench.samples import Sample, Test
 from localqwen.chat.load_options import LoadOptions
 from localqwen.errors import EngineError, LocalqwenError, Unsupported
-from localqwen.machine import cgroup
+from localqwen.machine import cgroup, posix
 from localqwen.machine.cgroup import Group
 from localqwen.machine.limits import NO_LIMITS, Limits
 from localqwen.models.resolve import ResolvedModel
@@ -50,9 +50,9 @@ class Worker:
         self.target = target
         self._group: Group | None = None
         command = [sys.executable, "-m", "localqwen.bench.worker_main"]
-        # A session of its own: Ctrl-C reaches the parent alone, which keeps what was measured and ends the child.
+        # Ctrl-C reaches the parent alone, which keeps what was measured and ends the child.
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **posix.apart_from_terminal()
         )
         try:
             self._move_to_group()
@@ -121,7 +121,7 @@ class Worker:
                 f"{self.target.label} takes more memory than it is held to: {self.target.limits.text}",
                 "use a smaller model, quantisation or context, or leave out --hold",
             )
-        if code == -signal.SIGKILL:
+        if posix.was_killed(code):
             return errors.NotEnoughMemory(
                 f"the system ended the process of {self.target.label}: most often it takes more memory than there is",
                 "use a smaller model, quantisation or context",

@@ -23,6 +23,7 @@ from typing import Any
 from localqwen.chat.conversation import Conversation, Record, apply
 from localqwen.chat.messages import Message
 from localqwen.errors import SessionError, UsageError
+from localqwen.machine import posix
 
 FORMAT = "localqwen-conversation"
 VERSION = 1
@@ -213,11 +214,11 @@ class Session:
 
 def _open_locked(path: Path, *, create: bool = False) -> int:
     try:
-        file = os.open(path, os.O_RDWR | os.O_APPEND | (os.O_CREAT if create else 0), 0o600)
+        file = os.open(path, posix.binary_flags(os.O_RDWR | os.O_APPEND | (os.O_CREAT if create else 0)), 0o600)
     except OSError as exc:
         raise SessionError(f"cannot write {path}: {exc.strerror}", "check that folder's permissions") from exc
     try:
-        _lock(file)
+        posix.lock_file(file)
     except OSError as exc:
         os.close(file)
         raise SessionError(
@@ -226,18 +227,13 @@ def _open_locked(path: Path, *, create: bool = False) -> int:
     return file
 
 
-def _lock(file: int) -> None:
-    try:
-        import fcntl
-    except ImportError:  # Windows: two chats in one log are not prevented there
-        return
-    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
 def _drop_torn_line(file: int) -> None:
-    """A crash may have left half a line at the end; the next record must begin on a line of its own."""
+    """A crash may have left half a line at the end; the next record must begin on a line of its own.
+
+    `file` was just opened, so that it is read from its beginning.
+    """
     size = os.fstat(file).st_size
-    tail = os.pread(file, size, 0)
+    tail = os.read(file, size)
     if not tail.endswith(b"\n"):
         os.ftruncate(file, tail.rfind(b"\n") + 1)
 

@@ -22,6 +22,7 @@ from localqwen.cli.repl.keys import Keys, NoKeys, TerminalKeys, terminal_kept
 from localqwen.cli.repl.loop import Repl
 from localqwen.cli.repl.reader import LineReader, Reader
 from localqwen.errors import ConfigError, ModelNotFound, SessionError, UsageError
+from localqwen.machine import posix
 from localqwen.models import inventory, names, store
 from localqwen.models.resolve import ResolvedModel
 
@@ -180,4 +181,6 @@ def _keyboard(file: int) -> tuple[Reader, Keys]:
     from localqwen.cli.repl.prompt import TerminalReader
 
     commands = [(command.name, command.help) for command in repl_commands.COMMANDS.values()]
-    return TerminalReader(commands, store.conversations_dir() / "history"), TerminalKeys(file)
+    return TerminalReader(commands, store.conversations_dir() / "history"), (
+        TerminalKeys(file) if posix.HAS_SINGLE_KEYS else NoKeys()
+    )

@@ -32,7 +32,7 @@ def command(
     from localqwen.models import converted
 
     converted.converter()
-    from convert import activations
+    from convert.imatrix import activations
 
     path = selection.resolve(model, "llama.cpp").path()
     target = out or Path(f"{path.stem}.imatrix.gguf")

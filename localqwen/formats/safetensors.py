@@ -7,8 +7,7 @@ A header comes from strangers, so every number in it is checked against the file
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable
+import mmap
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -27,21 +26,23 @@ class SafetensorsFile(MappedFile):
     """An open file: `tensors` by name. Raises FormatError for a file that is not exactly what its header says."""
 
     def __init__(self, path: Path) -> None:
-        self.tensors = read_header(path)
         super().__init__(path, _REPAIR)
+        try:
+            self.tensors = _read_header(path, self._map)
+        except FormatError:
+            self.close()
+            raise
 
 
 def read_header(path: Path) -> dict[str, SourceTensor]:
     """Return the tensors of a file by name; nothing stays open. Raises FormatError."""
-    try:
-        with path.open("rb") as file:
-            return _read_header(path, file.read(8), os.fstat(file.fileno()).st_size, file.read)
-    except OSError as exc:
-        raise FormatError(f"{path} cannot be read: {exc}", _REPAIR) from exc
+    file = SafetensorsFile(path)
+    file.close()
+    return file.tensors
 
 
-def _read_header(path: Path, prefix: bytes, size: int, read: Callable[[int], bytes]) -> dict[str, SourceTensor]:
-    """`prefix` is the file's first eight bytes, `size` its length, `read(n)` gives what follows."""
+def _read_header(path: Path, data: mmap.mmap) -> dict[str, SourceTensor]:
+    size, prefix = len(data), data[:8]
     if len(prefix) < 8:
         raise FormatError(f"{path} has {size} bytes, too few for a safetensors file", _REPAIR)
     length = int.from_bytes(prefix, "little")
@@ -53,7 +54,7 @@ def _read_header(path: Path, prefix: bytes, size: int, read: Callable[[int], byt
         )
     if length > MAX_HEADER:
         raise FormatError(f"{path} has a header of {length:,} bytes, more than {MAX_HEADER:,}", _REPAIR)
-    entries = _parse(path, read(length))
+    entries = _parse(path, data[8 : 8 + length])
     entries.pop("__metadata__", None)
     tensors = [_tensor(path, name, entry, 8 + length) for name, entry in entries.items()]
     _check_layout(path, tensors, 8 + length, size)

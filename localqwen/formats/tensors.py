@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from localqwen.errors import FormatError
 from localqwen.formats import dtypes
+from localqwen.machine.posix import forget_pages
 
 if TYPE_CHECKING:
     import numpy as np
@@ -84,8 +85,8 @@ class MappedFile:
         """Give the memory pages of the tensor's first `rows` rows back; else memory grows to the size of the file."""
         first = tensor.start // mmap.PAGESIZE * mmap.PAGESIZE
         end = tensor.start + rows * tensor.row_bytes
-        if hasattr(mmap, "MADV_DONTNEED") and end > first:
-            self._map.madvise(mmap.MADV_DONTNEED, first, end - first)
+        if end > first:
+            forget_pages(self._map, first, end - first)
 
     def close(self) -> None:
         with suppress(BufferError):  # a view is still alive, in a traceback for instance; the map goes with it

@@ -18,8 +18,10 @@ TRAINED, WITH_ANSWER = 32_768, 40_960
 
 @dataclass(frozen=True)
 class Scaling:
-    """Rotary positions scaled by `factor` over `original` tokens (0: the file does not say); `kind` as GGUF and
-    config.json spell it: yarn, linear, …"""
+    """Rotary positions scaled by `factor`, of a model that was trained on `original` tokens (0: not said).
+
+    `kind` is spelled as in GGUF and config.json: yarn, linear, …
+    """
 
     factor: float
     original: int
@@ -27,12 +29,12 @@ class Scaling:
 
     @property
     def label(self) -> str:
-        """For people: `YaRN 4`."""
+        """The scaling for people, such as `YaRN 4`."""
         return f"{'YaRN' if self.kind == 'yarn' else self.kind} {self.factor:g}"
 
     @property
     def as_config(self) -> dict[str, str | float | int]:
-        """`rope_scaling` of config.json."""
+        """The scaling as `rope_scaling` of config.json."""
         return {
             "rope_type": self.kind,
             "factor": self.factor,
@@ -48,28 +50,28 @@ class Scaling:
 
 
 def reach(native: int, carried: Scaling | None) -> int:
-    """The longest context in tokens of a model whose file says `native` and carries that scaling."""
+    """Return the longest context, in tokens, of a model whose file says `native` and carries that scaling."""
     if carried is not None:
         # The makers' model cards add the scaling to config.json and leave its 40,960 as they are.
         return max(native, int(carried.factor * carried.original) if carried.kind == "yarn" else 0)
     return FACTORS[-1] * min(native, TRAINED) if native <= WITH_ANSWER else native
 
 
-def needed(asked: int, native: int, carried: Scaling | None, *, name: str = "this model") -> Scaling | None:
-    """The scaling that a context of `asked` tokens takes beyond what the file carries; None: it goes as it is.
+def needed(context: int, native: int, carried: Scaling | None, *, name: str = "this model") -> Scaling | None:
+    """Return the scaling that a context of `context` tokens takes beyond what the file carries; None if it takes none.
 
-    Raises UsageError for more than the model was made for, and for less than one token.
+    Raises UsageError for more than the model supports, and for less than one token.
     """
     longest = reach(native, carried)
-    if not 1 <= asked <= longest:
+    if not 1 <= context <= longest:
         raise UsageError(
-            f"a context of {asked:,} tokens was asked for, {name} was made for {_made_for(native, longest, carried)}",
+            f"a context of {context:,} tokens is not possible: {name} supports {_supported(native, longest, carried)}",
             f"use --ctx {longest} or less",
         )
-    if asked <= native or carried is not None:
+    if context <= native or carried is not None:
         return None
     original = min(native, TRAINED)
-    return Scaling(float(next(factor for factor in FACTORS if factor * original >= asked)), original)
+    return Scaling(float(next(factor for factor in FACTORS if factor * original >= context)), original)
 
 
 def by_factor(factor: int, native: int, carried: Scaling | None) -> Scaling:
@@ -91,7 +93,7 @@ def by_factor(factor: int, native: int, carried: Scaling | None) -> Scaling:
     return Scaling(float(factor), min(native, TRAINED))
 
 
-def _made_for(native: int, longest: int, carried: Scaling | None) -> str:
+def _supported(native: int, longest: int, carried: Scaling | None) -> str:
     if carried is not None:
         return f"{longest:,} with the {carried.label} that stands in its file"
     return f"{native:,}" + (f", or {longest:,} with YaRN" if longest > native else "")

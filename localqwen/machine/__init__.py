@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from localqwen.machine import posix
+
 #: Bounded spinning: as fast as the default on an idle machine, and several times faster when another program holds a
 #: core, because llama.cpp's OpenMP threads otherwise spin for good.
 OPENMP_DEFAULTS = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "2000"}
@@ -53,8 +55,7 @@ def usable_cores() -> int:
     import psutil
 
     physical = psutil.cpu_count(logical=False) or os.cpu_count() or 1
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else physical
-    return max(1, min(physical, allowed, _cgroup_cpu_quota() or physical))
+    return max(1, min(physical, len(posix.usable_cpus()), _cgroup_cpu_quota() or physical))
 
 
 def _cgroup_cpu_quota() -> int | None:

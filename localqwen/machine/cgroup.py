@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from localqwen import machine
+from localqwen.machine import posix
 
 #: Microseconds over which the kernel shares out processor time.
 _PERIOD = 100_000
@@ -137,7 +138,7 @@ def drop_cached(files: list[Path]) -> None:
     that nobody else uses are given back, so that they are read and counted anew."""
     for path in files:
         with contextlib.suppress(OSError), path.open("rb") as file:
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            posix.drop_cached_pages(file.fileno())
 
 
 def _words(path: Path) -> list[str]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+
+from localqwen.machine.posix import usable_cpus
 
 
 @dataclass(frozen=True)
@@ -39,11 +40,6 @@ def accounting() -> Callable[[], CpuTime] | None:
         return CpuTime(time.monotonic(), sum(_busy(times[cpu]) for cpu in cpus), time.process_time())
 
     return read
-
-
-def usable_cpus() -> list[int]:
-    """Return the numbers of the logical CPUs that this process may use."""
-    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
 
 
 def _busy(times: object) -> float:

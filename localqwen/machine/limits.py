@@ -6,15 +6,15 @@ memory bandwidth or its heat. The report says so, and which way holds what.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from mmap import PAGESIZE
 from pathlib import Path
 from typing import Any
 
 from localqwen.errors import Unsupported
-from localqwen.machine import cgroup
+from localqwen.machine import cgroup, posix
 from localqwen.machine.cgroup import Group, Place
 
 _FREE = "leave out --hold: the limits are then only compared"
@@ -39,7 +39,7 @@ class Limits:
             return self
         if sys.platform not in ("linux", "android"):
             raise Unsupported(f"a process cannot be held to a device's limits on {sys.platform}", _FREE)
-        allowed = len(os.sched_getaffinity(0))
+        allowed = len(posix.usable_cpus())
         if self.cpus is not None and self.cpus > allowed:
             raise Unsupported(
                 f"{self.cpus} processors cannot be held here: this process may use {allowed}",
@@ -93,16 +93,14 @@ NO_LIMITS = Limits()
 def hold(cpus: int | None, address_space: int | None) -> None:
     """For this process, for good. Call before the engine is loaded: its threads inherit it."""
     if cpus is not None:
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cpus])
+        posix.pin_to_cpus(cpus)
     if address_space is not None:
         _limit_address_space(address_space)
 
 
 def _check_address_space(count: int) -> None:
-    import resource
-
-    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
-    if hard != resource.RLIM_INFINITY and count + _address_space() > hard:
+    hard = posix.address_space_limit()
+    if hard is not None and count + _address_space() > hard:
         raise Unsupported(
             f"{count / 1e9:.1f} GB cannot be held: this process is limited to {hard / 1e9:.1f} GB already",
             f"raise that limit (ulimit -v), or {_FREE}",
@@ -112,12 +110,9 @@ def _check_address_space(count: int) -> None:
 def _limit_address_space(count: int) -> None:
     """Linux holds a process to nothing else without a cgroup of its own. Mapped weights count, as they do on a device;
     libraries that reserve space without using it do too, so what is there already is added."""
-    import resource
-
-    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
-    resource.setrlimit(resource.RLIMIT_AS, (count + _address_space(), hard))
+    posix.limit_address_space(count + _address_space())
 
 
 def _address_space() -> int:
     with open("/proc/self/statm") as file:
-        return int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+        return int(file.read().split()[0]) * PAGESIZE

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
+
+from localqwen.machine import posix
 
 _STATUS = Path("/proc/self/status")
 
@@ -19,9 +20,4 @@ def peak() -> int | None:
                 return int(line.split()[1]) * 1024
     except OSError:
         pass
-    try:
-        import resource
-    except ImportError:
-        return None
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else most * 1024
+    return posix.peak_resident_memory()

@@ -1,11 +1,11 @@
-"""The cache that huggingface_hub keeps, as it lies on disk. Reads and removes; knows no network.
+"""The cache of huggingface_hub, as it lies on disk. Knows no network.
 
     models--OWNER--NAME/blobs/DIGEST            the bytes of a file, named by what the hub declared
     models--OWNER--NAME/blobs/DIGEST.incomplete the beginning of one
     models--OWNER--NAME/snapshots/COMMIT/PATH   a link to it under its own name
     models--OWNER--NAME/refs/REVISION           the commit that a branch or tag meant last
 
-There is no index beside it: what is here is what these folders hold.
+There is no index beside it: the folders themselves say what is cached.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _INDEX = "model.safetensors.index.json"
 
 @dataclass(frozen=True)
 class CachedRepository:
-    """One repository's folder; it need not exist."""
+    """The folder of one repository; it need not exist."""
 
     root: Path
     repo: str
@@ -39,11 +39,11 @@ class CachedRepository:
 
     @property
     def locks(self) -> Path:
-        """Where huggingface_hub and we lock a blob while it is loaded."""
+        """The folder where huggingface_hub and localqwen lock a blob while it is downloaded."""
         return self.root / ".locks" / self.folder.name
 
     def is_locked(self, digest: str) -> bool:
-        """Whether some process is loading that blob."""
+        """Return whether some process is downloading that blob."""
         from filelock import FileLock, Timeout
 
         lock = self.locks / f"{digest}.lock"
@@ -56,7 +56,7 @@ class CachedRepository:
             return True
 
     def existing(self, listed: Listing, file: RemoteFile) -> Path | None:
-        """The file of that size under a final name: in the snapshot, or as a blob that another snapshot uses."""
+        """Return the file of that size under a final name: in the snapshot, or as a blob of another snapshot."""
         for path in (self.snapshot(listed.commit) / file.path, self.blobs / file.digest):
             if file.is_at(path):
                 return path
@@ -69,13 +69,13 @@ class CachedRepository:
         return self.folder / "snapshots" / commit
 
     def snapshots(self) -> list[Path]:
-        """The one that `main` means first, then the newest."""
+        """Return the folders of snapshots: first that of `main`, then the newest."""
         main = _text(self.folder / "refs" / "main")
         folders = [path for path in _entries(self.folder / "snapshots") if path.is_dir()]
         return sorted(folders, key=lambda path: (path.name != main, -path.stat().st_mtime))
 
     def ggufs(self, wanted: Callable[[str], bool]) -> tuple[Path, ...]:
-        """The parts of the GGUF model whose path in the repository is wanted; () where no snapshot has all of them."""
+        """Return the parts of the GGUF model whose path in the repository is wanted; () if no snapshot has them all."""
         for snapshot in self.snapshots():
             found = [file for file in snapshot.rglob("*.gguf") if wanted(file.relative_to(snapshot).as_posix())]
             for parts in gguf_parts.groups(found):
@@ -84,7 +84,7 @@ class CachedRepository:
         return ()
 
     def checkpoint(self) -> Path | None:
-        """The first snapshot folder that holds a whole checkpoint."""
+        """Return the first snapshot folder that holds a complete checkpoint."""
         return next((snapshot for snapshot in self.snapshots() if is_checkpoint(snapshot)), None)
 
 
@@ -95,7 +95,7 @@ def repositories(root: Path) -> Iterator[CachedRepository]:
 
 
 def is_checkpoint(folder: Path) -> bool:
-    """config.json, tokenizer.json and every weight file that the index names, or the single one."""
+    """Return whether a folder has config.json, tokenizer.json and all files of weights that its index names."""
     if not ((folder / "config.json").is_file() and (folder / "tokenizer.json").is_file()):
         return False
     try:
@@ -109,7 +109,7 @@ def is_checkpoint(folder: Path) -> bool:
 
 
 def size(files: list[Path] | tuple[Path, ...]) -> int:
-    """Bytes of the files behind the links."""
+    """Return the bytes of the files behind the links."""
     return sum(file.stat().st_size for file in files)
 
 

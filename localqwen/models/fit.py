@@ -1,4 +1,4 @@
-"""Does it fit: bytes of weights, of keys and values and of what computing takes, against this machine's memory.
+"""Does a model fit: the bytes of weights, of keys and values and of computing, against this machine's memory.
 
 The prediction is checked against processes of the real dimensions by benchmarks/fit.py; its table is benchmarks/fit.md.
 """
@@ -26,19 +26,19 @@ SCORES_BYTES = 1 << 30
 #: Activations of one pass in 32 bit: a few of the model's width and of the feed-forward layer's.
 COMPUTE_BYTES_PER_WIDTH = BATCH * 4 * 16
 SMALLEST_DEFAULT_CONTEXT = 4096
-#: Of the available memory that the keys and values of the default context may take: room for other programs stays, and
-#: loading stays quick, because llama.cpp clears them.
+#: The keys and values of the default context take at most one part in so many of the available memory: other programs
+#: keep theirs, and loading stays quick, because llama.cpp clears these bytes.
 DEFAULT_KV_SHARE = 8
 #: Bytes per element of keys and values: 32 elements of q8_0 take 34 bytes, of q4_0 18.
 KV_BYTES = {"f16": 2.0, "q8_0": 34 / 32, "q4_0": 18 / 32}
 KV_TYPE_OF_BITS = {None: "f16", 8: "q8_0", 4: "q4_0"}
-#: Of the machine's memory that a model may take; the system and other programs need the rest.
+#: The share of the machine's memory that a model may take; the system and other programs need the rest.
 USABLE_SHARE = 0.9
 
 
 @dataclass(frozen=True)
 class Need:
-    """Bytes that a process with this model and context takes."""
+    """The bytes that a process with a model and its context takes."""
 
     weights: int
     kv: int
@@ -50,7 +50,7 @@ class Need:
 
 
 def model_need(model: Model, quant: str, context_length: int, kv: str = "f16") -> Need:
-    """Of an entry in one of its GGUF quantisations, whether it is here or not."""
+    """Return what an entry needs in one of its GGUF quantizations, whether its file is on this disk or not."""
     return _need(model.gguf_bytes(quant), model.kv_elements_per_token, model.width, model.heads, context_length, kv)
 
 
@@ -59,20 +59,20 @@ def header_need(header: ModelHeader, context_length: int, kv: str = "f16") -> Ne
 
 
 def _need(weights: int, kv_elements: int, width: int, heads: int, context_length: int, kv: str) -> Need:
-    """`weights` are the bytes on disk: they are mapped as they are."""
-    scores = scores_bytes(context_length, heads) if kv == "f16" else 0  # quantised values need flash attention
+    """`weights` are the bytes on disk, because they are mapped as they are."""
+    scores = scores_bytes(context_length, heads) if kv == "f16" else 0  # quantized values need flash attention
     compute = OVERHEAD_BYTES + COMPUTE_BYTES_PER_WIDTH * width + scores
     return Need(weights, int(context_length * kv_elements * KV_BYTES[kv]), compute)
 
 
 def scores_bytes(context_length: int, heads: int) -> int:
-    """Attention scores of one pass in 32 bit; 0 where they would be too many and attention goes without them."""
+    """Return the bytes of the attention scores of one pass in 32 bit; 0 where flash attention avoids them."""
     scores = 4 * context_length * BATCH * heads
     return scores if scores <= SCORES_BYTES else 0
 
 
 def kv_type(bits: int | None) -> str:
-    """What `--kv-quant` asks for. Raises UsageError."""
+    """Return the type of keys and values that `--kv-quant` names by its bits. Raises UsageError."""
     if bits not in KV_TYPE_OF_BITS:
         raise UsageError(f"keys and values cannot be kept in {bits} bits", "--kv-quant 8 or 4; without it, 16")
     return KV_TYPE_OF_BITS[bits]
@@ -83,9 +83,9 @@ def needed_bytes(header: ModelHeader, context_length: int, kv: str = "f16") -> i
 
 
 def check(header: ModelHeader, context_length: int, machine: Machine, kv: str = "f16", *, max_runs: int = 1) -> None:
-    """Raises NotEnoughMemory where it is more than the whole machine has; the hint is the largest choice that fits.
+    """Raise NotEnoughMemory if the model needs more than the whole machine has; the hint is the largest that fits.
 
-    `context_length` is that of each of `max_runs`.
+    `context_length` is that of each of `max_runs`, in tokens.
     """
     needed = needed_bytes(header, context_length * max_runs, kv)
     if needed > machine.memory:
@@ -98,37 +98,39 @@ def check(header: ModelHeader, context_length: int, machine: Machine, kv: str = 
 
 
 def granted_context(
-    header: ModelHeader, asked: int | None, machine: Machine, *, max_runs: int, kv: str, force: bool
+    header: ModelHeader, requested: int | None, machine: Machine, *, max_runs: int, kv: str, force: bool
 ) -> int:
-    """Tokens per run: what was asked for, else what memory affords. Raises UsageError for more than the model was made
-    for, NotEnoughMemory unless `force`."""
-    if asked is not None:
-        stretched(header, asked)
-    context = asked or default_context(header, machine, max_runs, kv)
+    """Return the tokens per run: the requested ones, or else as many as memory affords.
+
+    Raises UsageError for more than the model supports, and NotEnoughMemory unless `force`.
+    """
+    if requested is not None:
+        stretched(header, requested)
+    context = requested or default_context(header, machine, max_runs, kv)
     if not force:
         check(header, context, machine, kv, max_runs=max_runs)
     return context
 
 
 def stretched(header: ModelHeader, context: int) -> yarn.Scaling | None:
-    """The scaling that a context takes beyond what the file carries. Raises UsageError where it is too long."""
+    """Return the scaling that a context takes beyond what the file carries. Raises UsageError if it is too long."""
     return yarn.needed(context, header.context_length, header.scaling, name=header.path.name)
 
 
 def _instead(header: ModelHeader, machine: Machine, kv: str, max_runs: int) -> str:
-    """The same model with the largest context that fits, else the largest model; --force for who knows better."""
+    """Return a hint: the largest context of this model that fits, or else the largest model; and --force."""
     # From above: beyond what attention scores may take, a longer context can need less.
     longest = yarn.reach(header.context_length, header.scaling) // 1024 * 1024
     fitting = (n for n in range(longest, 0, -1024) if needed_bytes(header, n * max_runs, kv) <= machine.memory)
     if context := next(fitting, 0):
         return f"use a smaller context: --ctx {context}; --force loads it all the same"
     best = largest_choice(machine)
-    smaller = f"localqwen pull {best}" if best else "use a smaller model or quantisation"
+    smaller = f"localqwen pull {best}" if best else "use a smaller model or quantization"
     return f"{smaller}; --force loads it all the same, as slow as the disk"
 
 
 def check_named(model: Model, quant: str, machine: Machine) -> None:
-    """Before a download: raises NotEnoughMemory where not even a small context would fit."""
+    """Raise NotEnoughMemory, before a download, if not even a small context would fit."""
     needed = model_need(model, quant, SMALLEST_DEFAULT_CONTEXT).total
     if needed > machine.memory:
         best = largest_choice(machine)
@@ -140,7 +142,7 @@ def check_named(model: Model, quant: str, machine: Machine) -> None:
 
 
 def largest_choice(machine: Machine) -> str | None:
-    """The name of the largest hybrid that fits in its default quantisation."""
+    """Return the name of the largest hybrid that fits in its default quantization."""
     fitting = [
         model
         for model in registry.models().values()
@@ -158,7 +160,10 @@ def fits(needed: int, memory: int) -> bool:
 
 
 def preferred(family: str, machine: Machine) -> tuple[Model, str]:
-    """What the bare name of a family means here, and why: the size that its makers advise, or the largest that fits."""
+    """Return what the bare name of a family means on this machine, and why.
+
+    It is the size that the makers advise, or the largest that fits.
+    """
     sizes = [m for m in registry.models().values() if m.family == family and m.thinking == "switch" and m.quants]
     if not sizes:
         raise Unsupported(f"{family} has no model that can be switched", f"name one: {family}:…")
@@ -174,7 +179,7 @@ def preferred(family: str, machine: Machine) -> tuple[Model, str]:
 
 
 def default_context(header: ModelHeader, machine: Machine, max_runs: int = 1, kv: str = "f16") -> int:
-    """Tokens per run when the user names none: a power of two that memory affords easily, or the model's whole."""
+    """Return the tokens per run of a user who names none: a power of two that memory affords, or the model's whole."""
     per_token = _kv_bytes_per_token(header, kv) * max_runs
     affordable = int(machine.available_memory // DEFAULT_KV_SHARE // per_token)
     if affordable >= header.context_length:
@@ -187,7 +192,7 @@ def _kv_bytes_per_token(header: ModelHeader, kv: str) -> float:
 
 
 def largest_that_fits(files: Sequence[LocalFile], machine: Machine) -> LocalFile | None:
-    """The largest model that runs here with a small context; files that are not readable models are passed over."""
+    """Return the largest model that runs here with a small context. Files that are no readable models are skipped."""
     for file in sorted(files, key=lambda file: -file.bytes):
         try:
             needed = needed_bytes(model_header.read(file.path), SMALLEST_DEFAULT_CONTEXT)

@@ -18,8 +18,11 @@ from localqwen.models.weight_count import WeightCount
 
 @dataclass(frozen=True)
 class ModelMetadata:
-    """`form` is "gguf" or "safetensors"; `quant` as its makers write it ("Q4_K_M", "4bit"), "" where that is not said;
-    `info` has GGUF's keys, lists left out; `modified` is seconds since 1970."""
+    """What a model's files say: `form` is "gguf" or "safetensors", `modified` seconds since 1970.
+
+    `quant` is written as its makers do ("Q4_K_M", "4bit"), "" where that is not said. `info` has GGUF's keys, lists
+    left out.
+    """
 
     form: str
     bytes: int
@@ -88,7 +91,7 @@ def _quant(config: Qwen3Config) -> str:
 
 
 def _template(folder: Path) -> str:
-    """A file of its own wins over tokenizer_config.json, as in transformers."""
+    """Return the chat template. A file of its own wins over tokenizer_config.json, as in transformers."""
     file = folder / "chat_template.jinja"
     if file.is_file():
         return file.read_text(encoding="utf-8")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import programs
 import psutil
 import pytest
 
@@ -325,9 +325,6 @@ def test_a_model_that_a_server_does_not_have_is_told(bench: Run, server: str) ->
     assert (code, err) == (1, f"Error: {server} has no model 'near'\n\nhint: name one: far\n")
 
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-
-
 def full_run() -> history.Benchmark:
     """One of everything that a report can show."""
     decode = [Sample("m <b>", Test("decode", generate=3, depth=d), {"tokens_per_second": 20.0 - n}, (0.05, 0.06, 0.05))
@@ -352,9 +349,9 @@ def full_run() -> history.Benchmark:
     )  # fmt: skip
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
 def test_the_report_shows_its_charts_in_a_browser_and_asks_no_network(tmp_path: Path) -> None:
     """Every image has been decoded, and the page's own list of what it loaded is empty."""
+    browser = programs.needed("a browser")
     pytest.importorskip("matplotlib")
     page, *images = report.write([full_run()], tmp_path / "report")
     assert [path.stem for path in images] == [
@@ -367,7 +364,7 @@ def test_the_report_shows_its_charts_in_a_browser_and_asks_no_network(tmp_path: 
         "sustain",
     ]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in images)
-    dumped = in_browser(page, tmp_path)
+    dumped = in_browser(browser, page, tmp_path)
     assert dumped.count("<figure") == 7
     assert "m &lt;b&gt;" in dumped
     first = re.search(r'<p class="first held">(.*?)</p>', dumped)
@@ -381,7 +378,7 @@ def test_the_report_shows_its_charts_in_a_browser_and_asks_no_network(tmp_path: 
     # The policy forbids scripts, so a copy without it is asked what it loaded.
     copy = tmp_path / "copy.html"
     copy.write_text(page.read_text().replace("http-equiv", "data-off").replace("</body>", f"{_ASK}</body>"))
-    told = re.search(r"<title>(.*?)</title>", in_browser(copy, tmp_path))
+    told = re.search(r"<title>(.*?)</title>", in_browser(browser, copy, tmp_path))
     assert told
     assert json.loads(told.group(1)) == {"asked": [], "widths": [1036] * 7}
 
@@ -391,9 +388,9 @@ _ASK = """<script>document.title = JSON.stringify({
     widths: [...document.images].map(image => image.complete ? image.naturalWidth : 0)})</script>"""
 
 
-def in_browser(page: Path, folder: Path) -> str:
+def in_browser(browser: str, page: Path, folder: Path) -> str:
     """The page's document after it has loaded."""
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", f"--user-data-dir={folder / 'browser'}"]
     return subprocess.run(
-        [str(CHROMIUM), *flags, "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=60, check=True
+        [browser, *flags, "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=60, check=True
     ).stdout

@@ -77,13 +77,13 @@ def test_convert_to_mlx_writes_a_folder(run: Run, tmp_path: Path, monkeypatch: p
     assert (code, report["path"], report["quant"], report["left_whole"]) == (0, "demo-MLX-4bit", "4bit", [])
 
 
-def test_convert_to_mlx_says_what_stays_unquantised(run: Run, tmp_path: Path) -> None:
+def test_convert_to_mlx_says_what_stays_unquantized(run: Run, tmp_path: Path) -> None:
     pytest.importorskip("mlx.core")
     source = make_checkpoint(tmp_path / "source", Shape(feed_forward=320))
     code, _, err = run("convert", str(source), "--to", "mlx", "--bits", "4", "--group-size", "128", "--out",
                        str(tmp_path / "out"))  # fmt: skip
     assert code == 0
-    assert err.startswith("left unquantised, because the groups do not divide the rows: model.layers.0.mlp.down_proj")
+    assert err.startswith("left unquantized, because the groups do not divide the rows: model.layers.0.mlp.down_proj")
     assert err.endswith(" and 1 more\n")
 
 

@@ -13,8 +13,8 @@ import numpy as np
 from checkpoints import Shape, make_checkpoint, weights
 
 import convert
-from convert import imatrix
-from convert.imatrix import Importance
+from convert.imatrix import file as imatrix_file
+from convert.imatrix.file import Importance
 
 ROOT = Path(__file__).parents[2]
 SENTENCE = "the other one and then the inner one again "
@@ -34,7 +34,7 @@ def run(model: Path, text: Path, out: Path) -> subprocess.CompletedProcess[str]:
 def measured(model: Path, text: Path, out: Path) -> tuple[dict[str, Any], Importance]:
     done = run(model, text, out)
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout), imatrix.read(out)
+    return json.loads(done.stdout), imatrix_file.read(out)
 
 
 def widened(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -81,7 +81,7 @@ def test_sums_are_those_of_the_models_inputs(tmp_path: Path) -> None:
         np.testing.assert_allclose(over_experts, 2 * tensors["blk.0.ffn_gate_inp.weight.in_sum2"][0], rtol=1e-4)
 
 
-def test_the_matrix_makes_a_better_quantisation(tmp_path: Path) -> None:
+def test_the_matrix_makes_a_better_quantization(tmp_path: Path) -> None:
     """On the inputs that were measured, products with the weights are nearer to the true ones than without it."""
     source = make_checkpoint(tmp_path / "source", Shape(layers=1))
     text = tmp_path / "text.txt"
@@ -91,7 +91,7 @@ def test_the_matrix_makes_a_better_quantisation(tmp_path: Path) -> None:
     options = convert.Options(imatrix=tmp_path / "a.imatrix.gguf")
     convert.convert(source, tmp_path / "with.gguf", quant="q3_k_m", threads=1, options=options)
     convert.convert(source, tmp_path / "without.gguf", quant="q3_k_m", threads=1)
-    importance = imatrix.read(tmp_path / "a.imatrix.gguf").values["blk.0.attn_q.weight"]
+    importance = imatrix_file.read(tmp_path / "a.imatrix.gguf").values["blk.0.attn_q.weight"]
     errors = {}
     true = widened(weights(Shape(layers=1))["model.layers.0.self_attn.q_proj.weight"])
     for name in ("with", "without"):

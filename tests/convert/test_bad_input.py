@@ -28,7 +28,7 @@ from checkpoints import (
 )
 
 import convert
-from convert import manifest
+from convert.output import manifest
 from localqwen.errors import CheckpointError, ConversionError, FormatError, OutputError
 
 ROOT = Path(__file__).parents[2]
@@ -59,8 +59,8 @@ def refused(source: Path, out: Path, kind: type[ConversionError], *words: str, *
     return caught.value
 
 
-def test_an_unknown_quantisation_lists_the_known(source: Path, out: Path) -> None:
-    """The hint names every quantisation."""
+def test_an_unknown_quantization_lists_the_known(source: Path, out: Path) -> None:
+    """The hint names every quantization."""
     error = refused(source, out, ConversionError, "q9_9", quant="q9_9")
     assert all(quant in error.hint for quant in convert.QUANTIZATIONS)
 
@@ -111,7 +111,7 @@ def test_missing_tokenizer(source: Path, out: Path) -> None:
         ({"num_hidden_layers": 1}, ["11 tensors do not belong", "model.layers.1."]),
         ({"rope_scaling": {"rope_type": "longrope", "factor": 4.0}}, ["longrope", "yarn"]),
         ({"tie_word_embeddings": False}, ["1 tensors are missing", "lm_head.weight"]),
-        ({"quantization_config": {"quant_method": "bitnet"}}, ["are quantised (bitnet)", "FP8", "AWQ", "GPTQ"]),
+        ({"quantization_config": {"quant_method": "bitnet"}}, ["are quantized (bitnet)", "FP8", "AWQ", "GPTQ"]),
         ({"quantization_config": {"quant_method": "fp8"}}, ["says fp8", "no tensor is stored so"]),
         ({"quantization_config": [1]}, ["no known kind"]),
     ],
@@ -166,7 +166,7 @@ def test_weights_that_are_no_numbers(dtype: str, value: float, quant: str, sourc
 
 
 def test_weights_too_large_for_half_precision(source: Path, out: Path) -> None:
-    """70,000 fits bf16 and f32, not f16 or the 16-bit scales of quantised blocks."""
+    """70,000 fits bf16 and f32, not f16 or the 16-bit scales of quantized blocks."""
     tensors = weights(Shape(), "F32")
     tensors["model.layers.0.self_attn.q_proj.weight"][3, 7] = 70000
     write_weights(source, tensors, "F32")
@@ -380,8 +380,8 @@ def test_a_disk_that_fails_behind_the_cache(
     def failing(_: int) -> None:
         raise OSError(errno.EIO, "the disk is broken")
 
-    monkeypatch.setattr("convert.hashing._SYNC_EVERY", every)
-    monkeypatch.setattr("convert.hashing._sync", failing)
+    monkeypatch.setattr("convert.output.hashing._SYNC_EVERY", every)
+    monkeypatch.setattr("convert.output.hashing.write_back", failing)
     with pytest.raises(OutputError, match="the disk is broken"):
         convert.convert(source, out, quant="q8_0", threads=1)
     assert list(out.parent.iterdir()) == []
@@ -479,3 +479,8 @@ def test_a_target_that_appears_meanwhile_stays(source: Path, out: Path) -> None:
 def test_the_package_says_whose_it_is() -> None:
     """Callers tell our package from a foreign `convert` by this."""
     assert convert.OWNER == "localqwen"
+
+
+def test_an_older_spelling_stays_a_name_of_the_package() -> None:
+    assert convert.dequantise is convert.dequantize
+    assert {"dequantise", "dequantize"} < set(convert.__all__)

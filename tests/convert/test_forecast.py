@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 from checkpoints import Shape, make_checkpoint
-from quantised_checkpoints import awq_checkpoint
+from quantized_checkpoints import awq_checkpoint
 
 import convert
-from convert import Options, mlx_schemes, quants
+from convert import Options
+from convert.gguf import quants
+from convert.mlx import schemes as mlx_schemes
 from localqwen.cli import main
 from localqwen.errors import CheckpointError
 
@@ -126,11 +128,11 @@ def test_other_spellings_of_llama_quantize(run: Run, source: Path) -> None:
 
 
 def test_gguf_files_on_the_command_line(run: Run, source: Path, tmp_path: Path) -> None:
-    """Requantised, cut and merged; the name loses the old quantisation and the number of the part."""
+    """Requantized, cut and merged; the name loses the old quantization and the number of the part."""
     assert run("convert", str(source))[0] == 0
     code, out, err = run("convert", "Tiny-2M-Q8_0.gguf", "--quant", "q4_0")
     assert (code, out.partition(":")[0]) == (0, "Tiny-2M-Q4_0.gguf")
-    assert err.startswith("note: made from a file that is quantised already")
+    assert err.startswith("note: the source is quantized already")
     assert run("convert", "Tiny-2M-Q8_0.gguf", "--merge", "--split", "0.5MB", "--out", "parts.gguf")[0] == 0
     first = min(tmp_path.glob("parts-*.gguf"))
     code, out, _ = run("convert", first.name, "--merge", "--json")
@@ -140,12 +142,12 @@ def test_gguf_files_on_the_command_line(run: Run, source: Path, tmp_path: Path) 
     assert (code, err) == (2, "Error: 'much' is no size\n\nhint: for instance 4GB or 500MB\n")
 
 
-def test_quantised_folders_on_the_command_line(run: Run, tmp_path: Path) -> None:
+def test_quantized_folders_on_the_command_line(run: Run, tmp_path: Path) -> None:
     """What is made of AWQ says so; --dequantize writes the official layout."""
     source, _ = awq_checkpoint(tmp_path / "Tiny-AWQ")
     code, out, err = run("convert", str(source))
     assert (code, out.partition(":")[0]) == (0, "Tiny-AWQ-Q8_0.gguf")
-    assert err.startswith("note: the checkpoint is quantised (awq)")
+    assert err.startswith("note: the checkpoint is quantized (awq)")
     code, out, _ = run("convert", str(source), "--dequantize")
     assert (code, out.partition(":")[0]) == (0, "Tiny-AWQ-16bit")
     assert run("convert", "Tiny-AWQ-16bit", "--quant", "bf16")[0] == 0
@@ -181,7 +183,7 @@ def test_flags_that_would_do_nothing_are_refused(flags: list[str], words: str, r
 
 
 @pytest.mark.parametrize("flag", ["--merge", "--dequantize"])
-def test_dry_run_is_for_quantisations(flag: str, run: Run, source: Path) -> None:
+def test_dry_run_is_for_quantizations(flag: str, run: Run, source: Path) -> None:
     code, _, err = run("convert", str(source), flag, "--dry-run")
     assert code == 2
-    assert "--dry-run is for quantisations" in err
+    assert "--dry-run is for quantizations" in err

@@ -15,17 +15,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checkpoints import Shape, make_checkpoint, weights, write_json, write_raw_safetensors
+from checkpoints import Shape, config, make_checkpoint, weights, write_json, write_raw_safetensors
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from convert import adapters, imatrix, requantising, storage
-from convert.checkpoint import Checkpoint
-from convert.gguf_source import GgufSource
-from convert.quants import QUANTIZATIONS, Recipe
+from convert.gguf import requantizing
+from convert.gguf.quants import QUANTIZATIONS, Recipe
+from convert.imatrix import file as imatrix_file
+from convert.sources import adapters, quantized
+from convert.sources.checkpoint import Checkpoint
+from convert.sources.gguf import GgufSource
 from localqwen.errors import LocalqwenError
-from localqwen.formats import model_header
+from localqwen.formats import model_header, qwen3_config
 from localqwen.formats.safetensors import SafetensorsFile
+from localqwen.models import metadata
 
 quick = settings(
     max_examples=int(os.environ.get("FUZZ_EXAMPLES", "150")),
@@ -97,6 +100,13 @@ def test_headers_of_any_content(tmp_path: Path, header: dict[str, Any], size: in
     survives(lambda: SafetensorsFile(path).close())
 
 
+@quick
+@given(st.dictionaries(st.sampled_from([*config(Shape(experts=4)), "rope_parameters", "num_local_experts"]), anything))
+def test_configs_of_any_content(change: dict[str, Any]) -> None:
+    survives(lambda: qwen3_config.parse(config(Shape(experts=4)) | change))
+    survives(lambda: qwen3_config.stretched(config(Shape()) | change, 4))
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_checkpoint(tmp_path_factory.mktemp("fuzz") / "sharded", Shape(64, 64, 1, 1, 1, 64), shards=2)
@@ -121,9 +131,9 @@ def test_indexes_of_any_content(folder: Path, index: Any) -> None:
     {"quant_method": st.sampled_from(["fp8", "awq", "gptq", "other"])},
     optional={"bits": st.one_of(st.sampled_from([3, 4, 8]), anything), "group_size": anything,
               "weight_block_size": anything, "version": anything, "checkpoint_format": anything},
-)), st.lists(st.tuples(st.sampled_from(storage._PARTS), st.sampled_from(["I32", "F16", "BF16", "F8_E4M3"]),
+)), st.lists(st.tuples(st.sampled_from(quantized.PARTS), st.sampled_from(["I32", "F16", "BF16", "F8_E4M3"]),
                        st.lists(st.integers(0, 9), max_size=3)), max_size=6))  # fmt: skip
-def test_quantised_checkpoints_of_any_content(
+def test_quantized_checkpoints_of_any_content(
     tmp_path: Path, quantization: Any, parts: list[tuple[str, str, list[int]]]
 ) -> None:
     """Settings and parts that were never meant for each other, read to the last row where they are taken."""
@@ -150,9 +160,9 @@ def test_quantised_checkpoints_of_any_content(
 
 @quick
 @given(anything)
-def test_adapters_of_any_settings(folder: Path, tmp_path: Path, config: Any) -> None:
+def test_adapters_of_any_settings(folder: Path, tmp_path: Path, settings_of: Any) -> None:
     write_raw_safetensors(tmp_path / "adapter_model.safetensors", {}, b"")
-    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    (tmp_path / "adapter_config.json").write_text(json.dumps(settings_of))
     checkpoint = object.__new__(Checkpoint)
     checkpoint.notes = ()
     survives(lambda: adapters.apply(checkpoint, tmp_path))
@@ -204,13 +214,14 @@ infos = st.lists(
 
 def all_readers(path: Path) -> None:
     survives(lambda: model_header.read(path))
-    survives(lambda: imatrix.read(path))
+    survives(lambda: metadata.of(path))
+    survives(lambda: imatrix_file.read(path))
 
-    def requantise() -> None:
+    def requantize() -> None:
         with GgufSource(path) as source:
-            requantising.make_plan(source, Recipe(QUANTIZATIONS["q4_0"]), {}, None, force=True)
+            requantizing.make_plan(source, Recipe(QUANTIZATIONS["q4_0"]), {}, None, force=True)
 
-    survives(requantise)
+    survives(requantize)
 
 
 @quick
@@ -254,5 +265,5 @@ def test_the_sound_file_of_the_fuzz_tests_is_read(tmp_path: Path) -> None:
     (tmp_path / "a.gguf").write_bytes(head + bytes(-len(head) % 32 + 128))
     assert model_header.read(tmp_path / "a.gguf").block_count == 2
     with GgufSource(tmp_path / "a.gguf") as source, suppress(LocalqwenError):
-        plan = requantising.make_plan(source, Recipe(QUANTIZATIONS["q8_0"]), {}, None, force=True)
+        plan = requantizing.make_plan(source, Recipe(QUANTIZATIONS["q8_0"]), {}, None, force=True)
         assert plan.types == {"Q8_0": 1}

@@ -28,7 +28,9 @@ from checkpoints import (
 )
 
 import convert
-from convert import Progress, gguf_file, planning, quants, qwen3
+from convert import Progress
+from convert.gguf import architecture, planning, quants
+from convert.gguf import head as gguf_head
 from localqwen.formats import qwen3_config
 from localqwen.formats.dtypes import F32
 
@@ -98,8 +100,8 @@ REFERENCES = {
 
 
 @pytest.mark.parametrize("case", REFERENCES)
-def test_every_file_is_byte_for_byte_what_llama_cpp_quantises(case: str, tmp_path: Path) -> None:
-    """From our unquantised file, llama.cpp's quantiser makes the same bytes as our one pass from the checkpoint."""
+def test_every_file_is_byte_for_byte_what_llama_cpp_quantizes(case: str, tmp_path: Path) -> None:
+    """From our unquantized file, llama.cpp's quantizer makes the same bytes as our one pass from the checkpoint."""
     shape, dtype, shards = REFERENCES[case]
     source = make_checkpoint(tmp_path / "source", shape, dtype=dtype, shards=shards)
     assert_same_files(source, dtype.lower(), convert.QUANTIZATIONS)
@@ -111,10 +113,10 @@ def test_files_with_many_layers_are_llama_cpps(case: str, tmp_path: Path) -> Non
     assert_same_files(make_checkpoint(tmp_path / "source", LAYERED[case]), "bf16", ["q4_k_m"])
 
 
-def assert_same_files(source: Path, unquantised: str, chosen: Sequence[str]) -> None:
+def assert_same_files(source: Path, unquantized: str, chosen: Sequence[str]) -> None:
     folder = source.parent
     base = folder / "base.gguf"
-    convert.convert(source, base, quant=unquantised, threads=1)
+    convert.convert(source, base, quant=unquantized, threads=1)
     jobs = []
     for quant in chosen:
         convert.convert(source, folder / f"{quant}.gguf", quant=quant, threads=1)
@@ -129,7 +131,7 @@ def assert_same_files(source: Path, unquantised: str, chosen: Sequence[str]) -> 
 
 @pytest.mark.parametrize("case", LAYERED)
 def test_every_tensor_of_many_layers_has_the_recorded_type(case: str, tmp_path: Path) -> None:
-    """tools/tensor_types.py ran llama.cpp's quantiser and recorded what it chose, layer by layer."""
+    """tools/tensor_types.py ran llama.cpp's quantizer and recorded what it chose, layer by layer."""
     recorded = json.loads((ROOT / "tests" / "vectors" / "tensor_types.json").read_text())[case]
     assert recorded.keys() == {each.name for each in quants.QUANTIZATIONS.values() if each.base.quantized}
     source = make_checkpoint(tmp_path / "source", LAYERED[case])
@@ -147,7 +149,7 @@ def test_every_tensor_of_many_layers_has_the_recorded_type(case: str, tmp_path: 
 
 
 def test_tensors_have_the_recorded_hashes_of_llama_cpps_own_converter(tmp_path: Path) -> None:
-    """benchmarks/convert_against_llama.py runs that converter and the quantiser behind it, and records that."""
+    """benchmarks/convert_against_llama.py runs that converter and the quantizer behind it, and records that."""
     spec = importlib.util.spec_from_file_location("against_llama", ROOT / "benchmarks" / "convert_against_llama.py")
     assert spec is not None
     assert spec.loader is not None
@@ -173,7 +175,7 @@ def test_k_quants_are_really_used(tied: Path, tmp_path: Path) -> None:
     assert types["blk.0.attn_norm.weight"] == "F32"
 
 
-def test_unquantised_weights_keep_their_values(tied: Path, tmp_path: Path) -> None:
+def test_unquantized_weights_keep_their_values(tied: Path, tmp_path: Path) -> None:
     """bf16 is copied bit by bit under its GGUF name; f32 holds the same numbers."""
     convert.convert(tied, tmp_path / "a.gguf", quant="bf16", threads=1)
     convert.convert(tied, tmp_path / "b.gguf", quant="f32", threads=1)
@@ -197,7 +199,7 @@ def tensor_data(path: Path, name: str) -> np.ndarray[Any, Any]:
 def test_threads_do_not_change_the_file(tied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Slices of a few rows on three threads give the bytes of one slice on one thread."""
     convert.convert(tied, tmp_path / "one.gguf", quant="q4_k_m", threads=1)
-    monkeypatch.setattr("convert.encode.SLICE", 1000)
+    monkeypatch.setattr("convert.gguf.encoding.SLICE", 1000)
     convert.convert(tied, tmp_path / "three.gguf", quant="q4_k_m", threads=3)
     assert (tmp_path / "one.gguf").read_bytes() == (tmp_path / "three.gguf").read_bytes()
 
@@ -438,19 +440,19 @@ def test_sizes_of_the_official_files_are_reproduced(
     official = qwen3_config.parse(config(shape) | {"max_position_embeddings": 40960})
     recipe = quants.Recipe(quants.QUANTIZATIONS[quant])
     tensors = [tensor.stored for tensor in planning.planned_tensors(official, recipe)]
-    metadata: gguf_file.Metadata = {
+    metadata: gguf_head.Metadata = {
         "general.architecture": official.gguf_architecture,
         "general.type": "model",
         "general.name": f"Qwen3 {size} Awq Compatible Instruct" if awq else f"Qwen3 {size} Instruct",
         "general.finetune": "awq-compatible-Instruct" if awq else "Instruct",
         "general.basename": "Qwen3",
         "general.size_label": size,
-        **qwen3.metadata(official),
+        **architecture.metadata(official),
         "tokenizer.stand_in": OFFICIAL_TOKENIZER,
         "general.quantization_version": 2,
         "general.file_type": recipe.quantization.file_type,
     }
-    head = gguf_file.head(gguf_file.entries(metadata), tensors)
+    head = gguf_head.head(gguf_head.entries(metadata), tensors)
     assert len(head) + planning.data_size(tensors) == expected
 
 
@@ -459,7 +461,7 @@ def test_progress_counts_every_byte_once(tied: Path, tmp_path: Path) -> None:
     seen: list[Progress] = []
     convert.convert(tied, tmp_path / "a.gguf", quant="q4_0", threads=2, progress=seen.append)
     done = [step.done_bytes for step in seen]
-    elements = sum(math.prod(tensor.shape) for tensor in qwen3.tensors(qwen3_config.parse(config(Shape()))))
+    elements = sum(math.prod(tensor.shape) for tensor in architecture.tensors(qwen3_config.parse(config(Shape()))))
     assert done == sorted(done)
     assert done[-1] == seen[-1].total_bytes == 2 * elements
     assert {step.tensor for step in seen} == set(types_by_name(tmp_path / "a.gguf"))
@@ -492,7 +494,7 @@ def sparse_checkpoint(folder: Path, shape: Shape) -> Path:
     make_checkpoint(folder)
     write_json(folder / "config.json", config(shape))
     header, offset = {}, 0
-    for tensor in qwen3.tensors(qwen3_config.parse(config(shape))):
+    for tensor in architecture.tensors(qwen3_config.parse(config(shape))):
         end = offset + 2 * math.prod(tensor.shape)
         header[tensor.sources[0]] = {"dtype": "BF16", "shape": list(tensor.shape), "data_offsets": [offset, end]}
         offset = end

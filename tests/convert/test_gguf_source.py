@@ -1,4 +1,4 @@
-"""Existing GGUF files as sources: requantised, split, merged. llama.cpp itself is the reference. And lies in them."""
+"""Existing GGUF files as sources: requantized, split, merged. llama.cpp itself is the reference. And lies in them."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from checkpoints import Shape, make_checkpoint
 from gguf_bytes import text
 
 import convert
-from convert import quants
-from convert.gguf_source import GgufSource
+from convert.gguf import quants
+from convert.sources.gguf import GgufSource
 from localqwen.errors import CheckpointError, ConversionError, OutputError, UsageError
 
 ROOT = Path(__file__).parents[2]
@@ -71,7 +71,7 @@ def eight_bit(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         (Shape(layers=1, experts=3, tied=False), "q5_k_m", ["q4_k_s", "q3_k_m"]),
     ],
 )
-def test_requantised_files_are_llama_cpps(shape: Shape, before: str, after: list[str], tmp_path: Path) -> None:
+def test_requantized_files_are_llama_cpps(shape: Shape, before: str, after: list[str], tmp_path: Path) -> None:
     """The bytes of `llama-quantize --allow-requantize`: metadata, order, types, blocks."""
     base = tmp_path / "base.gguf"
     convert.convert(make_checkpoint(tmp_path / "source", shape), base, quant=before, threads=1)
@@ -80,11 +80,11 @@ def test_requantised_files_are_llama_cpps(shape: Shape, before: str, after: list
     for quant in after:
         report = convert.convert(base, tmp_path / f"{quant}.gguf", quant=quant, threads=2)
         assert (tmp_path / f"{quant}.gguf").read_bytes() == (tmp_path / f"{quant}.theirs").read_bytes(), quant
-        assert bool(report.notes) == (before not in ("bf16", "f16")), "a note says that it is quantised twice"
+        assert bool(report.notes) == (before not in ("bf16", "f16")), "a note says that it is quantized twice"
 
 
 def test_upwards_needs_force_and_says_why(eight_bit: Path, tmp_path: Path) -> None:
-    """What was dropped does not come back; the same quantisation is no conversion at all."""
+    """What was dropped does not come back; the same quantization is no conversion at all."""
     out = tmp_path / "a.gguf"
     with pytest.raises(ConversionError, match="does not come back") as caught:
         convert.convert(eight_bit, out, quant="bf16")
@@ -176,7 +176,7 @@ def test_a_part_under_another_name_is_told(source: Path, tmp_path: Path) -> None
     ("change", "words"),
     [
         (lambda data: data.replace(text("qwen3"), text("llama"), 1), "the architecture is llama"),
-        (lambda data: data.replace(b"qwen3.block_count", b"qwen3.block_c0unt", 1), "says None of block_count"),
+        (lambda data: data.replace(b"qwen3.block_count", b"qwen3.block_c0unt", 1), "has None for block_count"),
     ],
 )
 def test_models_that_are_not_ours(

@@ -13,7 +13,7 @@ from checkpoints import make_checkpoint
 from resolved import file_of
 
 import convert
-from convert import manifest
+from convert.output import manifest
 from localqwen import __version__
 from localqwen.errors import ConversionError
 from localqwen.models import remove, store

@@ -17,8 +17,11 @@ import pytest
 from checkpoints import Shape, config, make_checkpoint, weights, write_json, write_weights
 
 import convert
-from convert import mlx_layout, mlx_schemes, qwen3
-from convert.mlx_planning import PlannedWeight
+from convert.gguf import architecture
+from convert.mlx import layout as mlx_layout
+from convert.mlx import schemes as mlx_schemes
+from convert.mlx.planning import PlannedWeight
+from convert.output import shards
 from localqwen.errors import CheckpointError, ConversionError, EngineUnavailable, OutputError, UsageError
 from localqwen.formats import qwen3_config
 from localqwen.models import converted, registry
@@ -88,13 +91,23 @@ def test_every_option_gives_the_bits_of_mlx_lm(
     kind: str, tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Tensors, config and index of our one pass, in slices of a few rows, and of mlx-lm's whole model are the same."""
-    monkeypatch.setattr("convert.mlx.SLICE", 5000)
+    monkeypatch.setattr("convert.mlx.arrays.SLICE", 5000)
     source = make_checkpoint(tmp_path / kind, DENSE if kind == "dense" else MIXTURE, shards=2)
     for name in OPTIONS if kind == "dense" else OF_EXPERTS:
         ours, theirs = OPTIONS[name]
         convert.convert_to_mlx(source, out.with_name(name), **ours)
         mlx_lm_converts(source, tmp_path / name, **theirs)
         assert_same_model(out.with_name(name), tmp_path / name)
+
+
+def test_a_copy_of_float32_holds_the_nearest_bfloat16(tmp_path: Path, out: Path) -> None:
+    source = make_checkpoint(tmp_path / "source", dtype="F32")
+    write_json(source / "config.json", config(Shape()) | {"torch_dtype": "float32"})
+    convert.convert_to_mlx(source, out)
+    exact = tensors(source)
+    for name, tensor in tensors(out).items():
+        assert tensor.dtype == mx.bfloat16
+        assert mx.array_equal(tensor, exact[name].astype(mx.bfloat16)), name
 
 
 CHECKPOINTS = {
@@ -131,7 +144,7 @@ def test_shards_are_cut_where_mlx_lm_cuts_them(source: Path, out: Path, monkeypa
 
     limited = functools.partial(mlx_lm.utils.make_shards, max_file_size_gb=Limit(100_000))
     monkeypatch.setattr(mlx_lm.utils, "make_shards", limited)
-    monkeypatch.setattr(mlx_layout, "MAX_SHARD", 100_000)
+    monkeypatch.setattr(shards, "MAX_SHARD", 100_000)
     convert.convert_to_mlx(source, out, bits=4)
     theirs = out.with_name("theirs")
     mlx_lm_converts(source, theirs, quantize=True)
@@ -186,7 +199,7 @@ def test_the_layout_has_the_sizes_that_models_toml_says(size: str) -> None:
             for tensor in PlannedWeight(weight, packing, "BF16").stored
         ]
         assert sum(tensor.bytes for tensor in stored) == model.mlx[name].bytes
-        assert all(sum(tensor.bytes for tensor in part) <= 5 << 30 for part in mlx_layout.shards(stored, 5 << 30))
+        assert all(sum(tensor.bytes for tensor in part) <= 5 << 30 for part in shards.cut(stored, 5 << 30))
 
 
 def test_a_duplicate_head_is_dropped(tmp_path: Path, out: Path) -> None:
@@ -276,10 +289,10 @@ def test_combinations_that_mlx_does_not_have(options: dict[str, Any], hint: str,
 
 
 def test_sources_that_cannot_be_converted(source: Path, out: Path, tmp_path: Path) -> None:
-    """No checkpoint; one without tokenizer; one that is quantised already, by ourselves for instance."""
+    """No checkpoint; one without tokenizer; one that is quantized already, by ourselves for instance."""
     refused(tmp_path, out, CheckpointError, "has no config.json")
-    convert.convert_to_mlx(source, tmp_path / "quantised", bits=4)
-    assert "--dequantize" in refused(tmp_path / "quantised", out, CheckpointError, "a folder for MLX").hint
+    convert.convert_to_mlx(source, tmp_path / "quantized", bits=4)
+    assert "--dequantize" in refused(tmp_path / "quantized", out, CheckpointError, "a folder for MLX").hint
     (source / "tokenizer.json").unlink()
     refused(source, out, CheckpointError, "has no tokenizer.json")
 
@@ -294,7 +307,7 @@ def test_weights_that_are_no_numbers_are_named(options: dict[str, Any], source: 
 
 
 def test_groups_that_divide_nothing_or_not_the_router(tmp_path: Path, out: Path) -> None:
-    """mlx-lm would call a copy quantised, and fail on the router without saying which weight it is."""
+    """mlx-lm would call a copy quantized, and fail on the router without saying which weight it is."""
     odd = Shape(hidden=80, feed_forward=80, heads=1, kv_heads=1, head_dim=80)
     refused(make_checkpoint(tmp_path / "odd", odd), out, ConversionError, "groups of 64 divide no weight")
     narrow = Shape(hidden=96, experts=4, expert_feed_forward=64)
@@ -306,10 +319,10 @@ def test_groups_that_divide_nothing_or_not_the_router(tmp_path: Path, out: Path)
 def test_where_mlx_is_missing_the_hint_says_what_to_install(
     source: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from convert import mlx
+    from convert.mlx import arrays
 
     monkeypatch.setitem(sys.modules, "mlx.core", None)
-    mlx.library.cache_clear()
+    arrays.library.cache_clear()
     assert "pip install" in refused(source, out, EngineUnavailable, "mlx").hint
 
 
@@ -325,8 +338,8 @@ def test_only_what_a_conversion_made_is_replaced(source: Path, out: Path, tmp_pa
     convert.convert_to_mlx(source, out, bits=4, force=True)
     assert len((out / "model.safetensors").read_bytes()) < len(before)
     assert list(out.parent.iterdir()) == [out]
-    refused(source, source, OutputError, "no conversion made it", force=True)
-    refused(source, tmp_path, OutputError, "no conversion made it", force=True)
+    refused(source, source, OutputError, "no conversion wrote it", force=True)
+    refused(source, tmp_path, OutputError, "no conversion wrote it", force=True)
     refused(source, source / "config.json", OutputError, "is a file", force=True)
     copy = tmp_path / "copy"
     convert.convert_to_mlx(source, copy)
@@ -448,7 +461,7 @@ def test_progress_counts_every_byte_once(source: Path, out: Path) -> None:
     seen: list[convert.Progress] = []
     convert.convert_to_mlx(source, out, bits=4, progress=seen.append)
     done = [step.done_bytes for step in seen]
-    elements = sum(int(np.prod(tensor.shape)) for tensor in qwen3.tensors(qwen3_config.parse(config(Shape()))))
+    elements = sum(int(np.prod(tensor.shape)) for tensor in architecture.tensors(qwen3_config.parse(config(Shape()))))
     assert done == sorted(done)
     assert done[-1] == seen[-1].total_bytes == 2 * elements
 

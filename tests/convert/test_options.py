@@ -15,7 +15,9 @@ import pytest
 from checkpoints import Shape, as_dtype, config, make_adapter, make_checkpoint, weights, write_json
 
 import convert
-from convert import Options, imatrix, quants
+from convert import Options
+from convert.gguf import quants
+from convert.imatrix import file as imatrix_file
 from localqwen.errors import CheckpointError, ConversionError, LocalqwenError, UsageError
 
 ROOT = Path(__file__).parents[2]
@@ -56,7 +58,7 @@ assert c.llama_model_quantize(source.encode(), target.encode(), ctypes.byref(par
 """
 
 
-def llama_cpp_quantises(*job: Any) -> None:
+def llama_cpp_quantizes(*job: Any) -> None:
     command = [sys.executable, "-c", QUANTISES]
     done = subprocess.run(command, input=json.dumps(job), capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr
@@ -80,7 +82,7 @@ def source(tmp_path: Path) -> Path:
 
 
 def test_a_pattern_that_names_nothing_is_an_error(tmp_path: Path) -> None:
-    """A dense model has no experts; norms and routers are never quantised."""
+    """A dense model has no experts; norms and routers are never quantized."""
     source = make_checkpoint(tmp_path / "source")
     for pattern in ("ffn_down_exps", "attn_norm"):
         options = convert.Options(tensor_types=(f"{pattern}=q6_k",))
@@ -104,7 +106,7 @@ def test_single_types_are_llama_cpps(tmp_path: Path) -> None:
     base, ours, theirs = (tmp_path / name for name in ("base.gguf", "ours.gguf", "theirs.gguf"))
     convert.convert(source, base, quant="bf16", threads=1)
     overrides = [[r"blk\.[02]\.attn_v", 8], ["ffn_down", 6], ["token_embd", 14]]
-    llama_cpp_quantises(str(base), str(theirs), 15, overrides, None, [])
+    llama_cpp_quantizes(str(base), str(theirs), 15, overrides, None, [])
     given = (r"blk\.[02]\.attn_v=q8_0", "FFN_down=Q5_0", "token_embd=q6_k")
     convert.convert(source, ours, quant="q4_k_m", threads=1, options=Options(tensor_types=given))
     assert types(ours) == types(theirs)
@@ -119,7 +121,7 @@ def test_malformed_types_are_usage_errors(text: str, source: Path, tmp_path: Pat
     assert "blk.*.ffn_down=q6_k" in caught.value.hint
 
 
-def test_single_types_belong_to_a_quantisation(source: Path, tmp_path: Path) -> None:
+def test_single_types_belong_to_a_quantization(source: Path, tmp_path: Path) -> None:
     """llama.cpp would pass over them without a word."""
     with pytest.raises(UsageError, match="bf16 is none"):
         convert.convert(source, tmp_path / "a.gguf", quant="bf16", options=Options(tensor_types=("ffn_down=q6_k",)))
@@ -193,7 +195,7 @@ def test_with_an_importance_matrix_files_are_llama_cpps(shape: Shape, old: bool,
         ["quantize.imatrix.entries_count", len(matrix)],
         ["quantize.imatrix.chunks_count", 7],
     ]
-    llama_cpp_quantises(str(base), str(theirs), quants.QUANTIZATIONS[quant].file_type, [], matrix, keys)
+    llama_cpp_quantizes(str(base), str(theirs), quants.QUANTIZATIONS[quant].file_type, [], matrix, keys)
     convert.convert(source, ours, quant=quant, threads=2, options=Options(imatrix=file))
     assert types(ours) == types(theirs)
     assert ours.read_bytes() == theirs.read_bytes()
@@ -211,15 +213,15 @@ def test_matrices_of_another_model_and_files_that_are_none(source: Path, tmp_pat
     found["blk.0.attn_q.weight"][0][0, 5] = np.nan
     write_gguf_matrix(file, found)
     with pytest.raises(ConversionError, match="NaN"):
-        imatrix.read(file)
+        imatrix_file.read(file)
     write_old_matrix(file, sums(Shape(), counts=3))
     whole = file.read_bytes()
     for content in (b"", b"hello", whole[:1000], b"\xff" * 50, (3).to_bytes(4, "little") + b"\xff\xff\xff\x7f"):
         file.write_bytes(content)
-        with pytest.raises(ConversionError, match="is no importance matrix"):
-            imatrix.read(file)
+        with pytest.raises(ConversionError, match="is not an importance matrix"):
+            imatrix_file.read(file)
     with pytest.raises(ConversionError, match="nowhere does not exist"):
-        imatrix.read(tmp_path / "nowhere")
+        imatrix_file.read(tmp_path / "nowhere")
 
 
 # YaRN
@@ -353,11 +355,11 @@ def test_pickled_adapters_are_never_loaded(source: Path, tmp_path: Path) -> None
     ids=["dense", "mxfp4", "mixture", "mixture in 16 bit", "mixed, some weights left whole"],
 )
 def test_mlx_folders_go_back_to_the_official_layout(shape: Shape, options: dict[str, Any], tmp_path: Path) -> None:
-    """The numbers of mx.dequantize under official names, a config without quantisation; llama.cpp's formats follow."""
+    """The numbers of mx.dequantize under official names, a config without quantization; llama.cpp's formats follow."""
     mx = pytest.importorskip("mlx.core")
     source = make_checkpoint(tmp_path / "source", shape)
     convert.convert_to_mlx(source, tmp_path / "mlx", **options)
-    report = convert.dequantise(tmp_path / "mlx", tmp_path / "back")
+    report = convert.dequantize(tmp_path / "mlx", tmp_path / "back")
     assert report.path == tmp_path / "back"
     packed, back = (mx.load(str(tmp_path / name / "model.safetensors")) for name in ("mlx", "back"))
     assert set(back) == set(weights(shape))
@@ -393,5 +395,5 @@ def test_an_mlx_folder_without_its_packing_is_refused(source: Path, tmp_path: Pa
     ):
         write_json(path, json.loads(path.read_text()) | change)
         with pytest.raises(CheckpointError):
-            convert.dequantise(tmp_path / "mlx", tmp_path / "back")
+            convert.dequantize(tmp_path / "mlx", tmp_path / "back")
         assert not (tmp_path / "back").exists()

@@ -189,9 +189,10 @@ BOUNDS = {8: (0.98, 0.01), 4: (0.90, 0.15)}
 def test_quantised_weights_stay_close_to_bf16(
     both: Mapping[str, Engine], text: list[int], name: str, bits: int
 ) -> None:
-    reference = evaluated(both[name], text)
+    ids = text[: {"llama.cpp": 1000, "mlx": 150}[name]]  # MLX's CPU build multiplies quantized weights slowly
+    reference = evaluated(both[name], ids)
     engine = _quantised(name, bits)
-    found = evaluated(engine, text)
+    found = evaluated(engine, ids)
     engine.close()
     same = (found.argmax(-1) == reference.argmax(-1)).mean()
     divergence = (np.exp(reference) * (reference - found)).sum(-1).mean()

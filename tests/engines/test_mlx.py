@@ -122,6 +122,21 @@ def test_a_mixture_of_experts_is_computed_as_transformers_does(tmp_path: Path, b
     opened.close()
 
 
+@pytest.mark.parametrize("experts", [0, 4])
+def test_a_config_with_the_names_of_transformers_5_gives_the_same_logits(experts: int, tmp_path: Path) -> None:
+    """mlx_lm alone finds neither theta nor the experts of such a mixture, and takes null for a number."""
+    folder = make_checkpoint(tmp_path / "m", Shape(layers=1, kv_heads=4, experts=experts), dtype="F32")
+    ids = [5, 17, 300, 42]
+    before = evaluated(engines.open(folder, engine="mlx", context_length=64), ids)
+    old = json.loads((folder / "config.json").read_text())
+    moved = ("rope_theta", "rope_scaling", "torch_dtype", "num_experts", "decoder_sparse_step", "mlp_only_layers")
+    new = {key: value for key, value in old.items() if key not in moved}
+    new |= {"rope_parameters": {"rope_type": "default", "rope_theta": old["rope_theta"]}, "dtype": "bfloat16"}
+    new |= {"head_dim": None, "num_key_value_heads": None} | ({"num_local_experts": experts} if experts else {})
+    write_json(folder / "config.json", new)
+    assert np.array_equal(evaluated(engines.open(folder, engine="mlx", context_length=64), ids), before)
+
+
 def test_the_chat_template_may_be_a_file_of_its_own(tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path / "own")
     (folder / "chat_template.jinja").write_text("its own {{ messages[0].content }}")

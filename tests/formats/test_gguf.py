@@ -13,8 +13,8 @@ from checkpoints import Shape, make_checkpoint
 from gguf_bytes import ARRAY, SHAPE, STRING, entry, head, info, text
 
 import convert
-from convert import gguf_file
-from convert.gguf_source import GgufSource
+from convert.gguf import head as gguf_head
+from convert.sources.gguf import GgufSource
 from localqwen.errors import CheckpointError, FormatError, Unsupported
 from localqwen.formats import dtypes, model_header
 from localqwen.formats.gguf import GgufFile
@@ -229,10 +229,10 @@ def test_every_cut_of_what_tells_the_shape_is_an_error(tmp_path: Path) -> None:
 def test_shapes_that_no_model_has(key: str, value: str | int | float, words: str, tmp_path: Path) -> None:
     sizes = {"context_length": 64, "block_count": 1, "embedding_length": 64, "attention.head_count": 1}
     values = sizes | {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0} | {key: value}
-    entries = gguf_file.entries(
+    entries = gguf_head.entries(
         {"general.architecture": "qwen3", **{f"qwen3.{name}": each for name, each in values.items()}}
     )
-    (tmp_path / "a.gguf").write_bytes(gguf_file.head(entries, []))
+    (tmp_path / "a.gguf").write_bytes(gguf_head.head(entries, []))
     with pytest.raises(FormatError, match=words):
         model_header.read(tmp_path / "a.gguf")
 

@@ -12,7 +12,7 @@ import pytest
 import safetensors.numpy
 from checkpoints import Shape, make_checkpoint, write_raw_safetensors
 
-from convert.checkpoint import Checkpoint
+from convert.sources.checkpoint import Checkpoint
 from localqwen.errors import FormatError
 from localqwen.formats import safetensors as reader
 from localqwen.formats.safetensors import SafetensorsFile

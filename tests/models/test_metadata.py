@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from checkpoints import Shape, make_checkpoint, weights
-from quantised_checkpoints import DENSE, awq_checkpoint, fp8_checkpoint, gptq_checkpoint
+from quantized_checkpoints import DENSE, awq_checkpoint, fp8_checkpoint, gptq_checkpoint
 
 import convert
 from localqwen.errors import ModelNotFound, Unsupported

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -30,18 +31,27 @@ def template() -> str:
     return str(config["chat_template"])
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {},  # tools in Qwen-Agent's own prompt; it reads the calls out of the text
-        {"use_raw_api": True},  # tools and calls in the fields of the OpenAI API
-    ],
-    ids=["own prompt", "raw api"],
-)
-def test_the_time_is_told_through_a_real_tool_call(settings: dict[str, Any], tmp_path: Path) -> None:
-    engine = ScriptedEngine(ANSWERS, chat_template=template(), context_length=32768)
-    with serving(engine, name="demo") as server:
-        messages = ask(f"{server.url}/v1", settings, tmp_path)
+#: Where the tools stand -> Qwen-Agent's settings for it.
+SETTINGS: dict[str, dict[str, Any]] = {
+    "own prompt": {},  # Qwen-Agent's prompt, and it reads the calls out of the text
+    "raw api": {"use_raw_api": True},  # the fields of the OpenAI API
+}
+Asked = dict[str, tuple[ScriptedEngine, list[dict[str, Any]]]]
+
+
+@pytest.fixture(scope="module")
+def asked(tmp_path_factory: pytest.TempPathFactory) -> Asked:
+    """The engine that answered each of SETTINGS, and the messages of that conversation."""
+    with ExitStack() as servers:
+        engines = [ScriptedEngine(ANSWERS, chat_template=template(), context_length=32768) for _ in SETTINGS]
+        urls = [f"{servers.enter_context(serving(engine, name='demo')).url}/v1" for engine in engines]
+        messages = ask(urls, list(SETTINGS.values()), tmp_path_factory.mktemp("agent"))
+    return dict(zip(SETTINGS, zip(engines, messages, strict=True), strict=True))
+
+
+@pytest.mark.parametrize("tools", SETTINGS)
+def test_the_time_is_told_through_a_real_tool_call(tools: str, asked: Asked) -> None:
+    engine, messages = asked[tools]
     called = next(message["function_call"] for message in messages if message.get("function_call"))
     assert called["name"] == "time-get_current_time"
     assert json.loads(called["arguments"]) == {"timezone": "Asia/Shanghai"}
@@ -56,11 +66,11 @@ def test_the_time_is_told_through_a_real_tool_call(settings: dict[str, Any], tmp
     assert b"is_dst" in engine.vocabulary()  # a word of the tool's answer alone: the model has read it
 
 
-def ask(url: str, settings: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
+def ask(urls: list[str], settings: list[dict[str, Any]], folder: Path) -> list[list[dict[str, Any]]]:
     """In a process of its own, which leaves its threads and its working files behind there."""
-    command = [sys.executable, str(CHILD), url, "what time is it", json.dumps(settings)]
+    arguments = [part for url, each in zip(urls, settings, strict=True) for part in (url, json.dumps(each))]
+    command = [sys.executable, str(CHILD), "what time is it", *arguments]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
     lines = [line for line in done.stdout.splitlines() if line.startswith("MESSAGES ")]
-    assert lines, done.stderr
-    found: list[dict[str, Any]] = json.loads(lines[0].removeprefix("MESSAGES "))
-    return found
+    assert len(lines) == len(urls), done.stderr
+    return [json.loads(line.removeprefix("MESSAGES ")) for line in lines]

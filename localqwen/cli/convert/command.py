@@ -25,10 +25,10 @@ from localqwen.errors import UsageError
 
 if TYPE_CHECKING:
     from convert import Report
-    from convert.forecast import Forecast
+    from convert.output.forecast import Forecast
 
 _MLX_FLAGS = ("bits", "group_size", "mode", "recipe")
-#: Bits -> the GGUF quantisation that a user of `--bits` probably wants; q4_k_m for all others.
+#: Bits -> the GGUF quantization that a user of `--bits` probably wants; q4_k_m for all others.
 _LIKE_BITS = {5: "q5_k_m", 6: "q6_k", 8: "q8_0", 16: "bf16"}
 
 
@@ -108,7 +108,7 @@ def _completing(
 @click.option("--list", "listing", is_flag=True, help="List everything that can be written.")
 @click.option("--dry-run", is_flag=True, help="Say what would be written, and what it needs.")
 @click.option("--yes", "-y", is_flag=True, help="Pull a model that is not here without asking.")
-@click.option("--force", is_flag=True, help="Replace PATH; a folder only if a conversion made it. Also requantise up.")
+@click.option("--force", is_flag=True, help="Replace PATH; a folder only if a conversion made it. Also requantize up.")
 @click.option("--verify", is_flag=True, help="Then measure how far the result is from SOURCE (localqwen quality).")
 @json_option
 @click.pass_context
@@ -140,7 +140,7 @@ def command(
         raise UsageError("SOURCE is missing", "localqwen convert --help")
     _refuse_mixture(context, kind)
     if verify and (merge or dequantize or dry_run or flags["adapter"]):
-        raise UsageError("--verify measures a quantisation of SOURCE alone", "leave out --verify")
+        raise UsageError("--verify measures a quantization of SOURCE alone", "leave out --verify")
     _refuse_what_is_not_used(flags, merge=merge, dequantize=dequantize, dry_run=dry_run)
     _check_names(converter, kind, flags)
     job = _Job(converter, convert_source.find(source, yes=yes), flags)
@@ -161,7 +161,7 @@ def _refuse_what_is_not_used(flags: dict[str, Any], *, merge: bool, dequantize: 
     if not (merge or dequantize):
         return
     if dry_run:
-        raise UsageError("--dry-run is for quantisations", "leave out --merge and --dequantize")
+        raise UsageError("--dry-run is for quantizations", "leave out --merge and --dequantize")
     if merge and dequantize:
         raise UsageError("--merge is for GGUF files, --dequantize for folders", "choose one of them")
     names = ("tensor_types", "imatrix", "yarn", "adapter", *(() if merge else ("split",)))
@@ -232,7 +232,7 @@ class _Job:
 
     def dequantize(self) -> Report:
         with conversion_bar(f"{self.source.name} to 16 bit") as progress:
-            report: Report = self._converter.dequantise(
+            report: Report = self._converter.dequantize(
                 self.source.path, self._out("-16bit"), force=self._flags["force"], progress=progress
             )
         return report
@@ -246,7 +246,7 @@ def _verified(converter: ModuleType, source: Path, result: Path) -> dict[str, An
     engine = "mlx" if result.is_dir() else "llama.cpp"
     (row,) = quality.measure(str(source), (str(result),), text=quality.read_text(None), reference_engine=engine)
     values = {name: value for name, value in row.items() if name != "model"}
-    converter.manifest.record_quality(result, values)
+    converter.record_quality(result, values)
     return values
 
 
@@ -259,7 +259,7 @@ def _refuse_mixture(context: click.Context, kind: str) -> None:
     typed = {name: value for name, value in context.params.items() if _is_typed(context, name)}
     if kind == "mlx" and "quant" in typed:
         bits = re.match(r"q(\d)", typed["quant"].lower())
-        raise UsageError("--quant names GGUF's quantisations", f"--to mlx --bits {bits[1] if bits else 16}")
+        raise UsageError("--quant names GGUF's quantizations", f"--to mlx --bits {bits[1] if bits else 16}")
     for name in _MLX_FLAGS:
         if kind == "gguf" and name in typed:
             flag, near = f"--{name.replace('_', '-')}", _LIKE_BITS.get(typed.get("bits", 4), "q4_k_m")

@@ -1,4 +1,4 @@
-"""What `localqwen convert` prints: the quantisations, a forecast, a report."""
+"""What `localqwen convert` prints: the quantizations, a forecast, a report."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from localqwen.cli.format import aligned, readable_bytes
 
 if TYPE_CHECKING:
     from convert import Report
-    from convert.forecast import Forecast
+    from convert.output.forecast import Forecast
 
 
 def show_list(converter: ModuleType, as_json: bool) -> None:
@@ -65,7 +65,7 @@ def show_report(report: Report, as_json: bool, *, mlx: bool, measured: dict[str,
         sys.stdout.write(quality.described(measured) + "\n")
     if left := report.left_whole:
         more = f" and {len(left) - 1} more" if len(left) > 1 else ""
-        sys.stderr.write(f"left unquantised, because the groups do not divide the rows: {left[0]}{more}\n")
+        sys.stderr.write(f"left unquantized, because the groups do not divide the rows: {left[0]}{more}\n")
     show_notes(report.notes)
 
 

@@ -37,7 +37,7 @@ def find(text: str, *, yes: bool) -> Source:
         case Named(model) if model.is_built_in:
             return Source(converted.demo_checkpoint(), model.name)
         case Named(model, quant) if quant != model.default:
-            raise UsageError(f"{text} names a quantisation", f"localqwen convert {model.name} --quant {quant.lower()}")
+            raise UsageError(f"{text} names a quantization", f"localqwen convert {model.name} --quant {quant.lower()}")
         case Named(model):
             assert model.weights is not None
             wanted = Repository("hf", model.weights.repo)
@@ -63,7 +63,7 @@ def _pulled(wanted: Repository, text: str, *, yes: bool) -> Path:
 
 
 def _model_name(path: Path) -> str:
-    """A folder's name; a GGUF file's without its quantisation and the number of its part."""
+    """A folder's name; a GGUF file's without its quantization and the number of its part."""
     from localqwen.models import converted
 
     if path.suffix != ".gguf":

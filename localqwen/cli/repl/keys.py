@@ -11,6 +11,8 @@ from collections.abc import Generator
 from types import FrameType, TracebackType
 from typing import Any, Protocol
 
+from localqwen.machine import posix
+
 HURRY = "\t"
 HURRY_NAME = "Tab"
 TERMINATED = 128 + signal.SIGTERM
@@ -57,19 +59,17 @@ class TerminalKeys:
         self.typed = ""
 
     def __enter__(self) -> TerminalKeys:
-        import termios
-
         self.typed = ""
-        self._before = termios.tcgetattr(self._file)
-        self._on_stop = signal.signal(signal.SIGTSTP, self._suspend)
-        self._single_keys()
+        self._before = posix.terminal_modes(self._file)
+        self._on_stop = posix.on_suspend(self._suspend)
+        posix.give_single_keys(self._file)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._normal()
-        signal.signal(signal.SIGTSTP, self._on_stop)
+        posix.set_terminal_modes(self._file, self._before)
+        posix.on_suspend(self._on_stop)
 
     def hurry(self) -> bool:
         if not select.select([self._file], [], [], 0)[0]:
@@ -78,29 +78,12 @@ class TerminalKeys:
         self.typed = _type(self.typed, pressed)
         return HURRY in pressed
 
-    def _single_keys(self) -> None:
-        import termios
-
-        mode = termios.tcgetattr(self._file)
-        mode[3] &= ~(termios.ECHO | termios.ICANON)
-        mode[6][termios.VMIN], mode[6][termios.VTIME] = 1, 0
-        termios.tcsetattr(self._file, termios.TCSADRAIN, mode)
-
-    def _normal(self) -> None:
-        """What was typed and not read yet stays for the prompt."""
-        import termios
-
-        with contextlib.suppress(termios.error):  # the terminal is gone: the window was closed
-            termios.tcsetattr(self._file, termios.TCSADRAIN, self._before)
-
     def _suspend(self, number: int, frame: FrameType | None) -> None:
         """Ctrl-Z: stop with a normal terminal, and go on with single keys after `fg`."""
-        self._normal()
-        signal.signal(signal.SIGTSTP, signal.SIG_DFL)
-        os.kill(os.getpid(), signal.SIGTSTP)
-        signal.signal(signal.SIGTSTP, self._suspend)
-        if os.tcgetpgrp(self._file) == os.getpgrp():  # after `bg` the terminal belongs to someone else
-            self._single_keys()
+        posix.set_terminal_modes(self._file, self._before)
+        posix.suspend(self._suspend)
+        if posix.in_foreground(self._file):
+            posix.give_single_keys(self._file)
 
 
 def _type(before: str, pressed: str) -> str:
@@ -120,16 +103,13 @@ def terminal_kept(file: int | None) -> Generator[None, None, None]:
     if file is None:
         yield
         return
-    import termios
-
-    modes = termios.tcgetattr(file)
+    modes = posix.terminal_modes(file)
     before = signal.signal(signal.SIGTERM, _terminate)
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-        with contextlib.suppress(termios.error):
-            termios.tcsetattr(file, termios.TCSADRAIN, modes)
+        posix.set_terminal_modes(file, modes)
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from localqwen.machine.cpu_time import CpuTime, accounting, usable_cpus
+from localqwen.machine.cpu_time import CpuTime, accounting
+from localqwen.machine.posix import usable_cpus
 
 #: Seconds between two readings. The system counts in hundredths: shorter intervals say little, longer ones react late.
 INTERVAL = 0.5

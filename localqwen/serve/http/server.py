@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import resource
 import signal
 import socket
 import threading
@@ -17,6 +16,7 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from localqwen.errors import EngineError, UsageError
+from localqwen.machine import posix
 from localqwen.serve.http.app import Service, application
 
 #: Seconds: for a request's headers, and that an idle connection is kept.
@@ -157,19 +157,9 @@ def url(listener: socket.socket) -> str:
     return f"http://{host}:{name[1]}"
 
 
-def _allow_connections() -> None:
-    """A shell's usual limit of open files (256 on macOS) is less than the connections that are taken."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = MOST_CONNECTIONS + FILES
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(
-            resource.RLIMIT_NOFILE, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard)
-        )
-
-
 def run(server: Listening, listener: socket.socket) -> None:
     """Until a signal comes. Raises EngineError where the worker died."""
-    _allow_connections()
+    posix.allow_open_files(MOST_CONNECTIONS + FILES)
     server.run(sockets=[listener])
     if server.died:
         raise EngineError("the engine's thread died", "the trace above says where; please report it")

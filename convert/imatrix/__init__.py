@@ -1,0 +1,1 @@
+"""Importance matrices: measured on a text, written and read."""

@@ -1,0 +1,1 @@
+"""What a conversion writes: files and folders, whole or not at all; digests, manifests, forecasts."""

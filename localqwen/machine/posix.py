@@ -1,0 +1,209 @@
+"""What only POSIX systems have, and what is done on Windows instead: the one module that asks which of them this is.
+
+`resource`, `termios` and `fcntl` are imported here alone, inside the branch that has them; mypy checks each branch for
+its platform (`make lint`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from mmap import mmap
+from types import FrameType
+from typing import Any
+
+#: Whether a terminal can give single keys here. On Windows the keyboard is read line by line only.
+HAS_SINGLE_KEYS = sys.platform != "win32"
+#: What a file system answers that knows no F_FULLFSYNC, such as a network's.
+_NO_FULL_SYNC = {errno.ENOTSUP, errno.EINVAL, errno.ENOTTY}
+
+
+# Files
+
+
+def sync_file(file: int) -> None:
+    """Make what was written to the descriptor `file` survive a power cut. Raise OSError where the disk refuses it.
+
+    macOS: `fsync` leaves the data in the drive's own cache; F_FULLFSYNC empties that too (fsync(2) of macOS).
+    """
+    if sys.platform == "darwin":
+        import fcntl
+
+        try:
+            fcntl.fcntl(file, fcntl.F_FULLFSYNC)
+            return
+        except OSError as exc:
+            if exc.errno not in _NO_FULL_SYNC:
+                raise
+    os.fsync(file)
+
+
+def write_back(file: int) -> None:
+    """Bring written data closer to the disk, so that a later `sync_file` waits less; on its own it promises nothing."""
+    getattr(os, "fdatasync", os.fsync)(file)
+
+
+def binary_flags(flags: int) -> int:
+    """Return `flags` for `os.open` such that no byte is translated: Windows would write every newline as two bytes."""
+    return flags | getattr(os, "O_BINARY", 0)
+
+
+def lock_file(file: int) -> None:
+    """Lock `file` for this process until it is closed. Raise OSError where another has it.
+
+    Windows: its locks would forbid reading too, so two programs with one file are not prevented there.
+    """
+    if sys.platform != "win32":
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def drop_cached_pages(file: int) -> None:
+    """Give back the pages of `file` that the system keeps in memory and nobody uses; only Linux takes such advice."""
+    if sys.platform not in ("win32", "darwin"):
+        os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def forget_pages(mapped: mmap, start: int, length: int) -> None:
+    """Give `length` bytes of a mapped file back to the system, from `start`, a multiple of the page size."""
+    if sys.platform != "win32":
+        from mmap import MADV_DONTNEED
+
+        mapped.madvise(MADV_DONTNEED, start, length)
+
+
+# This process and its limits
+
+
+def usable_cpus() -> list[int]:
+    """Return the numbers of the logical CPUs that this process may use."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+
+
+def pin_to_cpus(count: int) -> None:
+    """Keep this process and its later threads on the first `count` of its CPUs. Raise OSError where that is refused."""
+    if not hasattr(os, "sched_setaffinity"):
+        raise OSError(errno.ENOTSUP, "processes cannot be kept on some CPUs here")
+    os.sched_setaffinity(0, usable_cpus()[:count])
+
+
+def address_space_limit() -> int | None:
+    """Return the most bytes of address space that this process may be given, None without a limit."""
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    return None if hard == resource.RLIM_INFINITY else hard
+
+
+def limit_address_space(count: int) -> None:
+    """Limit the address space of this process to `count` bytes. Raise OSError where that is refused."""
+    if sys.platform == "win32":
+        raise OSError(errno.ENOTSUP, "address space cannot be limited here")
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_AS, (count, resource.getrlimit(resource.RLIMIT_AS)[1]))
+
+
+def allow_open_files(count: int) -> None:
+    """Raise this process's limit of open files to `count`, as far as its hard limit allows; Windows has no such limit.
+
+    A shell's usual limit on macOS is 256.
+    """
+    if sys.platform == "win32":
+        return
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < count:
+        allowed = count if hard == resource.RLIM_INFINITY else min(count, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+
+
+def peak_resident_memory() -> int | None:
+    """Return the most bytes of memory that this process has had at once, None where the system does not tell."""
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024
+
+
+# Child processes
+
+
+def apart_from_terminal() -> dict[str, Any]:
+    """Return the arguments of Popen for a child that Ctrl-C of this terminal does not reach."""
+    if sys.platform == "win32":
+        return {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
+    return {"start_new_session": True}
+
+
+def was_killed(code: int) -> bool:
+    """Whether a child with exit code `code` was killed at once (SIGKILL), most often by the system for its memory."""
+    return sys.platform != "win32" and code == -signal.SIGKILL
+
+
+# Terminals. Windows has none of this: callers look at HAS_SINGLE_KEYS first.
+
+Modes = list[Any] | None
+
+
+def terminal_modes(file: int) -> Modes:
+    """Return what `set_terminal_modes` brings back. Raise termios.error where `file` is no terminal."""
+    if sys.platform == "win32":
+        return None
+    import termios
+
+    return termios.tcgetattr(file)
+
+
+def set_terminal_modes(file: int, modes: Modes) -> None:
+    """Set the modes of a terminal once its output is shown. What was typed and not read yet stays to be read."""
+    if sys.platform == "win32" or modes is None:
+        return
+    import termios
+
+    with contextlib.suppress(termios.error):  # the terminal is gone: the window was closed
+        termios.tcsetattr(file, termios.TCSADRAIN, modes)
+
+
+def give_single_keys(file: int) -> None:
+    """Let a terminal give each key as it is pressed, without echo. Ctrl-C and Ctrl-Z keep their meaning."""
+    if sys.platform == "win32":
+        return
+    import termios
+
+    modes = termios.tcgetattr(file)
+    modes[3] &= ~(termios.ECHO | termios.ICANON)
+    modes[6][termios.VMIN], modes[6][termios.VTIME] = 1, 0
+    termios.tcsetattr(file, termios.TCSADRAIN, modes)
+
+
+def on_suspend(handler: Any) -> Any:
+    """Call `handler` for Ctrl-Z from now on, and return the one before."""
+    if sys.platform == "win32":
+        return None
+    return signal.signal(signal.SIGTSTP, handler)
+
+
+def suspend(handler: Callable[[int, FrameType | None], None]) -> None:
+    """Stop this process until the shell continues it, although `handler` is called for Ctrl-Z."""
+    if sys.platform == "win32":
+        return
+    signal.signal(signal.SIGTSTP, signal.SIG_DFL)
+    os.kill(os.getpid(), signal.SIGTSTP)
+    signal.signal(signal.SIGTSTP, handler)
+
+
+def in_foreground(file: int) -> bool:
+    """Whether the terminal belongs to this process; after the shell's `bg` it is someone else's."""
+    return sys.platform != "win32" and os.tcgetpgrp(file) == os.getpgrp()
