@@ -16,7 +16,10 @@ Progress = Callable[[str, int], None]
 
 
 def describe(model: ResolvedModel, *, label: str, kv: str = "f16", progress: Progress | None = None) -> Subject:
-    """Return what a model is. `kv` is the type of its keys and values. Raise ModelNotFound, NotPulled, FormatError."""
+    """Return what a report says of a model and its engine; `kv` is the type of its keys and values.
+
+    Raise ModelNotFound, NotPulled, FormatError.
+    """
     path = model.path()
     header, found = model_header.read(path), metadata.of(path)
     return Subject(

@@ -25,7 +25,7 @@ class AnswerStream(Generator[Event, None, None]):
         self._reading = threading.Lock()
         self._begun = self._over = False
 
-    def send(self, value: None, /) -> Event:
+    def __next__(self) -> Event:
         """Return the next event. Raises EngineError where the model is closed, and what ended the answer early."""
         if self._over:
             raise StopIteration
@@ -46,13 +46,21 @@ class AnswerStream(Generator[Event, None, None]):
         return item
 
     def _next(self) -> Item:
-        self._thread.check_open()
+        if self._items:
+            self._thread.check_open()
+        else:
+            self._begin()
+            self._items.extend(self._thread.take(self._outlet))
+        return self._items.popleft()
+
+    def _begin(self) -> None:
         if not self._begun:
             self._thread.begin(self._outlet)
             self._begun = True
-        if not self._items:
-            self._items.extend(self._thread.take(self._outlet))
-        return self._items.popleft()
+
+    def send(self, value: None, /) -> Event:
+        """Return the next event, as `next` does."""
+        return next(self)
 
     def end_thinking(self) -> None:
         """End the thinking of this answer. Raises EngineError where the model is closed."""

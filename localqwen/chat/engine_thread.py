@@ -108,9 +108,10 @@ class EngineThread:
 
     def take(self, outlet: Outlet) -> Sequence[Item]:
         """Return the next batch of an answer; wait until there is one. Raises EngineError where the model is closed."""
-        self.check_open()
         if outlet.batches.empty():
             self._post(partial(self._want, outlet, outlet.taken))
+        else:
+            self.check_open()
         batch = outlet.batches.get()
         outlet.taken += 1
         return batch
@@ -216,11 +217,12 @@ class EngineThread:
         self._outgoing.setdefault(outlet, []).append(item)
 
     def _flush(self) -> None:
-        for outlet, items in self._outgoing.items():
-            self._readers.discard(outlet)
-            outlet.given += 1
-            outlet.batches.put(items)
-        self._outgoing.clear()
+        if self._outgoing:
+            batches, self._outgoing = self._outgoing, {}
+            for outlet, items in batches.items():
+                self._readers.discard(outlet)
+                outlet.given += 1
+                outlet.batches.put(items)
 
     def _begin(self, outlet: Outlet, refusal: LocalqwenError | None) -> None:
         try:

@@ -181,7 +181,8 @@ class Scheduler(Generic[T]):
 
     def _show(self, answering: _Answering[T], events: Sequence[Event]) -> None:
         for event in events:
-            answering.shown.add(event)
+            if self._prefill_ahead:
+                answering.shown.add(event)
             if not answering.ticket.cancelled:
                 self._emit(answering.ticket, answering.index, event)
 

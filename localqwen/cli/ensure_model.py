@@ -72,7 +72,7 @@ def announcement(planned: Plan) -> str:
         host = sources.hub(planned.source).host()
         text = f"loading {readable_bytes(missing)} in {files} from {host} into {planned.folder}{kept}"
     if planned.convert and not planned.target.exists():
-        size = f", about {readable_bytes(planned.made_bytes)}" if planned.made_bytes else ""
+        size = f", about {readable_bytes(planned.converted_bytes)}" if planned.converted_bytes else ""
         text += f"; there is no official {planned.quant} file, so it is then converted on this machine{size}"
     return text
 

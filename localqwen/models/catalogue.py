@@ -1,4 +1,4 @@
-"""Everything that can be named, with what it costs: one row per model and quantisation."""
+"""Everything that can be named, with what it costs: one row per model and quantization."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ CONTEXT_LENGTH = 4096
 
 @dataclass(frozen=True)
 class Row:
-    """`download_bytes` come over the network; `bytes` lie on the disk then; memory is that at a context of 4,096.
-    Without an `official` file of that quantisation the weights are loaded and converted."""
+    """One model in one quantization. `download_bytes` come over the network, `bytes` lie on the disk afterwards, memory
+    is that at a context of 4,096 tokens. Without an `official` file the weights are loaded and converted."""
 
     name: str
     quant: str

@@ -1,7 +1,8 @@
-"""What a hub declares of a file, and whether a file is that.
+"""The digest that a hub declares of a file, and whether a file has it.
 
 The hub names a large file by the sha256 of its bytes (64 digits) and a small one by its git object id, the sha1 of a
-header and its bytes (40 digits). Its cache on disk keeps each file under that name: so the name alone can prove it.
+header and its bytes (40 digits). Its cache on disk keeps each file under that name, so the name alone says what the
+bytes must be.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ def is_digest(name: str) -> bool:
 
 
 def declared(file: Path) -> str:
-    """The digest that the cache keeps a file under, "" where the file is no link into it."""
+    """Return the digest that the cache keeps a file under, "" where the file is not a link into it."""
     name = file.resolve().name
     return name if is_digest(name) else ""
 
 
 def matches(file: Path, digest: str, hashed: Callable[[int], None] | None = None) -> bool:
-    """Reads the whole file; `hashed` is told how many bytes are done."""
+    """Return whether the whole file has that digest. `hashed` takes how many bytes are done."""
     # git's choice of sha1, which is all that the hub declares of a small file
     state = hashlib.sha256() if len(digest) == 64 else hashlib.sha1(_git_header(file), usedforsecurity=False)
     done = 0

@@ -1,9 +1,9 @@
-"""Hugging Face's hub through its own client: what a repository holds, and its files, proved by their digests.
+"""Hugging Face's hub through its own client: what a repository holds, and its files, checked by their digests.
 
 The only module that imports `huggingface_hub`. Session, tokens, mirrors (HF_ENDPOINT), proxies, HF_HUB_OFFLINE, the
 cache's place and the links in it are the client's. The transfer is ours, because the client throws away what it has
-when it is interrupted: a file grows as `blobs/DIGEST.incomplete`, goes on there next time, and gets its name only when
-its bytes have the digest that the hub declared.
+when it is interrupted: a file grows as `blobs/DIGEST.incomplete`, is resumed there next time, and gets its name only
+when its bytes have the digest that the hub declared.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def cached(repo: str) -> CachedRepository:
 
 
 def listing(repo: str, revision: str | None = None) -> Listing:
-    """Asks the hub. Raises HubRefused, HubError."""
+    """Ask the hub what a repository holds. Raise HubRefused, HubError."""
     api = _quiet_client().HfApi()
     with mapped(repo):
         info = api.model_info(repo, revision=revision, files_metadata=True, timeout=30)
@@ -59,7 +59,7 @@ def _remote(sibling: Any) -> RemoteFile:
 
 
 def state(listed: Listing, file: RemoteFile) -> int:
-    """How many bytes of the file are here already; all of them if it is whole by its size."""
+    """Return how many bytes of the file are here already: all of them where it has its size."""
     repository = cached(listed.repo)
     if repository.existing(listed, file) is not None:
         return file.bytes
@@ -68,15 +68,15 @@ def state(listed: Listing, file: RemoteFile) -> int:
 
 
 def fetch(listed: Listing, file: RemoteFile, report: Report) -> Path:
-    """The file whole and proved under its own name in the cache. Raises HubError, DamagedFile, StorageError."""
+    """Return the complete, checked file under its own name in the cache. Raise HubError, DamagedFile, StorageError."""
     repository = cached(listed.repo)
     link = repository.snapshot(listed.commit) / file.path
     with mapped(listed.repo, file.path):
-        if file.is_at(link) and _proved(link, file, report):
+        if file.is_at(link) and _is_intact(link, file, report):
             return link  # needs no lock, and therefore no right to write
         with _locked(repository, file, report):
             here = repository.existing(listed, file)
-            if here is None or not _proved(here, file, report):
+            if here is None or not _is_intact(here, file, report):
                 _remove_wrong(repository, listed, file)
                 _load(repository, listed, file, report)
         client = _quiet_client()
@@ -84,7 +84,7 @@ def fetch(listed: Listing, file: RemoteFile, report: Report) -> Path:
 
 
 def remember(listed: Listing) -> None:
-    """Write what the revision means, as the client does: other programs then find the files offline by that name."""
+    """Write which commit the revision means, as the client does: other programs then find the files offline by it."""
     reference = cached(listed.repo).folder / "refs" / listed.revision
     if listed.revision != listed.commit:
         with contextlib.suppress(OSError):  # as the client: without this right the files can be used all the same
@@ -92,7 +92,7 @@ def remember(listed: Listing) -> None:
             reference.write_text(listed.commit, encoding="utf-8")
 
 
-def _proved(path: Path, file: RemoteFile, report: Report) -> bool:
+def _is_intact(path: Path, file: RemoteFile, report: Report) -> bool:
     return digests.matches(path, file.digest, lambda done: report("check", done))
 
 
@@ -102,16 +102,16 @@ def _remove_wrong(repository: CachedRepository, listed: Listing, file: RemoteFil
 
 
 def _load(repository: CachedRepository, listed: Listing, file: RemoteFile, report: Report) -> None:
-    """Transfer what is missing, prove it, and give it its name."""
+    """Transfer what is missing, check it, and give it its name."""
     partial = repository.partial(file)
     partial.parent.mkdir(parents=True, exist_ok=True)
-    went_on = partial.exists() and partial.stat().st_size > 0
+    resumed = partial.exists() and partial.stat().st_size > 0
     _transfer(partial, listed, file, report)
-    if _proved(partial, file, report):
+    if _is_intact(partial, file, report):
         os.replace(partial, repository.blobs / file.digest)
         return
     partial.unlink()
-    if not went_on:
+    if not resumed:
         raise _damaged(listed, file)
     _load(repository, listed, file, report)  # once more from nothing: the earlier beginning may be what is wrong
 
@@ -125,7 +125,7 @@ def _damaged(listed: Listing, file: RemoteFile) -> DamagedFile:
 
 
 def _transfer(partial: Path, listed: Listing, file: RemoteFile, report: Report) -> None:
-    """Append until the file has its size. Raises the client's errors when the last try brought nothing."""
+    """Append until the file has its size. Raise the client's errors where the last try brought nothing."""
     import httpx2
 
     waits = iter(WAITS)
@@ -157,7 +157,7 @@ def _append(partial: Path, listed: Listing, file: RemoteFile, report: Report) ->
         if begin == file.bytes:
             return
         url = client.hf_hub_url(listed.repo, file.path, revision=listed.commit)
-        # identity: a compressed transfer has no place to go on from
+        # identity: a compressed transfer cannot be resumed
         headers = utils.build_hf_headers() | {"Accept-Encoding": "identity"}
         if begin:
             headers["Range"] = f"bytes={begin}-"
@@ -166,19 +166,19 @@ def _append(partial: Path, listed: Listing, file: RemoteFile, report: Report) ->
             if response.is_error:
                 response.read()
             utils.hf_raise_for_status(response)
-            if begin and not _goes_on_at(response, begin):
+            if begin and not _resumes_at(response, begin):
                 target.truncate(0)
                 begin = 0
             _write(target, response, begin, file, report)
 
 
-def _goes_on_at(response: Any, begin: int) -> bool:
+def _resumes_at(response: Any, begin: int) -> bool:
     answered = response.headers.get("Content-Range", "").strip()
     return bool(response.status_code == 206 and answered.startswith(f"bytes {begin}-"))
 
 
 def _write(target: Any, response: Any, done: int, file: RemoteFile, report: Report) -> None:
-    """Raises WrongLength where the body ends before the file does or goes on behind it."""
+    """Append the body to the file. Raise WrongLength where it is shorter or longer than the hub declared."""
     for piece in response.iter_bytes(_PIECE):
         if done + len(piece) > file.bytes:
             target.truncate(0)
@@ -192,7 +192,7 @@ def _write(target: Any, response: Any, done: int, file: RemoteFile, report: Repo
 
 @contextlib.contextmanager
 def _locked(repository: CachedRepository, file: RemoteFile, report: Report) -> Iterator[None]:
-    """The client's own lock of this blob: one process loads it, others wait and then find it."""
+    """Hold the client's own lock of this blob: one process loads it, others wait and then find it."""
     from filelock import Timeout
 
     lock = repository.locks / f"{file.digest}.lock"
@@ -210,7 +210,7 @@ def _locked(repository: CachedRepository, file: RemoteFile, report: Report) -> I
 
 
 def _quiet_client() -> Any:
-    """The package; what it would log is told by our errors."""
+    """Return the package. What it would log, our errors say."""
     import huggingface_hub
 
     _utils().logging.set_verbosity_error()

@@ -9,16 +9,16 @@ from collections.abc import Iterator
 from localqwen.errors import HubError, HubRefused, LocalqwenError, StorageError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_AGAIN = "run the same command again; what came is kept and it goes on from there"
+_AGAIN = "run the same command again; what came is kept, and it is resumed from there"
 _TOKEN = "set HF_TOKEN, or log in: hf auth login"
 
 
 class WrongLength(Exception):
-    """The body of an answer ended before the file did, or went on behind it."""
+    """The body of a response is shorter or longer than the file."""
 
 
 def is_transient(error: Exception) -> bool:
-    """Worth another try: the connection failed, or the server says that it is its own fault."""
+    """Return whether another try may help: the connection failed, or the server says that it is its own fault."""
     import httpx2
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -29,7 +29,7 @@ def is_transient(error: Exception) -> bool:
 
 @contextlib.contextmanager
 def mapped(repo: str, file: str = "") -> Iterator[None]:
-    """Raises LocalqwenError for all that the client, the network and the disk raise inside."""
+    """Raise a LocalqwenError for everything that the client, the network and the disk raise inside."""
     import httpx2
 
     what = f"{file} of {repo}" if file else repo
@@ -41,7 +41,7 @@ def mapped(repo: str, file: str = "") -> Iterator[None]:
         raise _ours(exc, what) from exc
     except (ValueError, TypeError, KeyError) as exc:
         raise HubError(
-            f"{_host()} did not answer as a hub does for {what}: {_first_line(exc)}",
+            f"{_host()} did not answer like a hub for {what}: {_first_line(exc)}",
             "check HF_ENDPOINT, and whether a proxy or a login page of the network answers instead",
         ) from exc
 
@@ -57,7 +57,7 @@ def _ours(error: Exception, what: str) -> LocalqwenError:
         case errors.LocalEntryNotFoundError() if isinstance(error.__cause__, Exception):
             return _ours(error.__cause__, what)
         case WrongLength():
-            return HubError(f"{_host()} sends {what} in a wrong length: {error}", _AGAIN)
+            return HubError(f"{_host()} sends {what} with a wrong length: {error}", _AGAIN)
         case OSError() if error.errno is not None and not isinstance(error, ConnectionError):
             return _disk(error, what)
     return HubError(f"the connection to {_host()} failed for {what}: {_first_line(error)}", _reachable(error))

@@ -1,4 +1,4 @@
-"""What a hub says that a repository holds: the values that hubs and pulls speak in."""
+"""What a repository holds, as a hub lists it: the values that pass between hubs and pulls."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class RemoteFile:
     digest: str
 
     def __post_init__(self) -> None:
-        """Paths and digests become paths on this disk: what leads out of the folder is refused."""
+        """Refuse what leads out of the folder: paths and digests become paths on this disk."""
         parts = PurePosixPath(self.path).parts
         if not parts or ".." in parts or "\\" in self.path or self.path.startswith("/") or not is_digest(self.digest):
             raise HubError(
@@ -27,13 +27,13 @@ class RemoteFile:
             )
 
     def is_at(self, path: Path) -> bool:
-        """By its size: reading it all is `digests.matches`."""
+        """Return whether a file of that size lies there. (`digests.matches` reads its bytes.)"""
         return path.is_file() and path.stat().st_size == self.bytes
 
 
 @dataclass(frozen=True)
 class Listing:
-    """What a repository holds at one commit. `revision` is the branch or tag that was asked for."""
+    """What a repository holds at one commit. `revision` is the branch or tag that was requested."""
 
     repo: str
     revision: str
@@ -42,4 +42,4 @@ class Listing:
 
 
 Report = Callable[[str, int], None]
-"""Told what goes on with a file (`load`, `wait`, `check`) and how many of its bytes are done."""
+"""Takes what happens to a file (`load`, `wait`, `check`) and how many of its bytes are done."""

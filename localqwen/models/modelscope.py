@@ -1,8 +1,8 @@
 """ModelScope through its own client (`pip install 'localqwen[modelscope]'`), into the layout of Hugging Face's cache.
 
-The client loads a file, goes on where it was stopped, and proves its sha256; what is ours is where the files lie. Its
-MODELSCOPE_API_TOKEN and MODELSCOPE_ENDPOINT keep their meaning. It tells no commits, so that a snapshot is named by a
-digest of what it lists.
+The client loads a file, resumes it after an interruption, and checks its sha256; where the files lie is ours. Its
+MODELSCOPE_API_TOKEN and MODELSCOPE_ENDPOINT keep their meaning. It knows no commits, so a snapshot is named by a digest
+of what it lists.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from localqwen.models import digests, store
 from localqwen.models.cached import CachedRepository
 from localqwen.models.listing import Listing, RemoteFile, Report
 
-_AGAIN = "run the same command again; what came is kept and it goes on from there"
+_AGAIN = "run the same command again; what came is kept, and it is resumed from there"
 
 
 def cache_dir() -> Path:
@@ -36,7 +36,7 @@ def cached(repo: str) -> CachedRepository:
 
 
 def listing(repo: str, revision: str | None = None) -> Listing:
-    """Asks the hub. Raises HubRefused, HubError, Unsupported without the client."""
+    """Ask the hub what a repository holds. Raise HubRefused, HubError, Unsupported without the client."""
     revision = revision or "master"
     with _mapped(repo):
         found = _package().HubApi().list_repo_files(repo, "model", revision=revision)
@@ -46,7 +46,7 @@ def listing(repo: str, revision: str | None = None) -> Listing:
 
 
 def state(listed: Listing, file: RemoteFile) -> int:
-    """How many bytes of the file are here already."""
+    """Return how many bytes of the file are here already."""
     repository = cached(listed.repo)
     if repository.existing(listed, file) is not None:
         return file.bytes
@@ -55,7 +55,7 @@ def state(listed: Listing, file: RemoteFile) -> int:
 
 
 def fetch(listed: Listing, file: RemoteFile, report: Report) -> Path:
-    """The file whole and proved under its own name. Raises HubError, DamagedFile, StorageError."""
+    """Return the complete, checked file under its own name. Raise HubError, DamagedFile, StorageError."""
     repository = cached(listed.repo)
     link = repository.snapshot(listed.commit) / file.path
     with _mapped(f"{file.path} of {listed.repo}"):
@@ -70,7 +70,7 @@ def fetch(listed: Listing, file: RemoteFile, report: Report) -> Path:
 
 
 def remember(listed: Listing) -> None:
-    """Nothing to do: no other program reads this folder by revision."""
+    """Do nothing: no other program reads this folder by revision."""
 
 
 def _load(repository: CachedRepository, listed: Listing, file: RemoteFile, report: Report) -> None:
@@ -104,7 +104,7 @@ def _loading(repository: CachedRepository, file: RemoteFile) -> Path:
 
 
 def _link(blob: Path, link: Path) -> None:
-    """As Hugging Face's client lays them: relative, and a copy where links are not allowed."""
+    """Link as Hugging Face's client does: relative, and a copy where links are not allowed."""
     link.parent.mkdir(parents=True, exist_ok=True)
     link.unlink(missing_ok=True)
     try:
@@ -114,7 +114,7 @@ def _link(blob: Path, link: Path) -> None:
 
 
 def _teller(report: Report) -> type:
-    """The client wants a class per file; it tells pieces, we tell sums."""
+    """Return the class that the client wants for a file: it reports pieces, we report sums."""
 
     class Teller:
         def __init__(self, filename: str, file_size: int) -> None:
@@ -146,7 +146,7 @@ def _locked(repository: CachedRepository, file: RemoteFile, report: Report) -> I
 
 
 def _package() -> Any:
-    """The client's package, its bar switched off: tqdm reads that when it is imported."""
+    """Return the client's package with its bar switched off: tqdm reads that when it is imported."""
     os.environ.setdefault("TQDM_DISABLE", "1")
     try:
         import modelscope_hub
@@ -157,7 +157,7 @@ def _package() -> Any:
 
 @contextlib.contextmanager
 def _mapped(what: str) -> Iterator[None]:
-    """Raises LocalqwenError for what the client, the network and the disk raise inside."""
+    """Raise a LocalqwenError for what the client, the network and the disk raise inside."""
     errors = _package().errors
     try:
         yield

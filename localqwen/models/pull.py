@@ -1,7 +1,7 @@
-"""Getting a model: what would be loaded, and loading it. Nothing counts as here until all of its files are whole.
+"""Pulling a model: what would be loaded, and loading it. It counts as here only when all of its files are complete.
 
 plan(reference)   asks the hub what the model's files are, and looks how much of them is here
-run(plan)         transfers and proves what is missing, then converts where no official file of that kind exists
+run(plan)         transfers and checks what is missing, then converts where there is no official file of that kind
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from localqwen.models import converted, inventory, names, sources, store
 from localqwen.models.listing import Listing, RemoteFile
 from localqwen.models.names import LocalPath, Named, Reference, Repository, Source
 
-#: What a checkpoint is made of; pictures, other frameworks' weights and duplicates stay on the hub.
+#: The files of a checkpoint; pictures, other frameworks' weights and duplicates stay on the hub.
 _CHECKPOINT = ("*.json", "*.safetensors", "*.jinja", "merges.txt", "LICENSE*")
 #: Kept free on the disk beyond what a pull takes.
 _RESERVE_BYTES = 256 << 20
@@ -28,8 +28,8 @@ Stage = Literal["load", "wait", "check", "convert"]
 
 @dataclass(frozen=True)
 class Plan:
-    """`total_bytes` of all files, of which `missing_bytes` must come over the network. `quant` is what will be here;
-    `convert` says that it is made on this machine, into a file of about `made_bytes` bytes."""
+    """What a pull loads: `total_bytes` of all files, of which `missing_bytes` must come over the network. `quant` is
+    what will be here; `convert` says that it is converted on this machine, into a file of about `converted_bytes`."""
 
     reference: Named | Repository
     source: Source
@@ -39,7 +39,7 @@ class Plan:
     convert: bool
     folder: Path
     missing_bytes: int
-    made_bytes: int = 0
+    converted_bytes: int = 0
 
     @property
     def total_bytes(self) -> int:
@@ -65,7 +65,10 @@ Progress = Callable[[Step], None]
 
 
 def plan(reference: Reference, *, source: Source | None = None, revision: str | None = None) -> Plan:
-    """Asks the hub. Raises HubError where it cannot be asked, ModelNotFound, Unsupported where it has no such file."""
+    """Ask the hub what a pull would load.
+
+    Raise HubError where it does not answer, HubRefused, ModelNotFound where it has no such file, UsageError for a path.
+    """
     match reference:
         case LocalPath(path):
             raise UsageError(f"{path} is a path, there is nothing to pull", "name a model: localqwen list --all")
@@ -85,7 +88,7 @@ def _plan_named(named: Named, source: Source, revision: str | None) -> Plan:
     names.refuse_built_in(named, "pull")
     assert model.weights is not None
     planned = _planned(named, source, model.weights.repo, revision, quant, _is_checkpoint_file)
-    return replace(planned, convert=True, made_bytes=model.made[quant])
+    return replace(planned, convert=True, converted_bytes=model.made[quant])
 
 
 def _planned(
@@ -111,7 +114,7 @@ def _is_checkpoint_file(path: str) -> bool:
 
 
 def _plan_repository(wanted: Repository, revision: str | None) -> Plan:
-    """Its GGUF file of the wanted quantisation, else its checkpoint, to be converted."""
+    """Plan for its GGUF file of the wanted quantization, else for its checkpoint, to be converted."""
     hub = sources.hub(wanted.source)
     listed = hub.listing(wanted.repo, revision)
     whole = wanted.mlx and any(file.path.endswith(".safetensors") for file in listed.files)
@@ -144,11 +147,11 @@ def _chosen(wanted: Repository, ggufs: list[RemoteFile]) -> tuple[RemoteFile, ..
 
 
 def check_space(planned: Plan) -> None:
-    """Raises StorageError where the disks have no room for what is missing and for what will be made of it."""
+    """Raise StorageError where the disks have no room for what is missing and for its conversion."""
     needs: dict[int, list[tuple[Path, int]]] = {}
     wanted = [(planned.folder, planned.missing_bytes)]
     if planned.convert and not planned.target.exists():
-        wanted.append((planned.target, planned.made_bytes))
+        wanted.append((planned.target, planned.converted_bytes))
     for folder, size in wanted:
         existing = next(path for path in (folder, *folder.parents) if path.exists())
         needs.setdefault(existing.stat().st_dev, []).append((existing, size))
@@ -163,7 +166,10 @@ def check_space(planned: Plan) -> None:
 
 
 def run(planned: Plan, progress: Progress | None = None) -> Path:
-    """Gives what an engine opens. Raises HubError, StorageError, ConversionError; what came so far is kept."""
+    """Load what is missing, and return what an engine opens.
+
+    Raise HubError, StorageError, ConversionError; what came so far is kept.
+    """
     hub = sources.hub(planned.source)
     check_space(planned)
     tell = progress or (lambda step: None)
@@ -195,7 +201,7 @@ def _convert(planned: Plan, folder: Path, tell: Progress) -> Path:
 
 
 def plan_or_present(reference: Reference, *, source: Source | None = None, revision: str | None = None) -> Plan | Path:
-    """The plan; or, where the hub cannot be asked and the model is here whole, what is here."""
+    """Return the plan, or, where the hub does not answer and the model is complete on this disk, its path."""
     try:
         return plan(reference, source=source, revision=revision)
     except HubRefused:

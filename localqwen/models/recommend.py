@@ -1,7 +1,7 @@
 """Which model suits a machine: the largest that fits with a useful context and answers fast enough to be used.
 
 Decoding reads every weight that a token passes through once, so its speed is bounded by memory bandwidth. That is
-measured here by copying memory, and what is told is the bound times the share of it that engines reach.
+measured here by copying memory, and the estimate is that bound times the share of it that engines reach.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Advice:
 
 
 def measured_bandwidth() -> float:
-    """Bytes per second read by one thread's copy of a large array, the best of three. Takes about a quarter second."""
+    """Return the bytes per second that one thread copies of a large array, best of three. Takes a quarter second."""
     import numpy
 
     source = numpy.ones(_MEASURED_BYTES, dtype=numpy.uint8)
@@ -70,7 +70,7 @@ def measured_bandwidth() -> float:
 
 
 def device(name: str | None, memory: int | None, machine: Machine) -> Device:
-    """What is asked for: a class of device, this machine, or either with another memory."""
+    """Return a class of device, this machine, or either with another memory. Raise UsageError."""
     if name is not None and name not in DEVICES:
         raise UsageError(f"there is no device {name!r}", f"devices: {', '.join(DEVICES)}")
     found = DEVICES[name] if name else Device("this machine", int(machine.memory * fit.USABLE_SHARE), 0)
@@ -79,9 +79,9 @@ def device(name: str | None, memory: int | None, machine: Machine) -> Device:
 
 
 def advise(where: Device) -> list[Advice]:
-    """What fits there, the best first: those that are faster than reading before those that are not, then the largest.
+    """Return what fits there, the best first: those faster than reading before those that are not, then the largest.
 
-    Raises NotEnoughMemory where nothing fits.
+    Raise NotEnoughMemory where nothing fits.
     """
     candidates = [model for model in registry.models().values() if model.thinking == "switch" and model.quants]
     fitting = [advice for model in candidates if (advice := _best(model, where)) is not None]
@@ -98,13 +98,13 @@ def advise(where: Device) -> list[Advice]:
 
 
 def _worth(advice: Advice) -> float:
-    """A mixture of experts knows more than what a token passes through, and less than a dense model of its size: the
-    geometric mean of both is the usual rule of thumb."""
+    """Return parameters as a dense model would have them. A mixture of experts knows more than what a token passes
+    through, and less than a dense model of its size: the geometric mean of both is the usual rule of thumb."""
     return float((advice.model.parameters * advice.model.active) ** 0.5)
 
 
 def _best(model: Model, where: Device) -> Advice | None:
-    """The default quantisation with the longest context that fits, up to 32,768 tokens; else the next smaller one."""
+    """Return the default quantization, or the next smaller one, with the longest context that fits."""
     smaller = [quant for quant in reversed(model.quants) if model.gguf_bytes(quant) <= model.gguf_bytes(model.default)]
     for quant in smaller:
         for context in CONTEXTS:
@@ -115,6 +115,6 @@ def _best(model: Model, where: Device) -> Advice | None:
 
 
 def speed(model: Model, quant: str, bandwidth: float) -> float:
-    """Estimated tokens per second of one answer: bytes of weights that a token passes through, against bandwidth."""
+    """Estimate the tokens per second of one answer: bandwidth by the bytes of weights that a token passes through."""
     active = model.gguf_bytes(quant) * model.active / model.parameters
     return bandwidth * DECODE_SHARE / active

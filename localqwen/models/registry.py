@@ -22,7 +22,7 @@ _SHOWN = 200
 
 @dataclass(frozen=True)
 class Gguf:
-    """One quantisation as an official GGUF file: its name in the repository (* stands for anything), size in bytes and,
+    """One quantization as an official GGUF file: its name in the repository (* stands for anything), size in bytes and,
     where it is known, sha256."""
 
     quant: str
@@ -43,9 +43,9 @@ class Weights:
 class Model:
     """One entry of models.toml. `thinking`: the answer can be switched, always thinks, or never does.
 
-    `default` is the quantisation of the bare name. `native`, `longest` and `yarn` are context lengths in tokens:
+    `default` is the quantization of the bare name. `native`, `longest` and `yarn` are context lengths in tokens:
     trained for, allowed by the config, reachable with rope scaling (0: not advised). `made` are the sizes in bytes of
-    the GGUF files that our converter writes, by quantisation. The demo has no repositories and no sizes.
+    the GGUF files that our converter writes, by quantization. The demo has no repositories and no sizes.
     """
 
     name: str
@@ -93,15 +93,15 @@ class Model:
 
     @property
     def quants(self) -> tuple[str, ...]:
-        """Every quantisation one can name, official or made here, the smallest file first."""
+        """Every quantization that can be named, official or converted here, the smallest file first."""
         return tuple(sorted({*self.gguf, *self.made}, key=lambda quant: (self.gguf_bytes(quant), quant)))
 
     def gguf_bytes(self, quant: str) -> int:
-        """Size of the GGUF file of that quantisation."""
+        """Return the size of the GGUF file of that quantization."""
         return self.gguf[quant].bytes if quant in self.gguf else self.made[quant]
 
     def download_bytes(self, quant: str) -> int:
-        """What a pull transfers: the official file, or the official weights that are then converted."""
+        """Return what a pull transfers: the official file, or the official weights that are then converted."""
         if quant in self.gguf or self.weights is None:
             return self.gguf_bytes(quant)
         return self.weights.bytes
@@ -109,7 +109,7 @@ class Model:
 
 @cache
 def models() -> Mapping[str, Model]:
-    """Every entry by name, the user's own laid over ours."""
+    """Return every entry by name, the user's own laid over ours. Raise ConfigError."""
     entries = _parse(_source(), "models.toml")
     own = store.config_file().with_name("models.toml")
     try:
@@ -133,7 +133,7 @@ def _parse(text: str, where: str) -> dict[str, dict[str, Any]]:
 
 
 def _source() -> str:
-    """models.toml stands at the top of a checkout and inside an installed package."""
+    """Return models.toml: it stands at the top of a checkout and inside an installed package."""
     packaged = resources.files("localqwen").joinpath("models.toml")
     if packaged.is_file():
         return packaged.read_text(encoding="utf-8")
@@ -145,7 +145,7 @@ _SHAPE = ("parameters", "active", "layers", "heads", "kv_heads", "head_dim", "wi
 
 
 def _model(name: str, entries: Mapping[str, Mapping[str, Any]]) -> Model:
-    """Raises ConfigError that names the entry and what is wrong with it."""
+    """Make an entry. Raise ConfigError that names it and what is wrong with it."""
     entry = dict(entries[name])
     where = f"{entry.pop('_where')}: [{name!r}]"
     like = entry.pop("like", None)
@@ -188,12 +188,13 @@ def _checked(model: Model, where: str) -> Model:
 
 
 def find(name: str) -> Model | None:
-    """The entry of exactly that name or alias, in any case."""
+    """Return the entry of exactly that name or alias, in any case."""
     lowered = name.lower()
     return models().get(lowered) or next((model for model in models().values() if lowered in model.aliases), None)
 
 
 def families() -> tuple[str, ...]:
+    """Return the families that can be pulled, in the order of models.toml."""
     return tuple(dict.fromkeys(model.family for model in models().values() if model.weights or model.gguf))
 
 
@@ -204,17 +205,17 @@ def suggest(name: str) -> list[str]:
 
 
 def longest_name() -> int:
-    """Characters of the longest name or alias."""
+    """Return the number of characters of the longest name or alias."""
     return max(len(name) for model in models().values() for name in (model.name, *model.aliases))
 
 
 def quoted(name: str) -> str:
-    """A name as a message shows it: control characters escaped, cut where it is very long."""
+    """Return a name as a message quotes it: control characters escaped, cut where it is very long."""
     return repr(name if len(name) <= _SHOWN else f"{name[:_SHOWN]}…")
 
 
 def shown(name: str) -> str:
-    """A name as it is where a terminal can show it, else as `quoted`."""
+    """Return a name as it is where a terminal can show it, else as `quoted`."""
     return name if name.isprintable() and len(name) <= _SHOWN else quoted(name)
 
 

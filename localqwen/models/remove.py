@@ -1,4 +1,4 @@
-"""Freeing the space of a model: its files, but nothing that another name needs."""
+"""Removes a model: its files, but nothing that another name needs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Removed:
 
 
 def remove(reference: Reference) -> Removed:
-    """Raises NotPulled where nothing of it is here, UsageError for a file that is not in our store."""
+    """Remove a model. Raise NotPulled where nothing of it is here, UsageError for a file that is not in our store."""
     if isinstance(reference, LocalPath):
         return _own(reference.path)
     names.refuse_built_in(reference, "remove")
@@ -41,7 +41,7 @@ def remove(reference: Reference) -> Removed:
 
 
 def _weights_of(reference: Named | Repository) -> str | None:
-    """The repository whose weights were loaded only to be converted into this, if they are here."""
+    """Return the repository whose weights were loaded only to be converted into this, if they are here."""
     match reference:
         case Named(model, quant) if not reference.mlx and quant not in model.gguf and model.weights:
             repo = model.weights.repo
@@ -57,7 +57,7 @@ def _snapshot_files(repository: CachedRepository) -> list[Path]:
 
 
 def _other_snapshots(file: Path) -> list[Path]:
-    """The same file in every snapshot of its repository: older links to the same bytes."""
+    """Return the same file in every snapshot of its repository: older links to the same bytes."""
     snapshots = next((parent for parent in file.parents if parent.name == "snapshots"), None)
     if snapshots is None:
         return []
@@ -66,7 +66,7 @@ def _other_snapshots(file: Path) -> list[Path]:
 
 
 def _partials(reference: Named | Repository) -> Iterable[Path]:
-    """Beginnings of files that a pull left, but not of those that another process is loading right now."""
+    """Return incomplete files that a pull left, but not those that another process is loading right now."""
     match reference:
         case Named(model, quant) if reference.mlx:
             repo = model.mlx[quant].repo
@@ -109,7 +109,7 @@ def _unlink(files: Iterable[Path], kept: list[Path]) -> Removed:
 
 
 def _manifest(file: Path) -> list[Path]:
-    """What a conversion has written beside it. A file of a hub's cache has none."""
+    """Return what a conversion has written beside it. A file of a hub's cache has none."""
     manifest = store.manifest(file)
     return [manifest] if file.suffix == ".gguf" and not file.is_symlink() and manifest.is_file() else []
 
@@ -119,7 +119,7 @@ def _repository_folder(file: Path) -> Path | None:
 
 
 def _drop_blob(blob: Path) -> int:
-    """Gives the bytes that became free: none while another link needs it."""
+    """Return the bytes that became free: none while another link needs the blob."""
     folder = _repository_folder(blob)
     if folder is None or not digests.is_digest(blob.name) or not blob.exists():
         return 0
@@ -131,7 +131,7 @@ def _drop_blob(blob: Path) -> int:
 
 
 def _tidy(folder: Path | None) -> None:
-    """A repository's folder without any file of a snapshot goes as a whole."""
+    """Remove empty folders, and the folder of a repository without any file of a snapshot as a whole."""
     if folder is None or not folder.exists():
         return
     for path in sorted((folder / "snapshots").rglob("*"), reverse=True):

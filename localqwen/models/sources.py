@@ -1,4 +1,4 @@
-"""Where a repository can come from: each source is a module with the same functions, and its own cache folder."""
+"""Where a repository can come from. Each source is a module with the same functions and a cache folder of its own."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from localqwen.errors import UsageError
 from localqwen.models.cached import CachedRepository
 from localqwen.models.listing import Listing, RemoteFile, Report
 
-#: Name -> module. The first one is asked unless the user says otherwise.
+#: Name -> module. The first one is used unless the user says otherwise.
 MODULES = {"hf": "localqwen.models.hub", "modelscope": "localqwen.models.modelscope"}
 
 
 class Hub(Protocol):
+    """The functions of a source; `hub` documents them."""
+
     def cache_dir(self) -> Path: ...
     def host(self) -> str: ...
     def cached(self, repo: str) -> CachedRepository: ...
@@ -25,11 +27,12 @@ class Hub(Protocol):
 
 
 def hub(source: str) -> Hub:
+    """Return the module of a source. Raise UsageError."""
     if source not in MODULES:
         raise UsageError(f"there is no source {source!r}", f"sources: {', '.join(MODULES)}")
     return cast(Hub, importlib.import_module(MODULES[source]))
 
 
 def everywhere(repo: str) -> list[CachedRepository]:
-    """The repository in each source's cache, whether it is there or not."""
+    """Return the repository in each source's cache, whether it is there or not."""
     return [hub(source).cached(repo) for source in MODULES]

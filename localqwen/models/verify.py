@@ -1,4 +1,4 @@
-"""Is every file of a model what the hub declared, and can it be opened? Reads all of it; changes nothing."""
+"""Checks a model: is every file what the hub declared, and can it be opened? Reads all of it; changes nothing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from localqwen.models.names import LocalPath, Reference
 
 @dataclass(frozen=True)
 class Verdict:
-    """`digest` is what the hub declared, "" for a file that was made here; `problem` is "" for a good file."""
+    """What is found of a file. `digest` is what the hub declared, "" for one that was made here; `problem` is "" for a
+    good file."""
 
     path: Path
     bytes: int
@@ -35,7 +36,7 @@ def files_of(reference: Reference) -> LocalFile:
 
 
 def verify(file: LocalFile, hashed: Callable[[Path, int], None]) -> list[Verdict]:
-    """One verdict per file; `hashed` is told how many bytes of a file are done."""
+    """Return one verdict per file. `hashed` takes a file and how many of its bytes are done."""
     return [_verdict(path, path == file.parts[0], hashed) for path in file.parts]
 
 
