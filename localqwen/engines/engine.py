@@ -2,7 +2,7 @@
 
 Many sequences, one thread: an engine is created, stepped and closed in the same thread. The caller always gives the
 whole prompt; the engine finds the longest prefix that it still has cached. `step()` is continuous batching: prompts are
-prefilled in slices beside the runs that are already answering.
+prefilled in slices beside the runs that are already answering. After `close()` every call raises EngineError.
 """
 
 from __future__ import annotations
@@ -101,9 +101,12 @@ class Logprobs:
 
 @dataclass(frozen=True)
 class TokenOutput:
-    """What one generated token added. `text` is whole characters only: a token that ends inside a character has
-    text "" and `whole` False, and the character comes with the token that completes it. The last piece of a run
-    carries `finish_reason`; a stop token (`<|im_end|>`) is counted in `tokens` and has no text."""
+    """What one generated token added to an answer.
+
+    `text` never ends inside a character: a token that does so leaves `whole` False, and the character comes with the
+    token that completes it. The last output of a run has a `finish_reason`. A stop token (`<|im_end|>`) counts in
+    `tokens` and has no text.
+    """
 
     tokens: tuple[int, ...]
     text: str
@@ -113,20 +116,25 @@ class TokenOutput:
 
 
 class Constraint(Protocol):
-    """Which tokens may come next, for one run: a grammar over the engine's vocabulary. Asked before each token."""
+    """Which tokens may come next in one run: a grammar over the engine's vocabulary."""
 
     def allowed(self) -> NDArray[np.bool_]:
-        """Shape (vocabulary size,); False may not be drawn. Stop tokens are allowed where the text may end."""
+        """Return which tokens may be drawn next, shape (vocabulary size,). Stop tokens may where the text may end."""
         ...
 
     def accept(self, token: int) -> None:
-        """The token that was drawn, stop tokens too."""
+        """Take note of the token that was drawn; stop tokens too."""
         ...
 
 
 @dataclass(eq=False)
 class Run:
-    """One sequence in flight. The engine updates `cached_tokens` at the start and `prefilled` at each step."""
+    """One sequence in flight.
+
+    `max_tokens` is how many tokens the answer may have, 0 for a prefill-only run. `cached_tokens` ids of the prompt
+    were cached when it began, `prefilled` are computed or cached by now, `generated` tokens have been drawn. `state`
+    belongs to the engine.
+    """
 
     prompt: tuple[int, ...]
     sampling: Sampling
@@ -141,11 +149,17 @@ class Run:
 
     @property
     def prompt_tokens(self) -> int:
+        """The length of the prompt in tokens."""
         return len(self.prompt)
 
 
 class Engine(Protocol):
-    """Created, stepped and closed in one thread. `context_length` is what one run may fill, prompt and answer."""
+    """Computes many runs of one model, in one thread.
+
+    `context_length` is tokens of one run, prompt and answer together; `max_runs` how many may be live. `stop_tokens`
+    end an answer. `special_tokens` maps the names that chat templates use (`eos_token`) to their text. `warnings` tell
+    a user what to know of how the model was opened.
+    """
 
     name: str
     context_length: int
@@ -154,7 +168,6 @@ class Engine(Protocol):
     special_tokens: Mapping[str, str]
     stop_tokens: frozenset[int]
     warnings: tuple[str, ...]
-    """What a user should know of how the model was opened, to be told once."""
 
     @property
     def backend_description(self) -> str:
@@ -162,12 +175,12 @@ class Engine(Protocol):
         ...
 
     def tokenize(self, text: str, *, special: bool) -> list[int]:
-        """Ids of the NFC form of `text`. `special` False reads `<|im_start|>` and its kind as plain text; tags that
-        are ordinary vocabulary (`<think>`, `<tool_call>`) are one id either way."""
+        """Return the ids of the NFC form of `text`. Without `special`, `<|im_start|>` and its kind are plain text; tags
+        that are ordinary vocabulary (`<think>`, `<tool_call>`) are one id either way."""
         ...
 
     def vocabulary(self) -> list[bytes]:
-        """The bytes of every token by id; b"" for control tokens and unused rows."""
+        """Return the bytes of every token by id; b"" for control tokens and unused rows."""
         ...
 
     def start(
@@ -182,15 +195,16 @@ class Engine(Protocol):
     ) -> Run:
         """Begin a run. The last `generated` ids of `prompt` are an answer's earlier part: they count for penalties.
 
-        `max_tokens` 0 only reads the prompt, for a later run that begins with it: the run finishes without a piece.
-        `logprobs` N gives every piece its own and the N likeliest logprobs. Raises ContextTooLong where the prompt
-        leaves no room for a token, EngineError where `max_runs` are live.
+        `max_tokens` 0 prefills the prompt for a later run that begins with it: the run finishes without an output.
+        `logprobs` N gives every output the logprob of its token and those of the N likeliest. Raise UsageError for an
+        empty prompt, ContextTooLong where the prompt leaves no room for a token, NotEnoughMemory where its keys and
+        values do not fit, and EngineError where `max_runs` are live.
         """
         ...
 
     def step(self) -> list[tuple[Run, TokenOutput]]:
-        """One batch: slices of prompts, or one token for every run that is past its prompt, or both. Neither waits for
-        more than one batch of the other."""
+        """Compute one batch and return its outputs: slices of prompts, or one token for every run that is past its
+        prompt, or both. Neither waits for more than one batch of the other. Raise EngineError if the library fails."""
         ...
 
     def cached_prefix(self, prompt: Sequence[int]) -> int:
@@ -198,14 +212,16 @@ class Engine(Protocol):
         ...
 
     def cancel(self, run: Run) -> None:
-        """End a run now; what it computed stays for reuse. Does nothing to a run that has ended."""
+        """End a run now and keep what it computed for reuse. Do nothing if it has ended."""
         ...
 
     def evaluate(self, tokens: Sequence[int]) -> Iterator[NDArray[np.float32]]:
-        """Logits behind each of the tokens, in blocks of shape (positions, vocabulary), for measuring a model.
+        """Yield the logits behind each of the tokens, in blocks of shape (positions, vocabulary), to measure a model.
 
-        Raises ContextTooLong, and EngineError while a run is live; what was cached for reuse is lost.
+        Raise ContextTooLong, and EngineError while a run is live. What was cached for reuse is lost.
         """
         ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """End all runs and free the memory. Do nothing if it is closed already."""
+        ...

@@ -1,4 +1,4 @@
-"""Logits as numpy arrays: what every engine computes from them outside of sampling."""
+"""Log-probabilities from logits in numpy arrays."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from localqwen.engines.engine import Logprobs
 
 
 def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Natural logarithms of the probabilities along the last axis."""
+    """Return the natural logarithms of the probabilities along the last axis."""
     shifted = logits - logits.max(axis=-1, keepdims=True)
-    normalised: NDArray[np.float32] = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
-    return normalised
+    normalized: NDArray[np.float32] = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return normalized
 
 
 def logprobs(known: NDArray[np.float32], token: int, top: int) -> Logprobs:
-    """Of log-probabilities of shape (vocabulary,): the token's own, and those of the `top` likeliest."""
+    """Return the token's log-probability and those of the `top` likeliest; `known` has shape (vocabulary,)."""
     count = min(top, len(known))
     best: Sequence[int] = np.argpartition(-known, count - 1)[:count].tolist() if count else []
     ordered = sorted(best, key=lambda each: (-known[each], each))
@@ -26,5 +26,5 @@ def logprobs(known: NDArray[np.float32], token: int, top: int) -> Logprobs:
 
 
 def stacked(rows: Iterable[NDArray[np.float32]]) -> NDArray[np.float32]:
-    """Copies of rows of logits, shape (positions, vocabulary)."""
+    """Return copies of rows of logits, shape (positions, vocabulary)."""
     return np.stack([row.copy() for row in rows])

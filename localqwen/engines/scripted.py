@@ -1,7 +1,7 @@
-"""A deterministic engine without a model: it says what it was told to say. For tests, demos and development.
+"""A deterministic engine without a model: its answers are a script. For tests, demos and development.
 
-Its vocabulary is made while it reads: words, white space and tags become tokens with ids in order of appearance, so
-`tokenize` and the answers share ids and nothing is ever unknown.
+Its vocabulary grows as it tokenizes: words, white space and tags become tokens with ids in order of appearance, so
+`tokenize` and the answers share ids and no token is unknown.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _STOP = "<|im_end|>"
 
 @dataclass
 class _Script:
-    """The rest of one answer, the ids said so far, and the bytes of a character that a token left unfinished."""
+    """The rest of one answer, the ids that came so far, and the bytes of a character that a token left unfinished."""
 
     tokens: list[bytes]
     said: list[int] = field(default_factory=list)
@@ -74,7 +74,7 @@ class ScriptedEngine:
         return "a script"
 
     def vocabulary(self) -> list[bytes]:
-        """Return the tokens that it has read and said so far."""
+        """Return the tokens that were seen so far."""
         checks.check_open(self.closed)
         return [b"" if word.startswith(b"<|") and len(word) > 2 else word for word in self._ids]
 
@@ -161,12 +161,12 @@ class ScriptedEngine:
 
 
 def _certain(run: Run, token: int) -> Logprobs | None:
-    """What is in the script comes with probability 1."""
+    """Return probability 1 for a token of the script."""
     return None if run.logprobs is None else Logprobs(0.0, ((token, 0.0),) if run.logprobs else ())
 
 
 def _whole_characters(data: bytes) -> tuple[str, bytes]:
-    """The characters that are complete, and the bytes of one that is not."""
+    """Return the characters that are complete, and the bytes of one that is not."""
     for pending in range(min(4, len(data) + 1)):
         try:
             return data[: len(data) - pending].decode(), data[len(data) - pending :]

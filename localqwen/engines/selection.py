@@ -13,7 +13,7 @@ from localqwen.models import resolve as resolving
 from localqwen.models.names import Reference
 from localqwen.models.resolve import Choice, Chooser, ReadableBy, ResolvedModel
 
-#: Names of the real engines and the module that runs each; "scripted" is never chosen, only asked for.
+#: Names of the real engines -> the module that runs each. Nothing chooses the scripted one.
 ENGINES = {"llama.cpp": "localqwen.engines.llama_cpp.engine", "mlx": "localqwen.engines.mlx.engine"}
 PACKAGES = {"llama.cpp": "llama_cpp", "mlx": "mlx_lm"}
 #: What users call an engine -> its name; `gguf` names the files that llama.cpp reads.
@@ -21,12 +21,12 @@ ALIASES = {"gguf": "llama.cpp", "llama_cpp": "llama.cpp", "llamacpp": "llama.cpp
 
 
 def installed() -> dict[str, bool]:
-    """Engine name -> whether its package can be imported (nothing is imported)."""
+    """Return whether the package of each engine can be imported, by the engine's name; import nothing."""
     return {name: importlib.util.find_spec(package) is not None for name, package in PACKAGES.items()}
 
 
 def named(engine: str) -> str:
-    """The engine that a user's word means, any case. Raises UsageError."""
+    """Return the engine that a user's word means, in any case. Raise UsageError."""
     name = ALIASES.get(engine.lower(), engine.lower())
     if name not in ENGINES:
         raise UsageError(f"there is no engine {engine!r}", "engines: mlx, gguf (llama.cpp)")
@@ -71,7 +71,7 @@ def _best(machine: Machine, available: Mapping[str, bool]) -> Choice:
         if mlx:
             return Choice("mlx", f"computes on the GPU of {machine.chip} in the memory that it shares with the CPU")
         if llama:
-            return Choice("llama.cpp", f"MLX is made for {machine.chip} and not installed: pip install mlx-lm")
+            return Choice("llama.cpp", f"MLX is better on {machine.chip} and not installed: pip install mlx-lm")
     elif llama:
         rosetta = "; an arm64 Python would run MLX on this chip" if _under_rosetta(machine) else ""
         return Choice("llama.cpp", f"runs GGUF files on {place}{rosetta}")
@@ -82,7 +82,7 @@ def _best(machine: Machine, available: Mapping[str, bool]) -> Choice:
 
 
 def apple_silicon(machine: Machine) -> bool:
-    """And a Python that knows it: under Rosetta the machine says x86_64."""
+    """Return whether this is Apple Silicon and the Python is built for it: under Rosetta it says x86_64."""
     return (machine.system, machine.architecture) == ("Darwin", "arm64")
 
 
@@ -91,6 +91,7 @@ def _under_rosetta(machine: Machine) -> bool:
 
 
 def how_to_install(engine: str, machine: Machine) -> str:
+    """Return the hint of an error where the engine is missing."""
     if engine == "mlx" and machine.system == "Darwin" and not apple_silicon(machine):
         return "MLX needs Apple Silicon and an arm64 Python: use the GGUF, --engine gguf"
     if engine == "mlx" and machine.system != "Darwin":
@@ -102,7 +103,7 @@ _PIP = {"llama.cpp": "llama-cpp-python", "mlx": "mlx-lm"}
 
 
 def best_installed() -> str | None:
-    """The engine for this machine whatever the model; None where none is installed."""
+    """Return the engine for this machine whatever the model; None where none is installed."""
     from localqwen.machine import this_machine
 
     try:

@@ -65,7 +65,7 @@ def test_greedy_answers_repeat(engine: Engine) -> None:
 # Reuse
 
 
-def test_a_prefix_that_is_still_held_is_not_computed_again_and_changes_nothing(engine: Engine) -> None:
+def test_a_prefix_that_is_still_cached_is_not_computed_again_and_changes_nothing(engine: Engine) -> None:
     prompt = chat(engine, "How many r's are in raspberry?")
     fresh = answer(engine, prompt)
     run = engine.start([*prompt, *fresh[:20]], GREEDY, max_tokens=40)
@@ -74,7 +74,7 @@ def test_a_prefix_that_is_still_held_is_not_computed_again_and_changes_nothing(e
     assert tokens_of(pieces) == fresh[20:60]
 
 
-def test_another_continuation_of_a_held_prefix_is_that_of_a_fresh_engine(engine: Engine) -> None:
+def test_another_continuation_of_a_cached_prefix_is_that_of_a_fresh_engine(engine: Engine) -> None:
     """What stood behind the shared prefix is forgotten, not mixed in."""
     prompt = chat(engine, "What is 64 + 28?")
     other = [*prompt, *engine.tokenize("<think>\n\n</think>\n\n", special=True)]
@@ -586,7 +586,7 @@ def test_a_damaged_checkpoint_is_an_error_that_names_it(name: str, tmp_path: Pat
 
 @pytest.mark.parametrize("name", ENGINES)
 @pytest.mark.parametrize("bits", [8, 4])
-def test_quantised_keys_and_values_change_little_and_keep_every_promise(name: str, bits: int) -> None:
+def test_quantized_keys_and_values_change_little_and_keep_every_promise(name: str, bits: int) -> None:
     """Of the likely tokens the log-probabilities move by the noise of the bits (and of another kernel, which in bf16
     alone is a few hundredths); company changes nothing."""
     plain, packed = open_demo(name, max_runs=1), open_demo(name, max_runs=2, kv_quant=bits)

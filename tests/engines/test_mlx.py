@@ -207,11 +207,25 @@ def test_answers_that_grow_together_end_before_the_memory_does() -> None:
     opened = with_room_for(100)
     prompts = [chat(opened, f"What is {terms}?") for terms in ("345 + 278", "640 + 365")]
     runs = [opened.start(prompt, GREEDY, max_tokens=400) for prompt in prompts]
-    most = 0
+    most, totals = 0, []
     while not all(run.finished for run in runs):
-        opened.step()
+        for run, output in opened.step():
+            if output.finish_reason:
+                totals.append((run.finished, sum(each.prompt_tokens + each.generated for each in runs)))
         most = max(most, opened._slots.positions())
+    # Another step of both takes two positions: it is not begun with less.
+    assert totals[0] in ((True, 99), (True, 100))
     assert 90 < most <= 100
+    opened.close()
+
+
+def test_a_prompt_gets_the_room_that_live_runs_leave() -> None:
+    opened = with_room_for(100)
+    first, second = opened.tokenize("a " * 60, special=False)[:40], opened.tokenize("b " * 60, special=False)
+    opened.start(first, GREEDY, max_tokens=1)
+    with pytest.raises(NotEnoughMemory):
+        opened.start(second[:60], GREEDY, max_tokens=1)
+    assert opened.start(second[:50], GREEDY, max_tokens=400).max_tokens == 10
     opened.close()
 
 

@@ -325,9 +325,19 @@ def test_prompts_are_read_in_every_pass_where_nobody_answers() -> None:
 
 def test_answers_and_prompts_share_a_pass_on_an_engine_that_mixes_them() -> None:
     slots, passes = started(100, 3, 3), Passes(512, mixed=True)
-    answering(slots, 1)
-    answering(slots, 2)
-    assert computed(slots, passes) == [(1, 1), (2, 1), (0, 32)]
+    for _ in range(2):
+        answering(slots, 1)
+        answering(slots, 2)
+        pass_ = passes.schedule(slots.live())
+        assert [(state_of(share.run).slot.index, share.count) for share in pass_] == [(1, 1), (2, 1), (0, 32)]
+        note_computed(pass_)
+
+
+def test_a_run_with_nothing_to_compute_has_no_part_in_a_pass() -> None:
+    """As one whose last token could not be drawn."""
+    (run,) = started(3).live()
+    state_of(run).todo.clear()
+    assert Passes(512, mixed=True).schedule([run]) == []
 
 
 def test_a_pass_without_prompts_takes_no_turn_from_the_oldest() -> None:
@@ -407,6 +417,12 @@ def test_a_token_is_drawn_from_the_row_of_a_prompts_last_id() -> None:
     first, second, third = slots.live()
     assert rows_that_draw([Share(first, 4), Share(second, 3), Share(third, 4)]) == [(second, 6), (third, 10)]
     assert rows_that_draw([Share(first, 5)]) == [(first, 4)]
+
+
+def test_a_run_of_one_token_draws_it_and_lives_until_then() -> None:
+    (run,) = started(5, max_tokens=1).live()
+    assert rows_that_draw([Share(run, 5)]) == [(run, 4)]
+    assert note_computed([Share(run, 5)]) == []
 
 
 def test_a_prefill_only_run_draws_nothing_and_is_complete_with_its_prompt() -> None:

@@ -1,6 +1,6 @@
 """A context of llama.cpp: keys and values of several sequences, and one batch that is filled and computed.
 
-Knows positions and rows, not runs. A call that fails becomes EngineError with what the library logged.
+It knows positions and rows, not runs. A call that fails becomes EngineError with what the library logged.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ if TYPE_CHECKING:
 
 
 class Context:
-    """`cells` tokens, the same number for each of `sequences` sequences.
+    """Room for `cells` tokens, the same number for each of `sequences` sequences. Raises EngineError without memory.
 
-    Each has cells of its own: attention then reads those of one sequence and no other's, and a sequence computes the
-    same bits alone as in company. (Unified cells would share a prefix without a copy; but with eight conversations
-    held, 0.6B decoded at 36 instead of 45 tokens/s.) Sequences with neighbouring numbers are computed in one pass.
+    Each sequence has cells of its own: attention then reads those of one sequence and no other's, and a sequence
+    computes the same bits alone as beside others. (Unified cells would share a prefix without a copy; but with eight
+    conversations in them, 0.6B decoded at 36 instead of 45 tokens/s.) Sequences with neighbouring numbers are computed
+    in one pass.
     """
 
     def __init__(self, model: ModelFile, settings: Settings, *, cells: int, sequences: int) -> None:
@@ -61,11 +62,12 @@ class Context:
         return context
 
     def _flash_attention(self, cells: int) -> bool:
-        """On a CPU, flash attention decodes slower and rounds in 16 bit, differently for every way to cut a prompt.
+        """Return whether to use flash attention.
 
-        Without it a prompt gives the same logits however it was sliced and whatever of it was cached, so a seed repeats
-        its answer (benchmarks/README.md has the numbers). A GPU has other kernels, long contexts need the memory, and
-        quantised values are readable by nothing else.
+        On a CPU it decodes slower and rounds in 16 bit, differently for every way to cut a prompt. Without it a prompt
+        gives the same logits however it was sliced and whatever of it was cached, so a seed repeats its answer
+        (benchmarks/README.md has the numbers). A GPU has other kernels, long contexts need the memory that it saves,
+        and llama.cpp reads quantized values with nothing else.
         """
         if self.settings.kv_type != "f16":
             return True
@@ -75,7 +77,7 @@ class Context:
         return not affordable or bool(self._lib.llama_supports_gpu_offload())
 
     def set_row(self, row: int, token: int, position: int, sequence: int, *, output: bool) -> None:
-        """One token of the batch; `output` asks for the logits behind it."""
+        """Write one token of the batch; with `output`, its logits are computed too."""
         batch = self._batch
         batch.token[row] = token
         batch.pos[row] = position
@@ -84,7 +86,7 @@ class Context:
         batch.logits[row] = output
 
     def compute(self, rows: int) -> None:
-        """The first `rows` tokens of the batch."""
+        """Compute the first `rows` tokens of the batch. Raise EngineError if llama.cpp fails."""
         self._adapt_threads()
         self._batch.n_tokens = rows
         code = self._lib.llama_decode(self.handle, self._batch)
@@ -92,6 +94,7 @@ class Context:
             raise EngineError(f"llama.cpp failed on a batch of {rows} tokens (code {code}): {last_errors()}")
 
     def _adapt_threads(self) -> None:
+        """Compute with the threads that other programs leave a core each."""
         if self._watched is not None:
             free, settings = self._watched.now(), self.settings
             threads = min(free, settings.threads)
@@ -100,30 +103,33 @@ class Context:
                 self.threads = threads
 
     def logits(self, row: int) -> NDArray[np.float32]:
-        """The library's own memory for a row of the last batch, valid until the next one: writing there is read by
-        the samplers. Shape (vocabulary,)."""
+        """Return the library's own memory for a row of the last batch, shape (vocabulary,), valid until the next one.
+        The samplers read what is written there."""
         import numpy as np
 
         pointer = self._lib.llama_get_logits_ith(self.handle, row)
         return np.ctypeslib.as_array(pointer, shape=(self._model.vocabulary_size,))
 
     def sample(self, sampler: Any, row: int) -> int:
+        """Return the token that a sampler chain draws from a row of the last batch."""
         token: int = self._lib.llama_sampler_sample(sampler, self.handle, row)
         return token
 
     def truncate(self, sequence: int, length: int) -> None:
-        """Keeps the first `length` positions."""
+        """Forget a sequence behind its first `length` positions."""
         self._lib.llama_memory_seq_rm(self._memory, sequence, length, -1)
 
     def share(self, donor: int, sequence: int, length: int) -> None:
-        """The sequence becomes the first `length` positions of the donor: llama.cpp copies all its cells."""
+        """Make a sequence the first `length` positions of the donor. llama.cpp copies all cells of the donor."""
         self._lib.llama_memory_seq_rm(self._memory, sequence, -1, -1)
         self._lib.llama_memory_seq_cp(self._memory, donor, sequence, -1, -1)
         self.truncate(sequence, length)
 
     def clear(self) -> None:
+        """Forget all sequences."""
         self._lib.llama_memory_clear(self._memory, True)
 
     def close(self) -> None:
+        """Free the memory. Any other call after this one ends the process."""
         self._lib.llama_batch_free(self._batch)
         self._lib.llama_free(self.handle)

@@ -1,7 +1,7 @@
 """The llama.cpp engine: several runs in one context, stepped together, on the low-level API.
 
-A slot is one sequence of the context and remembers which ids its KV cells hold, also after its run has ended. A new run
-takes over the longest prefix that any slot holds, and computes only the rest.
+A slot is one sequence of the context; its ids stay in the KV cache after its run has ended. A new run takes over the
+longest prefix that any slot has cached, and computes only the rest (scheduling/).
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ EVALUATED_BLOCK = 64
 
 
 class LlamaCppEngine:
-    """See `engines.engine.Engine`. Raises EngineError where llama.cpp cannot load the file or make the context."""
+    """The `Engine` of GGUF files (engines/engine.py). Raises EngineError where llama.cpp cannot make the context."""
 
     name = "llama.cpp"
 
     def __init__(self, model: ModelFile, settings: Settings, *, context_length: int, max_runs: int = 1) -> None:
-        """The model's weights may serve several engines; the caller closes them."""
+        """The weights of `model` may serve several engines; the caller closes it."""
         self._lib, self._model = library(), model
         self._context = Context(model, settings, cells=context_length * max_runs, sequences=max_runs)
         self.context_length = context_length
@@ -60,11 +60,12 @@ class LlamaCppEngine:
 
     @property
     def settings(self) -> Settings:
+        """How llama.cpp computes."""
         return self._context.settings
 
     @property
     def threads(self) -> int:
-        """Those that decode at the moment."""
+        """How many threads decode at the moment."""
         return self._context.threads
 
     @property
@@ -103,12 +104,14 @@ class LlamaCppEngine:
         return run
 
     def _sampler(self, run: Run, generated: int) -> Any:
+        """Return the run's samplers, which count the last `generated` ids of its prompt for penalties."""
         chain = sampler_chain(self._model, run.sampling, window=self.context_length)
         for token in run.prompt[len(run.prompt) - generated :]:
             self._lib.llama_sampler_accept(chain, token)
         return chain
 
     def _take_over(self, placement: Placement[Slot]) -> None:
+        """Leave in the slot what it keeps of its donor, and nothing else."""
         slot, donor, keep = placement.slot, placement.donor, placement.keep
         # Removal goes by position, not by what we believe to be there: an interrupted step may have left more behind.
         if slot is donor or not keep:
@@ -127,7 +130,7 @@ class LlamaCppEngine:
         return [(run, self._output(run, row)) for run, row in rows]
 
     def _compute(self, shares: Sequence[Share], outputs: Set[int]) -> None:
-        """Compute the shares in one batch, the logits of the rows `outputs`."""
+        """Compute the shares in one batch, with the logits of the rows `outputs`."""
         row = 0
         for share in shares:
             slot = _state(share.run).slot
@@ -150,6 +153,7 @@ class LlamaCppEngine:
         return output
 
     def _draw(self, run: Run, row: int) -> tuple[int, Logprobs | None]:
+        """Return a token drawn from the logits of a row, and its logprobs if the run wants them."""
         sampler = _state(run).sampler
         best = not run.sampling.temperature and not run.sampling.penalizes
         if not best and run.constraint is None and run.logprobs is None:
@@ -208,7 +212,7 @@ class LlamaCppEngine:
 
 
 class OwnModelEngine(LlamaCppEngine):
-    """Opens the file itself, and closes it. Raises EngineError where llama.cpp cannot load it."""
+    """An engine that opens its file and closes it. Raises EngineError where llama.cpp cannot load it."""
 
     def __init__(
         self, path: Path, settings: Settings, *, context_length: int, max_runs: int = 1, adapter: Path | None = None
@@ -243,8 +247,9 @@ def open(  # noqa: A001  (the name every engine module offers)
 ) -> LlamaCppEngine:
     """Open a GGUF file with the settings that this build needs on this CPU and the context that the memory allows.
 
-    Without `threads`, what was tuned, else every core that other programs leave free. `kv_quant` is the bits of keys
-    and values, 8 or 4; None keeps them in 16. `adapter` is a GGUF file too, and read at once.
+    `threads` defaults to what was tuned, else to every core that other programs leave free. `kv_quant` is the bits of
+    keys and values, 8 or 4; None keeps them in 16. `adapter` is a GGUF file too, and read at once. Raise Unsupported,
+    UsageError, NotEnoughMemory, EngineUnavailable and EngineError.
     """
     from localqwen.engines.llama_cpp.probe import probe
 

@@ -28,7 +28,7 @@ _log: list[str] = []
 
 @cache
 def library() -> Any:
-    """The bindings module, initialised, its log kept instead of printed. Raises EngineUnavailable."""
+    """Return the bindings module, initialized, its log kept instead of printed. Raise EngineUnavailable."""
     machine.set_openmp_defaults()
     try:
         from llama_cpp import llama_cpp as bindings
@@ -43,7 +43,7 @@ def library() -> Any:
 
 @cache
 def _keep_log(bindings: Any) -> Any:
-    """The callback must live as long as the library may log: the cache holds it."""
+    """Return the callback that keeps errors. It must live as long as the library may log: the cache keeps it."""
 
     def keep(level: int, text: bytes, _data: object) -> None:
         if level == _ERROR_LEVEL:
@@ -54,7 +54,7 @@ def _keep_log(bindings: Any) -> Any:
 
 
 def last_errors() -> str:
-    """What the library complained of since the last call, for a message."""
+    """Return the errors that the library logged since the last call, for a message."""
     text = "; ".join(line for line in _log if line)
     _log.clear()
     return text or "it gave no reason"
@@ -81,9 +81,9 @@ class ModelFile:
         self._adapter_name = ""
 
     def adapt(self, path: Path) -> None:
-        """From now on every context made of this model applies the LoRA adapter in that GGUF file, which is read now.
+        """Apply the LoRA adapter of a GGUF file, which is read now, in every context that is made from now on.
 
-        Raises EngineError where it was not made for this model.
+        Raise EngineError if it does not fit this model.
         """
         _log.clear()
         self._adapter = self._lib.llama_adapter_lora_init(self.handle, str(path).encode())
@@ -94,7 +94,7 @@ class ModelFile:
         self._adapter_name = path.stem
 
     def apply_adapter(self, context: Any) -> None:
-        """To a new context, in full. Does nothing without an adapter."""
+        """Apply the adapter to a new context, in full; do nothing without one."""
         if self._adapter is None:
             return
         handles = (self._lib.llama_adapter_lora_p_ctypes * 1)(self._adapter)
@@ -103,7 +103,7 @@ class ModelFile:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """What the weights compute beyond the plain model: scaling that stands in the file, an adapter."""
+        """What the weights compute beyond the plain model, in words: scaling by the file's metadata, an adapter."""
         architecture = self.metadata("general.architecture")
         kind = self.metadata(f"{architecture}.rope.scaling.type") or "none"
         factor = self.metadata(f"{architecture}.rope.scaling.factor") or "1"
@@ -111,7 +111,7 @@ class ModelFile:
         return scaling + ((f"adapter {self._adapter_name}",) if self._adapter_name else ())
 
     def metadata(self, key: str) -> str:
-        """A metadata value as text, "" if the file has none."""
+        """Return a metadata value as text, "" if the file has none."""
         buffer = ctypes.create_string_buffer(1 << 10)
         length = self._lib.llama_model_meta_val_str(self.handle, key.encode(), buffer, len(buffer))
         if length >= len(buffer):
@@ -120,7 +120,8 @@ class ModelFile:
         return buffer.value.decode(errors="replace") if length >= 0 else ""
 
     def special_tokens(self) -> dict[str, str]:
-        """Names that chat templates use -> the token's text. Qwen3 has no bos_token: its prompts begin without one."""
+        """Return the text of tokens by the names that chat templates use. Qwen3 has no bos_token: its prompts begin
+        without one."""
         ids = {
             "eos_token": self._lib.llama_vocab_eos(self.vocab),
             "pad_token": self._lib.llama_vocab_pad(self.vocab),
@@ -132,23 +133,24 @@ class ModelFile:
         }
 
     def stop_tokens(self) -> frozenset[int]:
-        """Qwen3 ends a turn with `<|im_end|>`, a text with `<|endoftext|>` (generation_config.json: eos_token_id)."""
+        """Return the ids that end an answer: of `<|im_end|>`, which ends a turn, of `<|endoftext|>`, which ends a text
+        (Qwen3's generation_config.json: eos_token_id), and of what the file declares."""
         ends = [self.tokenize(text, special=True) for text in ("<|im_end|>", "<|endoftext|>")]
         declared = self._lib.llama_vocab_eos(self.vocab)
         return frozenset([ids[0] for ids in ends if len(ids) == 1] + ([declared] if declared >= 0 else []))
 
     def tokenize(self, text: str, *, special: bool) -> list[int]:
-        """Ids of the text's NFC form: Hugging Face tokenizers normalise, llama.cpp does not."""
+        """Return the ids of the text's NFC form: Hugging Face tokenizers normalize, llama.cpp does not."""
         data = unicodedata.normalize("NFC", text).encode("utf-8", errors="replace")
         size = len(data) + 1  # no token is shorter than a byte
         buffer = (ctypes.c_int32 * size)()
         count = self._lib.llama_tokenize(self.vocab, data, len(data), buffer, size, False, special)
         if count < 0:
-            raise EngineError(f"llama.cpp cannot tokenise a text of {len(text):,} characters")
+            raise EngineError(f"llama.cpp cannot tokenize a text of {len(text):,} characters")
         return buffer[:count]
 
     def piece(self, token: int) -> bytes:
-        """The bytes a token stands for; b"" for control tokens."""
+        """Return the bytes of a token; b"" for control tokens."""
         known = self._pieces.get(token)
         if known is None:
             shown = self._is_taken_for_control(token)
@@ -161,21 +163,22 @@ class ModelFile:
         return known
 
     def _is_taken_for_control(self, token: int) -> bool:
-        """llama.cpp makes control tokens of all that other models end with, whatever the file says: `</s>` is ordinary
-        text to Qwen3, whose own control tokens are all written `<|…|>`."""
+        """Return whether llama.cpp takes ordinary text for a control token. It does so with what other models end with,
+        whatever the file says: `</s>` is text to Qwen3, whose own control tokens are all written `<|…|>`."""
         if not self._lib.llama_vocab_is_control(self.vocab, token):
             return False
         text: bytes = self._lib.llama_vocab_get_text(self.vocab, token)
         return not (text.startswith(b"<|") and text.endswith(b"|>"))
 
     def close(self) -> None:
+        """Free the memory. The contexts of this model must be closed before."""
         if self.handle:
             self._lib.llama_model_free(self.handle)
             self.handle = None
 
 
 def sampler_chain(model: ModelFile, sampling: Sampling, *, window: int) -> Any:
-    """llama.cpp's samplers in the order of `Sampling`; `window` is the most tokens the penalties will have to remember.
+    """Return llama.cpp's samplers in the order of `Sampling`. `window` is how many tokens the penalties count at most.
 
     top_k stands before the temperature here: dividing by it keeps the order of the logits, so the same tokens remain,
     and it need not be done for the whole vocabulary.

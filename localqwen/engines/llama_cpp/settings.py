@@ -19,12 +19,13 @@ from localqwen.models.fit import BATCH
 
 @dataclass(frozen=True)
 class Settings:
-    """`threads` decode, `prefill_threads` read prompts (None: the same number). `batch` is tokens per pass at the most.
+    """How llama.cpp computes.
 
-    `flash_attention` None leaves it to the engine's rule. With `use_extra_bufts` llama.cpp keeps the weights in another
-    order beside the file; `kv_type` is that of keys and values: f16, q8_0 or q4_0. `adapt_threads` gives threads away
-    while other programs want their cores. `tuned` says that the values were measured; `yarn` stretches the positions of
-    a file that does not do so itself.
+    `threads` decode, `prefill_threads` compute prompts (None: the same number). `batch` is the most tokens of a pass.
+    `flash_attention` None leaves it to the rule of the context. With `use_extra_bufts` llama.cpp keeps the weights in
+    another order beside the file. `kv_type` is the type of keys and values: f16, q8_0 or q4_0. With `adapt_threads`
+    fewer threads compute while other programs want their cores. `tuned` says that the values were measured. `yarn`
+    stretches the positions of a file that does not do so itself.
     """
 
     threads: int = 1
@@ -39,10 +40,11 @@ class Settings:
 
     @property
     def threads_for_prompts(self) -> int:
+        """How many threads compute prompts."""
         return self.prefill_threads or self.threads
 
 
-#: What a tuning decides, with its types; the rest is the user's.
+#: The settings that tuning decides, with their types; the others are the user's.
 _KEPT: dict[str, tuple[type, ...]] = {
     "threads": (int,),
     "prefill_threads": (int, type(None)),
@@ -54,7 +56,7 @@ _KEPT: dict[str, tuple[type, ...]] = {
 
 
 def tuned(path: Path, base: Settings) -> Settings:
-    """`base` with what was measured for this file, build and CPU; `base` itself where nothing was."""
+    """Return `base` with what was measured for this file, build and CPU; `base` itself where nothing was."""
     kept = _read().get(_key(path))
     if not isinstance(kept, dict) or kept.keys() != _KEPT.keys():
         return base
@@ -74,13 +76,13 @@ def _sound(name: str, value: object) -> bool:
 
 
 def keep(path: Path, settings: Settings) -> None:
-    """Written beside and renamed: another process may be reading. Raises OSError."""
+    """Keep the settings of a file. Written beside and renamed: another process may be reading. Raise OSError."""
     values = {name: value for name, value in asdict(settings).items() if name in _KEPT}
     _write({**_read(), _key(path): values})
 
 
 def forget(path: Path) -> bool:
-    """Whether there was something to forget."""
+    """Remove the kept settings of a file; return whether there were any. Raise OSError."""
     known = _read()
     if known.pop(_key(path), None) is None:
         return False
@@ -108,8 +110,8 @@ def _write(known: dict[str, Any]) -> None:
 
 
 def _key(path: Path) -> str:
-    """Changes with the file, with the build of llama.cpp, with the CPU and with how many cores this process may use:
-    the best number of threads for eight is the worst for two."""
+    """Return 16 hexadecimal digits that change with the file, with the build of llama.cpp, with the CPU and with how
+    many cores this process may use: the best number of threads for eight is the worst for two."""
     from localqwen.engines.llama_cpp.probe import fingerprint
     from localqwen.machine import usable_cores
 

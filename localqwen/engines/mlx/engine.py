@@ -1,7 +1,7 @@
 """The MLX engine: several runs on one checkpoint folder, stepped together, in one thread.
 
-A step is one pass over the weights, shared by a token of every answering run and slices of the prompts that are being
-read (mlx_model.py). Nothing is computed ahead: what a run's caches hold is what was shown of it.
+A step is one pass over the weights, shared by a token of every answering run and slices of prompts (mlx/model.py).
+Nothing is computed ahead: a run's caches have what was given out of it, and no token more.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from localqwen.formats.yarn import Scaling
 from localqwen.machine import this_machine
 from localqwen.models import fit
 
-#: Ids of prompts per pass, at the most.
+#: The most ids of prompts in a pass.
 LARGEST_SLICE = 512
 #: Positions per block of `evaluate`: the logits of 128 take 78 MB with Qwen3's vocabulary.
 EVALUATED = 128
 
 
 class MlxEngine:
-    """See `engines.engine.Engine`. `memory_limit` is what weights, keys and values may take, in bytes; None: all."""
+    """The `Engine` of checkpoint folders (engines/engine.py)."""
 
     name = "mlx"
 
@@ -54,8 +54,9 @@ class MlxEngine:
         yarn: Scaling | None = None,
         labels: Sequence[str] = (),
     ) -> None:
-        """`yarn` is the scaling that was applied beyond what the folder says; `labels` tell what computes, for people,
-        beside the device."""
+        """`memory_limit` is bytes that weights, keys and values may take, None for all; a token takes
+        `kv_bytes_per_token`. `yarn` is the scaling that was applied beyond what the folder says. `labels` stand beside
+        the device in the description."""
         self.warnings: tuple[str, ...] = (yarn.warning,) if yarn else ()
         self._labels = labels
         self._weights, self._tokenizer = weights, tokenizer
@@ -102,6 +103,7 @@ class MlxEngine:
         return run
 
     def _take_over(self, placement: Placement[Slot]) -> None:
+        """Leave in the slot what it keeps of its donor, and nothing else."""
         slot, donor, keep = placement.slot, placement.donor, placement.keep
         if not keep:
             slot.caches = self._new_caches()
@@ -110,14 +112,14 @@ class MlxEngine:
         slot.tokens = donor.tokens[: model.trim(slot.caches, keep)] if keep else []
 
     def _room(self) -> int | None:
-        """Positions that the memory has room for, of all runs together."""
+        """Return how many positions of all runs together the memory has room for; None without a limit."""
         if self._limit is None or not self._kv_bytes:
             return None
         return max(0, self._limit - self._weights.bytes) // self._kv_bytes
 
     def _admit(self, prompt_tokens: int) -> int:
-        """How many tokens may follow. Raises NotEnoughMemory before any work: Metal ends a process that asks for more
-        than there is."""
+        """Return how many tokens may follow a prompt. Raise NotEnoughMemory before any work: Metal ends a process that
+        takes more memory than there is."""
         room = self._room()
         if room is None:
             return self.context_length
@@ -133,8 +135,8 @@ class MlxEngine:
         return left
 
     def _is_full(self) -> bool:
-        """Whether the live runs, which grow together, leave no memory for another step of theirs once the token just
-        drawn is added."""
+        """Return whether the live runs, which grow together, leave no memory for another step of theirs once the token
+        just drawn is added."""
         room, live = self._room(), self._slots.live()
         return room is not None and sum(run.prompt_tokens + run.generated for run in live) + 1 + len(live) > room
 
@@ -223,8 +225,8 @@ def open(  # noqa: A001  (the name every engine module offers)
     kv_quant: int | None = None,
     adapter: Path | None = None,
 ) -> MlxEngine:
-    """Open a checkpoint folder, official or quantised for MLX, with the context that the memory allows. `adapter` is a
-    safetensors file, read at once."""
+    """Open a checkpoint folder, official or quantized for MLX, with the context that the memory allows. `adapter` is a
+    safetensors file, read at once. Raise NotEnoughMemory and EngineError."""
     header = model_header.read(path)
     if adapter is not None:
         header = replace(header, bytes=header.bytes + adapter.stat().st_size)

@@ -1,8 +1,8 @@
 """A Qwen3 checkpoint in MLX: loading its weights, and one pass over them for many runs at once.
 
-The weights, their quantised forms and the mixture of experts are mlx_lm's; the pass is ours. mlx_lm's own batch pads
+The weights, their quantized forms and the mixture of experts are mlx_lm's; the pass is ours. mlx_lm's own batch pads
 all runs to one length and copies their keys and values whenever one comes or goes, computes a token ahead of the one
-it gives, and has no batch of quantised caches. Here the ids of all runs, slices of prompts and single tokens alike,
+it gives, and has no batch of quantized caches. Here the ids of all runs, slices of prompts and single tokens alike,
 stand in one row: every matrix product is shared, and only attention goes run by run, each over its own cache, with
 the operations that it would have alone.
 """
@@ -30,7 +30,7 @@ try:
 except (ImportError, OSError) as exc:
     raise EngineUnavailable(f"MLX does not load: {exc}", "pip install --force-reinstall mlx-lm") from exc
 
-#: Elements of a head that share a scale in a quantised cache; a head of Qwen3 has 128.
+#: Elements of a head that share a scale in a quantized cache; a head of Qwen3 has 128.
 KV_GROUP = 64
 
 #: One run's keys and values: a cache per layer.
@@ -39,11 +39,11 @@ Logits = mx.array
 
 
 class Weights:
-    """The model of a checkpoint folder, bf16 or quantised for MLX. Raises EngineError if it cannot be loaded."""
+    """The model of a checkpoint folder, bf16 or quantized for MLX. Raises EngineError if it cannot be loaded."""
 
     def __init__(self, folder: Path, *, rope: Mapping[str, Any] | None = None, adapter: Path | None = None) -> None:
-        """`rope` scales the rotary positions, as config.json would say it; `adapter` is a LoRA adapter's file
-        (convert/adapter_files.py), read now."""
+        """`rope` scales the rotary positions and is written as in config.json. `adapter` is the file of a LoRA adapter
+        in MLX's layout, read now."""
         try:
             self.model: Any = load_model(folder, model_config=_arguments(qwen3_config.read(folder)))[0]
             if rope is not None:
@@ -56,7 +56,7 @@ class Weights:
         self.rows: int = self.model.args.vocab_size
 
     def quantize(self, *, bits: int, group_size: int) -> None:
-        """In memory, by the rule of MLX's own folders: what divides by the group is quantised, a router stays at 8."""
+        """Quantize in memory by the rule of MLX's own folders: what divides by the group, and a router to 8 bits."""
         chosen = getattr(self.model, "quant_predicate", lambda _path, _module: True)
 
         def predicate(path: str, module: Any) -> Any:
@@ -67,17 +67,17 @@ class Weights:
         nn.quantize(self.model, group_size=group_size, bits=bits, class_predicate=predicate)
 
     def new_caches(self, kv_quant: int | None = None) -> Caches:
-        """Empty caches in the type of the activations, or quantised to 8 or 4 bits."""
+        """Return empty caches in the type of the activations, or quantized to 8 or 4 bits."""
         if kv_quant is None:
             return [KVCache() for _ in self.model.layers]
         group = min(KV_GROUP, self.model.args.head_dim)
         return [QuantizedKVCache(group_size=group, bits=kv_quant) for _ in self.model.layers]
 
     def forward(self, rows: Sequence[tuple[Sequence[int], Caches]], wanted: Sequence[int]) -> mx.array:
-        """Run the ids of every row behind what its caches hold, and append to these.
+        """Run the ids of every row behind what its caches have, and append to them.
 
-        `wanted` are positions among all ids, the rows one after another. Gives their logits, float32, shape
-        (wanted, vocabulary), computed; so are the caches.
+        `wanted` are positions among all ids, the rows one after another. Return their logits, float32, shape
+        (wanted, vocabulary), computed; so are the caches. Raise EngineError if MLX fails.
         """
         ids = [token for tokens, _ in rows for token in tokens]
         hidden = self.model.model.embed_tokens(mx.array([ids]))
@@ -115,7 +115,7 @@ def _arguments(config: Qwen3Config) -> dict[str, Any]:
 
 
 def _scale_positions(model: Any, rope: Mapping[str, Any]) -> None:
-    """By mlx_lm's own scalings. It reads config.json's for dense models and ignores it for mixtures (qwen3_moe.py)."""
+    """Scale by mlx_lm's own means. It obeys config.json for dense models and ignores it for mixtures (qwen3_moe.py)."""
     for layer in model.layers:
         scaled = initialize_rope(
             model.args.head_dim,
@@ -130,7 +130,7 @@ def _scale_positions(model: Any, rope: Mapping[str, Any]) -> None:
 
 
 def _adapt(model: Any, file: Path) -> None:
-    """Wraps the layers that the adapter changes: exact for quantised weights too, and nothing is rounded to them."""
+    """Wrap the layers that the adapter changes. That is exact for quantized weights too: nothing is rounded to them."""
     matrices: Any = mx.load(str(file))
     for path in dict.fromkeys(name.rpartition(".")[0] for name in matrices):
         down, up = matrices[f"{path}.lora_a"], matrices[f"{path}.lora_b"]
@@ -148,7 +148,8 @@ def _part(module: Any, name: str) -> Any:
 
 
 def _attention(attention: Any, hidden: mx.array, parts: Sequence[tuple[int, Any]]) -> mx.array:
-    """Attention of the runs whose `parts`, a length and a cache each, make up `hidden` (1, ids, width)."""
+    """Return the attention of several runs. `parts` are the length and the cache of each; together they make up
+    `hidden`, shape (1, ids, width), which is also the shape of the result."""
     queries = _heads(attention.q_norm, attention.q_proj(hidden), attention.n_heads)
     keys = _heads(attention.k_norm, attention.k_proj(hidden), attention.n_kv_heads)
     values = _heads(None, attention.v_proj(hidden), attention.n_kv_heads)
@@ -166,20 +167,20 @@ def _attention(attention: Any, hidden: mx.array, parts: Sequence[tuple[int, Any]
 
 
 def _heads(norm: Any, projected: mx.array, heads: int) -> mx.array:
-    """(1, ids, heads * length) -> (1, heads, ids, length), normalised per head where Qwen3 does so."""
+    """Return (1, ids, heads * length) as (1, heads, ids, length), normalized per head where Qwen3 does so."""
     split = projected.reshape(1, projected.shape[1], heads, -1)
     return (norm(split) if norm else split).transpose(0, 2, 1, 3)
 
 
 def trim(caches: Caches, length: int) -> int:
-    """Forget what stands behind `length`; gives how many positions are left."""
+    """Forget what is behind `length` positions; return how many are left."""
     for cache in caches:
         cache.trim(max(0, cache.offset - length))
     return int(caches[0].offset)
 
 
 def copy(caches: Caches, empty: Caches, length: int) -> Caches:
-    """The first `length` positions of one run's caches in new ones; both may grow on their own."""
+    """Return `empty` with a copy of the first `length` positions of a run's caches; both may grow on their own."""
     for source, target in zip(caches, empty, strict=True):
         target.keys, target.values = tree_map(
             lambda array: mx.contiguous(array[..., :length, :]), (source.keys, source.values)
@@ -190,14 +191,14 @@ def copy(caches: Caches, empty: Caches, length: int) -> Caches:
 
 
 def device() -> str:
-    """Where MLX computes."""
+    """Return where MLX computes, in words."""
     return "GPU" if mx.default_device() == mx.Device(mx.gpu) else "CPU build of MLX"
 
 
 def use_memory(limit: int) -> int:
-    """Bytes that weights, keys and values may take: what Metal recommends, `limit` where there is no Metal.
+    """Return how many bytes weights, keys and values may take: what Metal recommends, `limit` without Metal.
 
-    On Metal so much is also kept resident: memory that macOS has compressed or swapped is slow to read.
+    On Metal, tell it to keep as much in memory: what macOS has compressed or swapped is slow to read.
     """
     if not mx.metal.is_available():
         return limit

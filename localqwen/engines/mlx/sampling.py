@@ -1,7 +1,7 @@
 """Drawing a token from MLX's logits, with the meaning that `Sampling` has on every engine.
 
-The vocabulary stays where MLX computed it; only the candidates that `top_k` leaves come to the host, where the rest is
-done in double precision with a random generator of the run's own. So a seed repeats its answer whatever runs beside it.
+The logits stay where MLX computed them. Only the candidates that `top_k` leaves come to the host, where the rest is
+done in double precision with a random generator for each run. So a seed repeats its answer whatever runs beside it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from localqwen.errors import EngineError
 
 
 class Sampler:
-    """One run's: its random numbers and the tokens it has generated. `earlier` are those of a restarted answer."""
+    """What one run needs to draw tokens: its random numbers and the tokens that it has generated. `earlier` are the
+    tokens of a restarted answer."""
 
     def __init__(self, sampling: Sampling, earlier: Iterable[int], constraint: Constraint | None) -> None:
         self._sampling = sampling
@@ -27,7 +28,8 @@ class Sampler:
         self._random = np.random.default_rng(None if sampling.seed is None else sampling.seed % 2**64)
 
     def draw(self, logits: mx.array) -> int:
-        """From raw logits of shape (vocabulary,). Raises EngineError where the constraint allows nothing."""
+        """Return a token drawn from raw logits of shape (vocabulary,). Raise EngineError where the constraint allows
+        nothing."""
         token = self._choose(self._penalized(self._constrained(logits)))
         self._counts[token] += 1
         if self._constraint is not None:
@@ -43,8 +45,8 @@ class Sampler:
         return mx.where(mx.array(allowed), logits, -mx.inf)
 
     def _penalized(self, logits: mx.array) -> mx.array:
-        """As llama.cpp's penalties (llama-sampling.cpp), which are those of the papers: repetition divides what speaks
-        for a token and multiplies what speaks against it; frequency is taken off per occurrence, presence once."""
+        """Return the logits after penalties, as llama.cpp computes them (llama-sampling.cpp): repetition divides a
+        positive logit and multiplies a negative one; frequency is subtracted per occurrence, presence once."""
         sampling = self._sampling
         if not sampling.penalizes or not self._counts:
             return logits
@@ -66,7 +68,8 @@ class Sampler:
 
 
 def filtered(values: NDArray[np.float64], sampling: Sampling) -> NDArray[np.float64]:
-    """Probabilities of the logits, best first, that temperature, top_p and min_p leave, in this order."""
+    """Return the probabilities that temperature, top_p and min_p leave, in this order, of logits that stand best
+    first. They need not sum to 1."""
     finite = values[np.isfinite(values)]
     with np.errstate(over="ignore"):  # behind the smallest temperatures only the best is left: exp(-inf) is 0
         probabilities = np.exp((finite - finite[0]) / sampling.temperature)
@@ -79,7 +82,7 @@ def filtered(values: NDArray[np.float64], sampling: Sampling) -> NDArray[np.floa
 
 
 def best(logits: mx.array, count: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Ids and values of the `count` largest logits, best first, the smaller id first among equals."""
+    """Return ids and values of the `count` largest logits, best first, the smaller id first among equals."""
     if count < logits.size:
         ids = mx.argpartition(-logits, kth=count - 1)[:count]
         found, values = np.array(ids).astype(np.int64), np.array(logits[ids]).astype(np.float64)
@@ -90,7 +93,7 @@ def best(logits: mx.array, count: int) -> tuple[NDArray[np.int64], NDArray[np.fl
 
 
 def logprobs(logits: mx.array, token: int, count: int) -> Logprobs:
-    """Of the token and of the `count` likeliest, from raw logits."""
+    """Return the logprobs of the token and of the `count` likeliest, from raw logits of shape (vocabulary,)."""
     total = float(np.array(mx.logsumexp(logits)))
     ids, values = best(logits, count) if count else (np.array([], np.int64), np.array([]))
     top = tuple((int(each), float(value) - total) for each, value in zip(ids, values, strict=True))

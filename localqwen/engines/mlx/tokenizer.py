@@ -15,11 +15,12 @@ from tokenizers import AddedToken, Tokenizer
 from localqwen.errors import EngineError
 from localqwen.formats import json_file
 
-_HINT = "take the folder whole: tokenizer.json, tokenizer_config.json and config.json of one checkpoint"
+_HINT = "download the folder again: it needs tokenizer.json, tokenizer_config.json and config.json of one checkpoint"
 
 
 class FolderTokenizer:
-    """Raises EngineError where the folder's files are missing or do not agree, FormatError where they are no JSON."""
+    """The vocabulary, special tokens and chat template of a folder. Raises EngineError where files are missing or do
+    not agree, FormatError where they are not JSON. `rows` is the number of rows of the embedding."""
 
     def __init__(self, folder: Path, rows: int) -> None:
         self._folder = folder
@@ -36,7 +37,8 @@ class FolderTokenizer:
         self._control = {number for number, token in self._added.items() if _is_control(token)}
 
     def _add_declared(self) -> dict[int, AddedToken]:
-        """Tokens that stand in tokenizer_config.json alone belong to the vocabulary too, as in transformers."""
+        """Add the tokens of tokenizer_config.json, which belong to the vocabulary as in transformers; return all added
+        tokens by id."""
         for number, token in sorted((self._settings.get("added_tokens_decoder") or {}).items(), key=_number):
             if self._tokenizer.token_to_id(token["content"]) is None:
                 self._tokenizer.add_tokens([AddedToken(token["content"], normalized=False, special=False)])
@@ -48,7 +50,7 @@ class FolderTokenizer:
         return added
 
     def encode(self, text: str, *, special: bool) -> list[int]:
-        """Ids of the NFC form; half a surrogate pair, which no UTF-8 can hold, is a question mark."""
+        """Return the ids of the NFC form; half a surrogate pair, which UTF-8 cannot write, is a question mark."""
         whole = unicodedata.normalize("NFC", text).encode("utf-8", errors="replace").decode()
         self._tokenizer.encode_special_tokens = not special
         ids: list[int] = self._tokenizer.encode(whole, add_special_tokens=False).ids
@@ -56,7 +58,7 @@ class FolderTokenizer:
 
     @cached_property
     def bytes_by_id(self) -> list[bytes]:
-        """What every row of the embedding stands for; b"" for control tokens and unused rows."""
+        """The bytes of every row of the embedding; b"" for control tokens and unused rows."""
         result = [b""] * self._rows
         for text, number in self._tokenizer.get_vocab(with_added_tokens=False).items():
             result[number] = bytes(_BYTES[character] for character in text)
@@ -66,7 +68,8 @@ class FolderTokenizer:
 
     @property
     def special_tokens(self) -> dict[str, str]:
-        """Names that chat templates use. Qwen3 has no bos_token: its prompts begin without one."""
+        """The text of tokens by the names that chat templates use. Qwen3 has no bos_token: its prompts begin without
+        one."""
         found = {name: self._special(name) for name in ("eos_token", "pad_token")}
         return {name: text for name, text in found.items() if text is not None}
 
@@ -84,14 +87,16 @@ class FolderTokenizer:
 
     @property
     def stop_tokens(self) -> frozenset[int]:
-        """Qwen3 ends a turn with `<|im_end|>`, a text with `<|endoftext|>` (generation_config.json: eos_token_id)."""
+        """The ids that end an answer: of `<|im_end|>`, which ends a turn, of `<|endoftext|>`, which ends a text
+        (Qwen3's generation_config.json: eos_token_id), and of what the folder declares."""
         texts = ("<|im_end|>", "<|endoftext|>", self.special_tokens.get("eos_token", ""))
         ids = (self._tokenizer.token_to_id(text) for text in texts)
         return frozenset(number for number in ids if number in self._added)
 
     @property
     def chat_template(self) -> str:
-        """A file of its own wins over tokenizer_config.json, as in transformers; "" where there is none."""
+        """The chat template, "" where there is none. A file of its own wins over tokenizer_config.json, as in
+        transformers."""
         file = self._folder / "chat_template.jinja"
         template = file.read_text(encoding="utf-8") if file.is_file() else self._settings.get("chat_template")
         if isinstance(template, list):  # several, by name
@@ -116,7 +121,8 @@ def _as_special(token: AddedToken) -> AddedToken:
 
 
 def _byte_characters() -> dict[str, int]:
-    """Byte-level BPE writes printable bytes as they are, the others as characters from U+0100 (GPT-2, encoder.py)."""
+    """Return the byte of each character of byte-level BPE, which writes printable bytes as they are and the others as
+    characters from U+0100 (GPT-2, encoder.py)."""
     printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + place): byte for place, byte in enumerate(others)}
