@@ -54,7 +54,7 @@ convert_hf_to_gguf.main()
 
 
 def checkpoints(folder: Path) -> Iterator[tuple[str, Path]]:
-    """Return the demo model and the random checkpoints, by name."""
+    """Yield the demo model and the random checkpoints, with their names."""
     yield "demo", ROOT / "localqwen" / "demo"
     yield "dense", make_checkpoint(folder / "dense", Shape(layers=9))
     yield "mixture", make_checkpoint(folder / "mixture", Shape(layers=9, tied=False, experts=3))
@@ -105,7 +105,7 @@ def digest(hashes: dict[str, str]) -> str:
 
 
 def compare(name: str, ours: Path, other: Path, quant: str) -> bool:
-    """Print a line of the table, and the differences."""
+    """Print a line of the table and the differences; return whether there are none."""
     mine, yours = tensors(ours), tensors(other)
     equal = [key for key in yours if mine.get(key) == yours[key]]
     keys, their_keys = metadata(ours), metadata(other)

@@ -54,7 +54,7 @@ def config(size: str) -> dict[str, object]:
 
 
 def shapes(size: str) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Return the names and shapes of the tensors, as in the official files."""
+    """Yield the names and shapes of the tensors, as in the official files."""
     hidden, layers, heads, kv_heads, ffn, tied = SIZES[size]
     yield "model.embed_tokens.weight", (VOCABULARY, hidden)
     for layer in range(layers):
@@ -122,7 +122,7 @@ def think_always(folder: Path) -> None:
 
 
 def make(size: str, folder: Path, seed: int = 0, *, real_vocabulary: bool = False, thinking: bool = False) -> Path:
-    """Write a checkpoint of a size to a folder."""
+    """Write a checkpoint of a size to a folder, and return the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
         shutil.copy(DEMO / name, folder / name)

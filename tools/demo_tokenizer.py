@@ -35,7 +35,7 @@ ADDED = re.compile("|".join(re.escape(text) for text in (*SPECIAL, *ORDINARY)))
 
 
 def phrases() -> Iterator[tuple[str, int]]:
-    """Return fixed texts and how many times each counts, roughly as often as the model meets them."""
+    """Yield fixed texts and how many times each counts, roughly as often as the model meets them."""
     skeleton = toolcalls.schema("", "", {"": {"type": "string"}}, [""])
     yield demo_data.render([{"role": "user", "content": ""}], [skeleton], True), 300
     yield (
@@ -67,7 +67,7 @@ def greetings() -> Iterator[tuple[str, int]]:
 
 
 def tool_phrases() -> Iterator[tuple[str, int]]:
-    """Return requests, thinking and reports of the tools without the values; the tools' names are left out as well."""
+    """Yield requests, thinking and reports of the tools without the values; the tools' names are left out as well."""
     for family in toolcalls.families():
         yield from ((text, 3) for text in family["asks"])
         yield family["thinking"] + " I call {tool}.", 25
@@ -76,7 +76,7 @@ def tool_phrases() -> Iterator[tuple[str, int]]:
 
 
 def workings(random: Random) -> Iterator[str]:
-    """Return written sums and spelled letters (single letters, so they teach no word)."""
+    """Yield written sums and spelled letters (single letters, so they teach no word)."""
     for _ in range(1000):
         a, b = random.randint(0, 999), random.randint(0, 999)
         yield f"<think>\n{arithmetic.add_columns(a, b)}\n</think>\n\n{a} + {b} = {a + b}."
@@ -92,7 +92,7 @@ def fixed_parts(text: str) -> list[str]:
 
 
 def corpus() -> Iterator[str]:
-    """Return all texts that the merges are learnt from."""
+    """Yield all texts that the merges are learnt from."""
     for source in (phrases(), greetings(), tool_phrases()):
         for text, times in source:
             yield from fixed_parts(text) * times

@@ -188,7 +188,7 @@ class Run:
         self.save()
 
     def update(self, loss: Tensor) -> float:
-        """Do one step of both optimizers."""
+        """Do one step of both optimizers and return the loss."""
         set_rate(self.optimizers, self.step, self.tokens / self.options.tokens, self.options.rate)
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), CLIP)
