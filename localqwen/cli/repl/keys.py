@@ -1,4 +1,4 @@
-"""Keys that are pressed while an answer streams, and a terminal that is left as it was found, whatever happens."""
+"""Read keys while an answer streams, and restore the terminal whatever happens."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ TERMINATED = 128 + signal.SIGTERM
 
 
 class Keys(Protocol):
-    """Entered for the time of one answer. `typed` is what was typed ahead meanwhile: the next question's beginning."""
+    """The keyboard during one answer; use it with `with`. `typed` is what was typed meanwhile: the beginning of the
+    next question."""
 
     hint: str
     typed: str
@@ -27,12 +28,12 @@ class Keys(Protocol):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
     def hurry(self) -> bool:
-        """Whether the key that ends the thinking was pressed since the last call."""
+        """Return whether the key that ends the thinking was pressed since the last call."""
         ...
 
 
 class NoKeys:
-    """Where no keyboard is."""
+    """A keyboard that does not exist."""
 
     hint = ""
     typed = ""
@@ -44,11 +45,13 @@ class NoKeys:
         return None
 
     def hurry(self) -> bool:
+        """Return False."""
         return False
 
 
 class TerminalKeys:
-    """Reads single keys without echo; Ctrl-C and Ctrl-Z keep their meaning. Outside of `with` all is normal."""
+    """Reads single keys without echo; Ctrl-C and Ctrl-Z keep their meaning. Outside of `with` the terminal is
+    normal."""
 
     hint = f"thinking… press {HURRY_NAME} to answer now"
 
@@ -72,6 +75,7 @@ class TerminalKeys:
         signal.signal(signal.SIGTSTP, self._on_stop)
 
     def hurry(self) -> bool:
+        """Read the typed keys; return whether one of them ends the thinking."""
         if not select.select([self._file], [], [], 0)[0]:
             return False
         pressed = os.read(self._file, 1024).decode(errors="ignore")
@@ -87,14 +91,14 @@ class TerminalKeys:
         termios.tcsetattr(self._file, termios.TCSADRAIN, mode)
 
     def _normal(self) -> None:
-        """What was typed and not read yet stays for the prompt."""
+        """Make the terminal normal again; text that was typed and not read yet stays for the prompt."""
         import termios
 
         with contextlib.suppress(termios.error):  # the terminal is gone: the window was closed
             termios.tcsetattr(self._file, termios.TCSADRAIN, self._before)
 
     def _suspend(self, number: int, frame: FrameType | None) -> None:
-        """Ctrl-Z: stop with a normal terminal, and go on with single keys after `fg`."""
+        """Stop on Ctrl-Z with a normal terminal, and continue with single keys after `fg`."""
         self._normal()
         signal.signal(signal.SIGTSTP, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGTSTP)
@@ -104,7 +108,7 @@ class TerminalKeys:
 
 
 def _type(before: str, pressed: str) -> str:
-    """Typed text as an editor would have it; arrow keys and their kind begin with escape and are left out."""
+    """Return the typed text after editing; arrow keys and similar keys begin with escape and are ignored."""
     text = before
     for character in pressed.partition("\x1b")[0]:
         if character in "\x7f\b":
@@ -116,7 +120,8 @@ def _type(before: str, pressed: str) -> str:
 
 @contextlib.contextmanager
 def terminal_kept(file: int | None) -> Generator[None, None, None]:
-    """Around a whole session: SIGTERM becomes an orderly exit, and the terminal's modes come back on every way out."""
+    """Protect the terminal during a whole session: SIGTERM becomes an orderly exit, and every exit restores the
+    terminal's modes."""
     if file is None:
         yield
         return

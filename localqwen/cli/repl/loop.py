@@ -1,6 +1,6 @@
 """The conversation loop: a line is a command or a question, a question gets an answer, everything is logged.
 
-It takes the model, the lines and the streams from its caller, so a whole conversation can be played in a test.
+The caller passes the model, the lines and the streams, so that a test can play a whole conversation.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ LEAVE_HINT = "press Ctrl-C again or type /bye to leave"
 
 @dataclass
 class Repl:
-    """State of a running chat. Commands change `settings` and `session`; `last` is the last answer."""
+    """The state of a running chat. Commands change `settings` and `session`; `last` is the last answer."""
 
     model: ChatModel
     session: Session
@@ -41,7 +41,8 @@ class Repl:
     _said: LocalqwenError | None = field(default=None, init=False)
 
     def run(self) -> int:
-        """Until the user leaves. Gives the exit code: from a pipe, that of the last line that failed."""
+        """Read lines until the user leaves, and return the exit code: from a pipe, that of the last line that
+        failed."""
         warned = False
         typed = ""
         while True:
@@ -63,15 +64,15 @@ class Repl:
             typed, self.keys.typed = self.keys.typed, ""
 
     def _read_ahead(self) -> Iterator[None]:
-        """While the user reads and types: the template drops the last answer's thinking, so its text would have to be
-        read again when the next question is there."""
+        """Prefill the history ahead while the user reads and types. The template drops the last answer's thinking, so
+        its text would otherwise be computed again with the next question."""
         conversation = self.session.conversation
         *before, answer = conversation.messages or (None,)
         if not (self.prepare and self.reader.interactive and answer and answer.role == "assistant"):
             return
         try:
             yield from self.model.read_ahead(self.settings.request(before, system=conversation.system), answer)
-        except LocalqwenError:  # the next question meets it again, and says so
+        except LocalqwenError:  # the next question meets the same error, and shows it
             return
 
     @property
@@ -79,7 +80,7 @@ class Repl:
         return self.last is not None and self.last.finished is None
 
     def turn(self, line: str) -> bool:
-        """One line; false when it says goodbye. Errors are shown and the conversation goes on."""
+        """Handle one line; return False if it leaves. Errors are shown, and the conversation continues."""
         try:
             return self._handle(line)
         except LocalqwenError as error:
@@ -106,10 +107,10 @@ class Repl:
         self._said = failure
 
     def ask(self, text: str) -> None:
-        """A question that fails leaves no trace in the history."""
+        """Answer a question. A question that fails leaves no trace in the history."""
         if any("\ud800" <= character <= "\udfff" for character in text):
             raise UsageError("the message is not UTF-8 text", "use a terminal that writes UTF-8")
-        if self.session.conversation.unanswered:  # stopped before anything came, or its chat was killed
+        if self.session.conversation.unanswered:  # stopped before any text, or the chat was killed
             self.session.undo()
         self.session.add(Message("user", text))
         try:
@@ -119,10 +120,10 @@ class Repl:
             raise
 
     def ask_again(self) -> None:
-        """The last question once more; its old answer stays where no new one comes."""
+        """Answer the last question again; its old answer stays if no new one comes."""
         old = self.session.retry()
         if old is None:
-            raise UsageError("there is no question to repeat", "type one")
+            raise UsageError("there is no question to repeat", "type a question")
         try:
             self._answer()
         finally:
@@ -131,14 +132,15 @@ class Repl:
                     self.session.add(message)
 
     def request(self) -> Request:
-        """What would be asked now. A switch in the question itself goes before the one set with /think or a flag."""
+        """Return the request of the next answer. A switch in the question itself wins over one that /think or a flag
+        set."""
         conversation = self.session.conversation
         question = conversation.messages[-1:]
         settings = self.settings if soft_switch(question) is None else replace(self.settings, think=None)
         return settings.request(conversation.messages, system=conversation.system)
 
     def change(self, **values: Any) -> None:
-        """Set settings, in the log too."""
+        """Change settings, and log the change."""
         self.settings = replace(self.settings, **values)
         self.session.set_settings(values)
 
@@ -165,7 +167,7 @@ class Repl:
         if came.finished or not came.empty:
             self.session.add(came.message(), stopped=stopped)
         if stopped:
-            self.printer.note("(stopped)" if not came.empty else "(stopped before anything came; /retry asks again)")
+            self.printer.note("(stopped)" if not came.empty else "(stopped before any text; /retry asks again)")
         if came.cut:
             self.printer.aside.line(f"warning: {LENGTH_WARNING.replace('--max-tokens', '/set max_tokens N')}")
         if self.settings.stats:
@@ -173,6 +175,7 @@ class Repl:
 
 
 def _is_question(line: str) -> bool:
-    """`/no_think How are you?` is a question with a switch in it; `/no_think` alone is a command."""
+    """Return whether a line is a question: `/no_think How are you?` has a switch in it; `/no_think` alone is a
+    command."""
     word, _, rest = line.partition(" ")
     return word in ("/think", "/no_think") and bool(rest.strip())
