@@ -34,7 +34,7 @@ import convert  # noqa: E402
 from convert.gguf.quants import QUANTIZATIONS  # noqa: E402
 
 VECTORS = ROOT / "tests" / "vectors" / "conversions.json"
-CONVERTED, QUANTISED = ("bf16", "f16"), ("q8_0", "q4_0", "q4_k_m", "q6_k")
+CONVERTED, QUANTIZED = ("bf16", "f16"), ("q8_0", "q4_0", "q4_k_m", "q6_k")
 #: Known differences that no loader reads: what llama.cpp's converter guesses without a model card.
 IGNORED = ("GGUF.", "general.name", "general.basename", "general.size_label", "general.finetune", "general.version")
 #: What the loader assumes if the key is missing (llama-vocab.cpp); the converter may write it anyway.
@@ -62,11 +62,11 @@ def checkpoints(folder: Path) -> Iterator[tuple[str, Path]]:
 
 def theirs(vendor: Path, source: Path, folder: Path) -> dict[str, Path]:
     """Return the files that llama.cpp writes from the checkpoint, by quantization."""
-    made = {quant: folder / f"theirs-{quant}.gguf" for quant in (*CONVERTED, *QUANTISED)}
+    made = {quant: folder / f"theirs-{quant}.gguf" for quant in (*CONVERTED, *QUANTIZED)}
     for quant in CONVERTED:
         command = [sys.executable, "-c", CONVERTER, str(vendor), str(source), quant, str(made[quant])]
         subprocess.run(command, check=True, capture_output=True)
-    for quant in QUANTISED:
+    for quant in QUANTIZED:
         quantize(made["bf16"], made[quant], QUANTIZATIONS[quant].file_type)
     return made
 

@@ -33,7 +33,7 @@ from pathlib import Path
 import convert
 convert.convert(Path(sys.argv[1]), Path(sys.argv[2]), quant=sys.argv[3], threads=2, force=True)
 """
-QUANTISER = """
+QUANTIZER = """
 import sys
 sys.path.insert(0, sys.argv[1])
 from convert_against_llama import quantize
@@ -117,7 +117,7 @@ def commands(source: Path, folder: Path, llama: Path | None) -> dict[str, list[s
         base = str(folder / "theirs.gguf")
         result["llama.cpp's converter, bf16"] = [*python, CONVERTER, str(llama), str(source), "bf16", base]
         result["llama.cpp's quantizer, Q4_K_M"] = [
-            *python, QUANTISER, str(Path(__file__).parent), base, str(folder / "q4.gguf"),
+            *python, QUANTIZER, str(Path(__file__).parent), base, str(folder / "q4.gguf"),
         ]  # fmt: skip
     return result
 

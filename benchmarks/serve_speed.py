@@ -122,8 +122,8 @@ def throughput(url: str, clients: int, first: int, size: tuple[int, int]) -> flo
     words, tokens = size
     began = time.perf_counter()
     with ThreadPoolExecutor(clients) as pool:
-        asked = range(first, first + clients)
-        answers = list(pool.map(lambda number: ask(url, question(number, words), tokens), asked))
+        numbers = range(first, first + clients)
+        answers = list(pool.map(lambda number: ask(url, question(number, words), tokens), numbers))
     seconds = time.perf_counter() - began
     return sum(answer["usage"]["completion_tokens"] for answer in answers) / seconds
 

@@ -140,8 +140,8 @@ def main() -> None:
     ends, part = time.monotonic() + 60 * arguments.minutes, arguments.requests // 10
     for tenth in range(10):
         numbers = Numbers(range(tenth * part, (tenth + 1) * part))
-        asked = (url, arguments.model, numbers, outcomes)
-        threads = [threading.Thread(target=client, args=asked) for _ in range(CLIENTS)]
+        shared = (url, arguments.model, numbers, outcomes)
+        threads = [threading.Thread(target=client, args=shared) for _ in range(CLIENTS)]
         for thread in threads:
             thread.start()
         for thread in threads:
