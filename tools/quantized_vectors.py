@@ -98,7 +98,7 @@ def fp8() -> dict[str, Tensors]:
 
 
 def main() -> None:
-    """Write tests/vectors/quantised.safetensors."""
+    """Write tests/vectors/quantized.safetensors."""
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("autoawq", type=Path)
     arguments.add_argument("auto_gptq", type=Path)
