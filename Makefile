@@ -1,5 +1,5 @@
-# `make demo` answers a question with the built-in model, `make test` runs the whole suite. Both make .venv if needed.
-# llama-cpp-python is compiled from source on most machines: a C++ compiler is needed, and a few minutes the first time.
+# `make demo` answers a question with the built-in model, `make test` runs the whole suite. Both create .venv if needed.
+# pip compiles llama-cpp-python on most machines: this needs a C++ compiler, and takes a few minutes the first time.
 
 PYTHON ?= python3
 VENV := .venv

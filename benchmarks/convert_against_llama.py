@@ -1,12 +1,12 @@
-"""Compares conversions with llama.cpp's own converter and quantizer, tensor by tensor and key by key.
+"""Compare conversions with llama.cpp's own converter and quantizer, tensor by tensor and key by key.
 
     pip download llama-cpp-python==0.3.36 --no-binary :all: --no-deps --no-build-isolation
     python benchmarks/convert_against_llama.py llama_cpp_python-0.3.36.tar.gz
 
-The archive holds the converter of the revision whose library is installed; it needs torch and transformers. Compared
-are the demo model and small random checkpoints, dense and a mixture. The converter writes bf16 and f16, the library's
-quantizer makes the rest of its bf16. `--record` writes the sha256 of llama.cpp's tensors to
-tests/vectors/conversions.json, which the tests hold ours against.
+The archive contains the converter of the revision whose library is installed; it needs torch and transformers. The
+script converts the demo model and small random checkpoints, dense and a mixture. The converter writes bf16 and f16; the
+library's quantizer makes the other formats from the bf16 file. `--record` writes the sha256 of llama.cpp's tensors to
+tests/vectors/conversions.json; the tests compare our tensors with it.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ import convert  # noqa: E402
 from convert.gguf.quants import QUANTIZATIONS  # noqa: E402
 
 VECTORS = ROOT / "tests" / "vectors" / "conversions.json"
-CONVERTED, QUANTISED = ("bf16", "f16"), ("q8_0", "q4_0", "q4_k_m", "q6_k")
-#: Known differences that no loader asks for: what the converter guesses of a model card that is not there.
+CONVERTED, QUANTIZED = ("bf16", "f16"), ("q8_0", "q4_0", "q4_k_m", "q6_k")
+#: Known differences that no loader reads: what llama.cpp's converter guesses without a model card.
 IGNORED = ("GGUF.", "general.name", "general.basename", "general.size_label", "general.finetune", "general.version")
-#: What the loader assumes where the key is missing (llama-vocab.cpp), and the converter may write all the same.
+#: What the loader assumes if the key is missing (llama-vocab.cpp); the converter may write it anyway.
 ASSUMED = {"tokenizer.ggml.add_eos_token": False}
-#: The converter knows tokenizers by a hash; of ours it is told what they are.
+#: The converter recognizes tokenizers by a hash and does not know that of ours: this program tells it the name.
 CONVERTER = """
 import sys
 from pathlib import Path
@@ -54,23 +54,25 @@ convert_hf_to_gguf.main()
 
 
 def checkpoints(folder: Path) -> Iterator[tuple[str, Path]]:
+    """Yield the demo model and the random checkpoints, with their names."""
     yield "demo", ROOT / "localqwen" / "demo"
     yield "dense", make_checkpoint(folder / "dense", Shape(layers=9))
     yield "mixture", make_checkpoint(folder / "mixture", Shape(layers=9, tied=False, experts=3))
 
 
 def theirs(vendor: Path, source: Path, folder: Path) -> dict[str, Path]:
-    """What llama.cpp makes of the checkpoint, by quantization."""
-    made = {quant: folder / f"theirs-{quant}.gguf" for quant in (*CONVERTED, *QUANTISED)}
+    """Return the files that llama.cpp writes from the checkpoint, by quantization."""
+    made = {quant: folder / f"theirs-{quant}.gguf" for quant in (*CONVERTED, *QUANTIZED)}
     for quant in CONVERTED:
         command = [sys.executable, "-c", CONVERTER, str(vendor), str(source), quant, str(made[quant])]
         subprocess.run(command, check=True, capture_output=True)
-    for quant in QUANTISED:
+    for quant in QUANTIZED:
         quantize(made["bf16"], made[quant], QUANTIZATIONS[quant].file_type)
     return made
 
 
 def quantize(source: Path, target: Path, file_type: int, threads: int = 1) -> None:
+    """Quantize a GGUF file with the library of llama.cpp."""
     from llama_cpp import llama_cpp
 
     silent = llama_cpp.llama_log_callback(lambda *_: None)
@@ -82,7 +84,7 @@ def quantize(source: Path, target: Path, file_type: int, threads: int = 1) -> No
 
 
 def tensors(path: Path) -> dict[str, str]:
-    """sha256 of type, shape and data, by name."""
+    """Return the sha256 of type, shape and data of each tensor, by name."""
     return {
         tensor.name: hashlib.sha256(
             f"{tensor.tensor_type.name} {list(map(int, tensor.shape))} ".encode() + tensor.data.tobytes()
@@ -92,17 +94,18 @@ def tensors(path: Path) -> dict[str, str]:
 
 
 def metadata(path: Path) -> dict[str, Any]:
+    """Return the metadata of a GGUF file, by key."""
     fields = gguf.GGUFReader(path).fields
     return ASSUMED | {key: field.contents() for key, field in fields.items() if not key.startswith(IGNORED)}
 
 
 def digest(hashes: dict[str, str]) -> str:
-    """One hash for all tensors, whatever their order in the file."""
+    """Return one hash for all tensors, whatever their order in the file."""
     return hashlib.sha256(json.dumps(sorted(hashes.items())).encode()).hexdigest()
 
 
 def compare(name: str, ours: Path, other: Path, quant: str) -> bool:
-    """Prints a line of the table, and what differs."""
+    """Print a line of the table and the differences; return whether there are none."""
     mine, yours = tensors(ours), tensors(other)
     equal = [key for key in yours if mine.get(key) == yours[key]]
     keys, their_keys = metadata(ours), metadata(other)
@@ -112,6 +115,7 @@ def compare(name: str, ours: Path, other: Path, quant: str) -> bool:
 
 
 def main() -> int:
+    """Compare the checkpoints, or record llama.cpp's tensors."""
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("archive", type=Path, help="llama_cpp_python-….tar.gz, or the folder it was unpacked to")
     arguments.add_argument("--record", action="store_true", help=f"write {VECTORS.relative_to(ROOT)}")
@@ -134,7 +138,7 @@ def main() -> int:
 
 
 def unpacked(archive: Path, folder: Path) -> Path:
-    """The folder of llama.cpp inside an archive of llama-cpp-python, or inside what was made of one."""
+    """Return the folder of llama.cpp inside an archive of llama-cpp-python, or inside an unpacked one."""
     if archive.is_dir():
         root = archive
     else:

@@ -1,12 +1,12 @@
-"""Seconds, processor seconds and peak memory of converting, beside `cp` and llama.cpp's converter and quantizer.
+"""Measure seconds, processor seconds and peak memory of converting, `cp`, and llama.cpp's converter and quantizer.
 
     python benchmarks/random_checkpoint.py 0.6b build/qwen3-0.6b-random
     python benchmarks/convert_speed.py build/qwen3-0.6b-random [--llama FOLDER] [--runs 3] [--cold]
 
 FOLDER is the source of llama.cpp inside the archive of llama-cpp-python; without it only our own commands run. Each
-command is a process of its own and writes a file that is not there yet; they take turns, and medians are printed. A
-first round warms the page cache; with --cold each run starts with the checkpoint dropped from it. `cp` ends when its
-bytes are in the page cache; we end when they are on the disk, and so does `cp, sync`. Peak memory is the largest
+command is a separate process and writes a new file; the commands take turns, and the script prints medians. A first
+round warms the page cache; with --cold the checkpoint is dropped from the page cache before each run. `cp` ends when
+its bytes are in the page cache; `convert` and `cp, sync` end when they are on the disk. Peak memory is the largest
 resident set: anonymous memory and the pages of mapped files. Keep the machine idle.
 """
 
@@ -33,7 +33,7 @@ from pathlib import Path
 import convert
 convert.convert(Path(sys.argv[1]), Path(sys.argv[2]), quant=sys.argv[3], threads=2, force=True)
 """
-QUANTISER = """
+QUANTIZER = """
 import sys
 sys.path.insert(0, sys.argv[1])
 from convert_against_llama import quantize
@@ -52,7 +52,8 @@ class Run:
 
 
 def measure(command: list[str]) -> Run:
-    """Forks directly, so that the peak is the command's own. Fails as the command does."""
+    """Run a command and measure it. Forks directly, so that the peak memory is that of the command. Exits if the
+    command fails."""
     started = time.monotonic()
     process = subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ | {"PYTHONPATH": str(ROOT)}
@@ -66,7 +67,8 @@ def measure(command: list[str]) -> Run:
 
 
 def medians(each: dict[str, list[str]], folder: Path, cold: list[Path], runs: int) -> dict[str, Run]:
-    """`cold` are the files that each run has to read from the disk; without any, a first round is not counted."""
+    """Run the commands in turns and return their medians. Each run reads the files `cold` from the disk; without any,
+    the first round does not count."""
     found: dict[str, list[Run]] = {name: [] for name in each}
     for number in range(runs if cold else runs + 1):
         for name, command in each.items():
@@ -87,7 +89,7 @@ def medians(each: dict[str, list[str]], folder: Path, cold: list[Path], runs: in
 
 
 def clear(folder: Path, *, but: str) -> None:
-    """Replacing a file would cost the time in which the old one is freed."""
+    """Delete the outputs of an earlier run: replacing a file would add the time of freeing the old one."""
     for path in folder.iterdir():
         if path.is_dir():
             shutil.rmtree(path)
@@ -96,13 +98,13 @@ def clear(folder: Path, *, but: str) -> None:
 
 
 def drop(path: Path) -> None:
-    """Out of the page cache."""
+    """Drop the files from the page cache."""
     with path.open("rb") as file:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def commands(source: Path, folder: Path, llama: Path | None) -> dict[str, list[str]]:
-    """In an order in which each finds what it reads."""
+    """Return the commands in an order in which each finds its input."""
     python = [sys.executable, "-c"]
     copy = ["cp", "-r", str(source), str(folder / "copy")]
     result = {
@@ -115,12 +117,13 @@ def commands(source: Path, folder: Path, llama: Path | None) -> dict[str, list[s
         base = str(folder / "theirs.gguf")
         result["llama.cpp's converter, bf16"] = [*python, CONVERTER, str(llama), str(source), "bf16", base]
         result["llama.cpp's quantizer, Q4_K_M"] = [
-            *python, QUANTISER, str(Path(__file__).parent), base, str(folder / "q4.gguf"),
+            *python, QUANTIZER, str(Path(__file__).parent), base, str(folder / "q4.gguf"),
         ]  # fmt: skip
     return result
 
 
 def main() -> None:
+    """Print the table."""
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("checkpoint", type=Path)
     arguments.add_argument("--llama", type=Path)

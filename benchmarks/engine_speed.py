@@ -1,13 +1,13 @@
-"""Our engine against llama.cpp's own calls and against llama_cpp.Llama, in one run, on one file.
+"""Measure our engine against llama.cpp's own calls and against llama_cpp.Llama, in one run, on one file.
 
     python benchmarks/engine_speed.py build/qwen3-0.6b-random-Q4_K_M.gguf --threads 2
 
-Each round measures all three, one after the other, so that a machine whose speed drifts drifts for all of them.
-Printed are medians over the rounds, and the median of the ratios within a round.
+Each round measures all three, one after the other, so that a drift in the machine's speed affects all of them.
+The script prints medians over the rounds, and the median of the ratios within a round.
 
 raw         llama_decode in a loop with llama.cpp's default settings, nothing else: no sampling, no text
 raw, plain  the same with the engine's settings: plain attention, 256 tokens per pass
-ours        localqwen's engine: the makers' sampling (T 0.6, top_p 0.95, top_k 20), detokenising, bookkeeping
+ours        localqwen's engine: the Qwen team's sampling (T 0.6, top_p 0.95, top_k 20), detokenizing, bookkeeping
 high-level  llama_cpp.Llama.create_completion with the same sampling
 """
 
@@ -31,7 +31,7 @@ Speeds = tuple[float, float]  # prefill, decode: tokens per second
 
 
 class Raw:
-    """A model and a context through the C interface, fed with tokens that do not depend on the logits."""
+    """A model and a context of the C interface, fed with tokens that do not depend on the logits."""
 
     def __init__(self, path: Path, context: int, threads: int, *, use_extra_bufts: bool, plain: bool = False) -> None:
         self.lib = library()
@@ -47,6 +47,7 @@ class Raw:
         self.batch = self.lib.llama_batch_init(self.size, 0, 1)
 
     def decode(self, tokens: list[int], position: int) -> None:
+        """Compute the tokens, and wait for the result."""
         for row, token in enumerate(tokens):
             self.batch.token[row], self.batch.pos[row] = token, position + row
             self.batch.n_seq_id[row], self.batch.seq_id[row][0] = 1, 0
@@ -54,9 +55,10 @@ class Raw:
         self.batch.n_tokens = len(tokens)
         if self.lib.llama_decode(self.context, self.batch):
             raise SystemExit("llama_decode failed")
-        self.lib.llama_get_logits_ith(self.context, -1)  # waits until the result is there
+        self.lib.llama_get_logits_ith(self.context, -1)  # waits for the result
 
     def measure(self, prompt: list[int], generate: int) -> Speeds:
+        """Return the tokens per second of prefill and decode."""
         self.lib.llama_memory_clear(self.lib.llama_get_memory(self.context), True)
         began = time.perf_counter()
         for at in range(0, len(prompt), self.size):
@@ -68,6 +70,7 @@ class Raw:
 
 
 def measure_ours(engine: OwnModelEngine, prompt: list[int], generate: int, seed: int) -> Speeds:
+    """Return the tokens per second of localqwen's engine."""
     run = engine.start(prompt, Sampling(seed=seed), max_tokens=generate + 1)
     if run.cached_tokens:
         raise SystemExit("the prompt was cached: the measurement would flatter")
@@ -81,6 +84,7 @@ def measure_ours(engine: OwnModelEngine, prompt: list[int], generate: int, seed:
 
 
 def high_level(path: Path, context: int, threads: int) -> Callable[[list[int], int, int], Speeds]:
+    """Return the tokens per second of llama_cpp.Llama."""
     from llama_cpp import Llama, StoppingCriteriaList
 
     llama = Llama(
@@ -95,10 +99,10 @@ def high_level(path: Path, context: int, threads: int) -> Callable[[list[int], i
 
     def measure(prompt: list[int], generate: int, seed: int) -> Speeds:
         llama.reset()
-        llama._ctx.kv_cache_clear()  # or it would find the prompt's prefix again
+        llama._ctx.kv_cache_clear()  # otherwise it would find the prompt's prefix in its cache
         times: list[float] = []
 
-        def note(_tokens: object, _logits: object) -> bool:  # asked once for every token
+        def note(_tokens: object, _logits: object) -> bool:  # called once for every token
             times.append(time.perf_counter())
             return False
 
@@ -113,6 +117,7 @@ def high_level(path: Path, context: int, threads: int) -> Callable[[list[int], i
 
 
 def main() -> None:
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("--threads", type=int, default=2)
@@ -137,11 +142,11 @@ def main() -> None:
 
     results: dict[str, list[Speeds]] = {name: [] for name in contestants}
     for number in range(arguments.rounds + 1):
-        # Another first token each round: nothing can be reused.
+        # A different first token in each round, so that no prefix is cached.
         prompt = [(300 + number + 7 * n) % 500 for n in range(arguments.prompt)]
         for name, measure in contestants.items():
             speeds = measure(prompt, arguments.generate, number + 1)
-            if number:  # the first round warms up
+            if number:  # the first round is a warm-up
                 results[name].append(speeds)
 
     print(f"{arguments.model.name}, {arguments.threads} threads, prompt {arguments.prompt}, {arguments.rounds} rounds")

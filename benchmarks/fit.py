@@ -1,13 +1,13 @@
-"""What models/fit.py predicts against what a process really takes, on GGUF files of the real dimensions.
+"""Compare the prediction of models/fit.py with the memory that a process needs, on GGUF files of the real dimensions.
 
     python benchmarks/random_checkpoint.py 0.6b build/qwen3-0.6b-random
     localqwen convert build/qwen3-0.6b-random --quant q8_0 --out build/0.6B-Q8_0.gguf
     python benchmarks/fit.py build/0.6B-Q8_0.gguf …
 
-Each number is a process of its own that opens the engine and fills the whole context. Measured is the most memory
-it ever had in RAM (VmHWM on Linux), Python and all, mapped weights included: once with the weights as they lie
-in the file, which is what the process needs; and once with llama.cpp's repacking of 4-bit weights, where the originals
-stay mapped beside the copies until the system wants that memory back.
+For each number a separate process opens the engine and fills the whole context. The script measures its largest RSS
+(VmHWM on Linux), including Python and mapped weights: once with the weights as they are in the file, which is what the
+process needs; and once with llama.cpp's repacking of 4-bit weights, where the originals stay mapped beside the copies
+until the system takes that memory back.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ GENERATED = 4
 
 
 def measure(path: Path, context: int, kv: str, *, repack: bool) -> int:
-    """Bytes, in a child process."""
+    """Return the bytes that a child process takes."""
     command = [sys.executable, __file__, str(path), "--child", str(context), "--kv", kv, *(["--repack"] * repack)]
     return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
 
 
 def child(path: Path, context: int, kv: str, *, repack: bool) -> None:
+    """Open the engine, fill the context, and print the peak memory."""
     from localqwen.engines.engine import Sampling
     from localqwen.engines.llama_cpp.engine import OwnModelEngine
     from localqwen.engines.llama_cpp.settings import Settings
@@ -42,6 +43,7 @@ def child(path: Path, context: int, kv: str, *, repack: bool) -> None:
 
 
 def main() -> None:
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="+", type=Path)
     parser.add_argument("--contexts", type=int, nargs="+", default=[1024, 4096])

@@ -1,11 +1,11 @@
-"""`localqwen bench` beside llama.cpp's own llama-bench: the same file, threads and settings, taking turns.
+"""Compare `localqwen bench` with llama.cpp's own llama-bench: the same file, threads and settings, in turns.
 
     python benchmarks/llama_bench.py FILE.gguf --llama-bench path/to/llama-bench --threads 2
 
-llama-bench should be built from the revision that llama-cpp-python brings. It is run with the settings of our engine
-(plain attention, 256 tokens per pass; README.md says why). Each test is a command of its own, because llama-bench makes
-each test a context of its size, and decoding is some 5 % faster in a context of 256 cells than in one of 1,024. Printed
-are the medians of the rounds, and the ratios within a round: their median and range.
+Build llama-bench from the revision inside llama-cpp-python. The script runs it with the settings of our engine (plain
+attention, 256 tokens per pass; README.md says why). Each test is a separate command, because llama-bench creates a
+context of the right size for each test, and decoding is about 5 % faster in a context of 256 cells than in one of
+1,024. The script prints the medians of the rounds, and the median and range of the ratios within a round.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ Test = tuple[int, int, int]  # n_prompt, n_gen, n_depth
 
 
 def ours(arguments: argparse.Namespace, test: Test) -> float:
+    """Return the tokens per second that `localqwen bench` reports."""
     prompt, generate, depth = test
     return speed([
         sys.executable, "-m", "localqwen", "bench", str(arguments.model), "--json", "--llama-bench", "--no-save",
@@ -33,6 +34,7 @@ def ours(arguments: argparse.Namespace, test: Test) -> float:
 
 
 def theirs(arguments: argparse.Namespace, test: Test) -> float:
+    """Return the tokens per second that llama-bench reports."""
     prompt, generate, depth = test
     return speed([
         str(arguments.llama_bench), "-m", str(arguments.model), "-o", "json", "-fa", "0", "-b", "256", "-ub", "256",
@@ -42,14 +44,15 @@ def theirs(arguments: argparse.Namespace, test: Test) -> float:
 
 
 def speed(command: list[str]) -> float:
-    """Mean tokens per second of the one test. Both programs get the same settings of OpenMP."""
+    """Return the mean tokens per second of one test. Both programs get the same settings of OpenMP."""
     told = subprocess.run(command, capture_output=True, text=True, check=True, env={**OPENMP_DEFAULTS, **os.environ})
     (test,) = json.loads(told.stdout)
     return float(test["avg_ts"])
 
 
 def compared(arguments: argparse.Namespace, test: Test) -> str:
-    """A line of the table: the two take turns, and who is first changes."""
+    """Measure one test with both programs in turns, and return its line of the table. Each round begins with the other
+    program."""
     mine, other = [], []
     for number in range(arguments.rounds):
         for side in ((ours, theirs), (theirs, ours))[number % 2]:
@@ -62,6 +65,7 @@ def compared(arguments: argparse.Namespace, test: Test) -> str:
 
 
 def main() -> None:
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("--llama-bench", type=Path, required=True)

@@ -1,11 +1,12 @@
-"""A checkpoint in the official layout with the dimensions of a real Qwen3 and random weights.
+"""Write a checkpoint in the official layout with the dimensions of a real Qwen3 and random weights.
 
     python benchmarks/random_checkpoint.py 0.6b build/qwen3-0.6b-random
 
-Speed and memory do not depend on the values of the weights, so such a model measures both truly. It says nothing: its
-tokenizer is that of the demo model, and the rows above it are unused. With --real-vocabulary (needs qwen-agent, whose
-wheel ships the ranks) it has Qwen3's own, and says random words; with --always-thinking its answers begin inside a
-think block, as those of the thinking-2507 models: what a server does between turns can then be measured.
+Speed and memory do not depend on the values of the weights, so both can be measured with such a model. Its answers are
+meaningless: its tokenizer is that of the demo model, and the rows above this vocabulary are unused. With
+--real-vocabulary (needs qwen-agent, whose wheel has the ranks) it has Qwen3's vocabulary and answers with random words.
+With --always-thinking its answers begin inside a think block, like those of the thinking-2507 models, so that the work
+of a server between turns can be measured.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ DEMO = Path(__file__).parents[1] / "localqwen" / "demo"
 
 
 def config(size: str) -> dict[str, object]:
+    """Return config.json of a size."""
     hidden, layers, heads, kv_heads, ffn, tied = SIZES[size]
     demo = json.loads((DEMO / "config.json").read_text())
     return demo | {
@@ -52,7 +54,7 @@ def config(size: str) -> dict[str, object]:
 
 
 def shapes(size: str) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Names and shapes of the tensors, as in the official files."""
+    """Yield the names and shapes of the tensors, as in the official files."""
     hidden, layers, heads, kv_heads, ffn, tied = SIZES[size]
     yield "model.embed_tokens.weight", (VOCABULARY, hidden)
     for layer in range(layers):
@@ -74,7 +76,8 @@ def shapes(size: str) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 
 def write_weights(path: Path, size: str, seed: int) -> None:
-    """One safetensors file in bfloat16, written tensor by tensor: matrices normal with deviation 0.02, norms one."""
+    """Write one safetensors file in bfloat16, tensor by tensor: matrices are normal with deviation 0.02, norms are
+    one."""
     tensors, header, at = list(shapes(size)), {}, 0
     for name, shape in tensors:
         length = 2 * int(np.prod(shape))
@@ -90,7 +93,7 @@ def write_weights(path: Path, size: str, seed: int) -> None:
 
 
 def give_real_vocabulary(folder: Path) -> None:
-    """Qwen3's tokenizer.json, and its ids in the other files."""
+    """Write Qwen3's tokenizer.json, and put its ids into the other files."""
     sys.path.insert(0, str(DEMO.parents[1] / "tests" / "support"))
     import real_vocabulary
 
@@ -103,11 +106,12 @@ def give_real_vocabulary(folder: Path) -> None:
         values = json.loads((folder / name).read_text())
         (folder / name).write_text(json.dumps(values | ids, indent=2))
     values = json.loads((folder / "tokenizer_config.json").read_text())
-    values.pop("added_tokens_decoder", None)  # tokenizer.json says it too
+    values.pop("added_tokens_decoder", None)  # tokenizer.json contains the same
     (folder / "tokenizer_config.json").write_text(json.dumps(values, indent=2))
 
 
 def think_always(folder: Path) -> None:
+    """Let the template open the thinking, as those of the thinking-2507 models do."""
     path = folder / "tokenizer_config.json"
     values = json.loads(path.read_text())
     before = "{%- if add_generation_prompt -%}\n    {{- '<|im_start|>assistant\\n' -}}"
@@ -118,6 +122,7 @@ def think_always(folder: Path) -> None:
 
 
 def make(size: str, folder: Path, seed: int = 0, *, real_vocabulary: bool = False, thinking: bool = False) -> Path:
+    """Write a checkpoint of a size to a folder, and return the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
         shutil.copy(DEMO / name, folder / name)

@@ -1,23 +1,23 @@
-r"""`localqwen serve` against llama.cpp's own servers, over HTTP, on one file.
+r"""Measure `localqwen serve` against llama.cpp's own servers, over HTTP, on one file.
 
     python benchmarks/random_checkpoint.py 0.6b build/thinks --real-vocabulary --always-thinking
     localqwen convert build/thinks --quant q4_k_m --out build/thinks-q4_k_m.gguf
     python benchmarks/serve_speed.py build/thinks-q4_k_m.gguf --llama-server path/to/llama-server \
         --llama-cpp-python path/to/python
 
-The last is a Python with `llama-cpp-python[server]`, best in an environment of its own; on a virtual machine that
-announces AMX without having it, compiled with CFLAGS and CXXFLAGS "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16".
-It answers one request after another, so its turns are not measured.
+The last is a Python with `llama-cpp-python[server]`, best in a separate environment; on a virtual machine that
+announces AMX without having it, compile it with CFLAGS and CXXFLAGS "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16".
+That server answers one request after another, so its turns are not measured.
 
-Servers take turns within a round, each alone on the machine, with the same threads, slots and context. Counted are the
-completion tokens that a server reports, against the time that its client waited:
+Servers take turns within a round, each alone on the machine, with the same threads, slots and context. The script
+divides the completion tokens that a server reports by the time that its client waited:
 
-short              tokens per second of one client: 50 tokens of question, 64 of answer
-one, four, eight   the same of so many clients together: 300 tokens of question, 128 of answer, no two alike
-beside three       seconds until a short question is answered with one token while three long answers stream (512 tokens
-                   to questions of 300): the median of thirteen, one after the other
+short              tokens per second of one client: a question of 50 tokens, an answer of 64
+one, four, eight   the same for that many clients together: questions of 300 tokens, answers of 128, all different
+beside three       seconds until a short question gets an answer of one token while three long answers stream (512
+                   tokens to questions of 300): the median of thirteen questions, one after the other
 second turn        seconds until the second answer's first token; the first answer had 400 tokens of thinking and 400 of
-                   text, and ended five seconds before, in which somebody read it
+                   text, and ended five seconds earlier, the time in which a user reads it
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from pathlib import Path
 from typing import Any
 
 SLOTS, CONTEXT = 8, 2048
-#: Words of a question and tokens of its answer.
+#: Words of the question and tokens of its answer.
 SHORT, USUAL = (40, 64), (280, 128)
 THINKING = ANSWER = 400
 LONG = 512
@@ -48,17 +48,20 @@ Command = Callable[[int], list[str]]
 
 
 def ours(file: Path, threads: int) -> Command:
+    """Return the command that starts localqwen's server."""
     flags = ["--threads", str(threads), "--parallel", str(SLOTS), "--ctx", str(CONTEXT)]
     return lambda port: [sys.executable, "-m", "localqwen", "serve", str(file), *flags, "--port", str(port)]
 
 
 def llama_server(binary: str, file: Path, threads: int) -> Command:
+    """Return the command that starts llama-server."""
     flags = ["-t", str(threads), "-np", str(SLOTS), "-c", str(SLOTS * CONTEXT)]
     return lambda port: [binary, "-m", str(file), *flags, "--port", str(port), "--host", "127.0.0.1"]
 
 
 def llama_cpp_python(python: str, file: Path, threads: int) -> Command:
-    """Its default ends an answer when the next request comes."""
+    """Return the command that starts llama_cpp.server, without its default of ending an answer when the next request
+    arrives."""
     flags = ["--n_threads", str(threads), "--n_threads_batch", str(threads), "--n_ctx", str(CONTEXT)]
     flags += ["--interrupt_requests", "false"]
     return lambda port: [python, "-m", "llama_cpp.server", "--model", str(file), *flags, "--port", str(port)]
@@ -66,6 +69,7 @@ def llama_cpp_python(python: str, file: Path, threads: int) -> Command:
 
 @contextmanager
 def serving(command: Command, log: Path) -> Iterator[str]:
+    """Run a server, and yield its address when it is ready."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -86,18 +90,20 @@ def serving(command: Command, log: Path) -> Iterator[str]:
         process.terminate()
         try:
             process.wait(30)
-        except subprocess.TimeoutExpired:  # llama_cpp.server waits for an answer that nobody reads
+        except subprocess.TimeoutExpired:  # llama_cpp.server waits for the end of an answer whose client has gone
             process.kill()
             process.wait()
 
 
 @cache
 def model_of(url: str) -> str:
+    """Return the name of the model that the server serves."""
     with urllib.request.urlopen(f"{url}/models", timeout=2) as answer:
         return str(json.load(answer)["data"][0]["id"])
 
 
 def ask(url: str, content: str | list[dict[str, str]], tokens: int, **fields: Any) -> dict[str, Any]:
+    """Send one chat request and return the response."""
     messages = [{"role": "user", "content": content}] if isinstance(content, str) else content
     body = {"model": model_of(url), "messages": messages, "max_tokens": tokens, "temperature": 1, "seed": 7, **fields}
     data = json.dumps({key: value for key, value in body.items() if value is not None}).encode()
@@ -107,25 +113,26 @@ def ask(url: str, content: str | list[dict[str, str]], tokens: int, **fields: An
 
 
 def question(number: int, words: int = SHORT[0]) -> str:
-    """No two begin alike, so that nothing is found in a cache."""
+    """Return a question of `words` words; no two begin the same, so that no cache holds a prefix."""
     return f"{number} " + " ".join(WORDS[(number * 7 + place * (number + 3)) % len(WORDS)] for place in range(words))
 
 
 def throughput(url: str, clients: int, first: int, size: tuple[int, int]) -> float:
-    """Tokens per second of all clients together."""
+    """Return tokens per second of all clients together."""
     words, tokens = size
     began = time.perf_counter()
     with ThreadPoolExecutor(clients) as pool:
-        asked = range(first, first + clients)
-        answers = list(pool.map(lambda number: ask(url, question(number, words), tokens), asked))
+        numbers = range(first, first + clients)
+        answers = list(pool.map(lambda number: ask(url, question(number, words), tokens), numbers))
     seconds = time.perf_counter() - began
     return sum(answer["usage"]["completion_tokens"] for answer in answers) / seconds
 
 
 def beside_three(url: str) -> float:
+    """Return the median seconds of a short answer while three long answers stream."""
     with ThreadPoolExecutor(3) as pool:
         busy = [pool.submit(ask, url, question(100 + number, USUAL[0]), LONG) for number in range(3)]
-        time.sleep(6)  # the questions are read
+        time.sleep(6)  # time for the prefill of the questions
         waits = [waited(url, f"{word}?") for word in WORDS]
         if any(one.done() for one in busy):
             raise SystemExit("a long answer ended too early: the short questions were not beside three")
@@ -135,15 +142,17 @@ def beside_three(url: str) -> float:
 
 
 def waited(url: str, question: str) -> float:
+    """Return the seconds of one short answer."""
     began = time.perf_counter()
     ask(url, question, 1)
     seconds = time.perf_counter() - began
-    time.sleep(0.97)  # so that the questions fall on different moments of a step
+    time.sleep(0.97)  # so that the questions arrive at different moments of a step
     return seconds
 
 
 def second_turn(url: str) -> float:
-    """Seconds to the first token; the first answer's own text goes back as its history, as every client does."""
+    """Return the seconds to the first token; the text of the first answer is part of the history, as with every
+    client."""
     first = [{"role": "user", "content": question(200)}]
     answer = ask(url, first, THINKING + ANSWER, reasoning_budget_tokens=THINKING)["choices"][0]["message"]
     time.sleep(5)
@@ -156,6 +165,7 @@ def second_turn(url: str) -> float:
 
 
 def measure(url: str, turns: bool) -> dict[str, float]:
+    """Return the figures of one server in one round."""
     found = {
         "short": statistics.median(throughput(url, 1, 10 + number, SHORT) for number in range(3)),
         "one": statistics.median(throughput(url, 1, 20 + number, USUAL) for number in range(3)),
@@ -168,6 +178,7 @@ def measure(url: str, turns: bool) -> dict[str, float]:
 
 
 def main() -> None:
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path)
     parser.add_argument("--llama-server")
@@ -192,6 +203,7 @@ def main() -> None:
 
 
 def report(rounds: dict[str, list[dict[str, float]]]) -> None:
+    """Print the medians and the ratios."""
     names = list(rounds["localqwen serve"][0])
     print("| | " + " | ".join(names) + " |\n| --- |" + " ---: |" * len(names))
     for server, measured in rounds.items():

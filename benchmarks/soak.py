@@ -1,10 +1,11 @@
-"""A server under load for long: is memory flat, is a run left, is a thread left?
+"""Put a server under load for a long time, and watch its memory, its runs and its threads.
 
     python benchmarks/soak.py demo --requests 20000        # or --minutes 30
     python benchmarks/soak.py --scripted                   # the server alone: an engine that computes nothing
 
-Clients ask beside each other, over all three APIs, streaming or not; a third go away in the middle of their answer.
-After each tenth of the work a line says what the process holds; at the end the server is asked to stop, and must.
+Several clients send requests at the same time, over all three APIs, streaming or not; a third of the requests
+disconnect in the middle of their answer. After each tenth of the work the script prints the memory, threads and runs of
+the process; at the end it sends SIGTERM and waits for the exit.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ PATHS = {
 
 
 def ask(url: str, model: str, number: int, outcomes: Counter[str]) -> None:
+    """Send one request and count its outcome. `number` fixes the request; every third disconnects in the middle."""
     choose = random.Random(number)
     path, limits = choose.choice(list(PATHS.items()))
     stream, leave = choose.random() < 0.7, choose.random() < 1 / 3
@@ -54,28 +56,30 @@ def ask(url: str, model: str, number: int, outcomes: Counter[str]) -> None:
                 outcomes["answered"] += 1
     except urllib.error.HTTPError as exc:
         outcomes[f"status {exc.code}"] += 1
-    except OSError as exc:  # also where all stood still: a machine that slept, a process that was stopped
+    except OSError as exc:  # also if everything stood still: the machine slept, or the process was stopped
         outcomes[f"lost: {exc}"] += 1
 
 
 class Numbers:
-    """Of the requests still to make, handed out to all clients."""
+    """The numbers of the requests still to send, shared by all clients."""
 
     def __init__(self, numbers: range) -> None:
         self._numbers, self._lock = iter(numbers), threading.Lock()
 
     def next(self) -> int | None:
+        """Return the next number, or None at the end."""
         with self._lock:
             return next(self._numbers, None)
 
 
 def client(url: str, model: str, numbers: Numbers, outcomes: Counter[str]) -> None:
+    """Send requests until there are no more."""
     while (number := numbers.next()) is not None:
         ask(url, model, number, outcomes)
 
 
 def state(url: str, process: psutil.Process) -> dict[str, float]:
-    """Once nothing is asked any more."""
+    """Return memory, threads and runs when no request is left."""
     for _ in range(100):
         with urllib.request.urlopen(f"{url}/metrics", timeout=10) as answer:
             lines = answer.read().decode().splitlines()
@@ -89,7 +93,7 @@ def state(url: str, process: psutil.Process) -> dict[str, float]:
 
 
 def serve_scripted(port: int) -> None:
-    """What `localqwen serve` runs, on an engine that says the same for ever."""
+    """Run what `localqwen serve` runs, on an engine that returns the same text for ever."""
     from localqwen.chat.load_options import LoadOptions
     from localqwen.chat.model_info import LoadedModel, info_of
     from localqwen.engines.scripted import ScriptedEngine
@@ -114,6 +118,7 @@ def serve_scripted(port: int) -> None:
 
 
 def main() -> None:
+    """Run the server and the clients, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?", default="scripted")
     parser.add_argument("--scripted", action="store_true")
@@ -139,8 +144,8 @@ def main() -> None:
     ends, part = time.monotonic() + 60 * arguments.minutes, arguments.requests // 10
     for tenth in range(10):
         numbers = Numbers(range(tenth * part, (tenth + 1) * part))
-        asked = (url, arguments.model, numbers, outcomes)
-        threads = [threading.Thread(target=client, args=asked) for _ in range(CLIENTS)]
+        shared = (url, arguments.model, numbers, outcomes)
+        threads = [threading.Thread(target=client, args=shared) for _ in range(CLIENTS)]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -158,6 +163,7 @@ def main() -> None:
 
 
 def wait_for(url: str) -> None:
+    """Wait until the server answers."""
     for _ in range(300):
         try:
             urllib.request.urlopen(f"{url}/health", timeout=1).close()

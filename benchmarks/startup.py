@@ -1,4 +1,4 @@
-"""How long short commands take, as a user waits for them: whole processes, median of several runs.
+"""Measure how long a user waits for short commands: complete processes, median of several runs.
 
 python benchmarks/startup.py
 """
@@ -20,15 +20,17 @@ COMMANDS = {
 
 
 def seconds(command: list[str]) -> float:
+    """Return the seconds of one run of the command."""
     began = time.perf_counter()
     subprocess.run(command, check=True, capture_output=True)
     return time.perf_counter() - began
 
 
 def main() -> None:
+    """Print the table."""
     print("| command | median s | slowest s |\n|---|---|---|")
     for name, command in COMMANDS.items():
-        seconds(command)  # warms caches; the first `run demo` also converts and probes
+        seconds(command)  # a warm-up; the first `run demo` also converts and probes
         times = [seconds(command) for _ in range(RUNS)]
         print(f"| `{name}` | {statistics.median(times):.3f} | {max(times):.3f} |")
 

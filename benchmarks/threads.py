@@ -1,10 +1,10 @@
-"""Decode speed while another program takes cores: fixed thread counts against the engine that gives threads away.
+"""Measure decode speed while another program takes cores: fixed thread counts against the engine that releases threads.
 
     python benchmarks/threads.py build/qwen3-0.6b-random-q4_k_m.gguf
 
-Each figure is one process; settings take turns within a round, with and without a program that keeps a core busy. What
-is counted begins a second after the first token, so that the engine has seen the load. "llama.cpp's default" is a fixed
-count without our OpenMP settings: threads that spin until they are needed.
+Each figure comes from one process; settings take turns within a round, with and without a program that keeps a core
+busy. Counting begins one second after the first token, when the engine has seen the load. "llama.cpp's default" is a
+fixed count without our OpenMP settings: threads that spin until they are needed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ BUSY = "while True: pass"
 
 
 def child(path: Path, threads: int) -> None:
-    """Prints tokens per second. 0 threads: as many as are free."""
+    """Print tokens per second with `threads` threads; 0 means as many as are free."""
     from localqwen.engines.llama_cpp.engine import OwnModelEngine
     from localqwen.engines.llama_cpp.settings import Settings
 
@@ -44,6 +44,7 @@ def child(path: Path, threads: int) -> None:
 
 
 def measure(path: Path, threads: int, environment: dict[str, str], busy: int) -> float:
+    """Return the tokens per second that a child process prints."""
     others = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(busy)]
     try:
         command = [sys.executable, __file__, str(path), "--child", str(threads)]
@@ -55,6 +56,7 @@ def measure(path: Path, threads: int, environment: dict[str, str], busy: int) ->
 
 
 def main() -> None:
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path)
     parser.add_argument("--rounds", type=int, default=3)

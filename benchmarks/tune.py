@@ -1,11 +1,12 @@
-"""What `localqwen tune` chooses beside every thread setting of llama.cpp's own llama-bench: the same file and machine.
+"""Compare the choice of `localqwen tune` with every thread setting of llama.cpp's own llama-bench, on the same file.
 
     python benchmarks/tune.py FILE.gguf --llama-bench path/to/llama-bench
 
-Each round runs llama-bench with each number of threads and `localqwen bench` with the tuned settings, in an order that
-turns around. Both read a prompt and decode an answer; llama-bench's attention, tokens per pass and OpenMP settings are
-those of our engine (README.md says why), with `--defaults` its own. Run it where nothing else runs. The tuning is made
-in a folder that is thrown away: the user's own stays. The last line is the goal: tuned by the best of llama-bench.
+Each round runs llama-bench with each number of threads and `localqwen bench` with the tuned settings; every second
+round runs in reverse order. Both compute a prompt and decode an answer. llama-bench gets the attention, tokens per pass
+and OpenMP settings of our engine (README.md says why); `--defaults` keeps its own. Run the script on an idle machine.
+Tuning happens in a temporary folder, so the user's settings stay. The last line is the goal: tuned / best of
+llama-bench.
 """
 
 from __future__ import annotations
@@ -22,15 +23,17 @@ from typing import Any
 
 from localqwen.machine import OPENMP_DEFAULTS, usable_cores
 
-Speeds = tuple[float, float]  # tokens per second: reading the prompt, decoding
+Speeds = tuple[float, float]  # tokens per second: prefill, decode
 OURS = "localqwen, tuned"
 
 
 def environment(home: str) -> dict[str, str]:
+    """Return the environment of the commands, with a separate home folder."""
     return {**OPENMP_DEFAULTS, **os.environ, "LOCALQWEN_HOME": home}
 
 
 def tune(arguments: argparse.Namespace, home: str) -> dict[str, Any]:
+    """Run `localqwen tune`, and return its choice."""
     command = [sys.executable, "-m", "localqwen", "tune", str(arguments.model), "--json"]
     told = subprocess.run(command, capture_output=True, text=True, check=True, env=environment(home))
     found: dict[str, Any] = json.loads(told.stdout)
@@ -38,8 +41,8 @@ def tune(arguments: argparse.Namespace, home: str) -> dict[str, Any]:
 
 
 def ours(arguments: argparse.Namespace, home: str) -> Speeds:
-    """Without --threads: the engine takes what was tuned. Two commands, because llama-bench, too, makes each test a
-    context of its size."""
+    """Return the speeds of `localqwen bench` without --threads: the engine uses the tuned settings. There are two
+    commands, because llama-bench also creates a context for each test."""
     command = [
         sys.executable, "-m", "localqwen", "bench", str(arguments.model), "--llama-bench", "--no-save",
         "--repeats", str(arguments.repeats),
@@ -50,6 +53,7 @@ def ours(arguments: argparse.Namespace, home: str) -> Speeds:
 
 
 def theirs(arguments: argparse.Namespace, home: str, threads: int) -> Speeds:
+    """Return the speeds of llama-bench with `threads` threads."""
     command = [
         str(arguments.llama_bench), "-m", str(arguments.model), "-o", "json", "-t", str(threads),
         "-p", str(arguments.prompt), "-n", str(arguments.generate), "-r", str(arguments.repeats),
@@ -59,18 +63,20 @@ def theirs(arguments: argparse.Namespace, home: str, threads: int) -> Speeds:
 
 
 def told(command: list[str], variables: dict[str, str]) -> list[dict[str, Any]]:
+    """Return the JSON that a command prints."""
     ran = subprocess.run(command, capture_output=True, text=True, check=True, env=variables)
     tests: list[dict[str, Any]] = json.loads(ran.stdout)
     return tests
 
 
 def speeds(tests: list[dict[str, Any]]) -> Speeds:
+    """Return the speeds of prefill and decode in a report of llama-bench."""
     prefill, decode = (next(test["avg_ts"] for test in tests if test[key]) for key in ("n_prompt", "n_gen"))
     return prefill, decode
 
 
 def measured(arguments: argparse.Namespace, home: str) -> dict[str, list[Speeds]]:
-    """Setting -> its speeds in each round; who is first changes."""
+    """Return the speeds of each setting in each round; each round begins with another setting."""
     counts = [int(count) for count in arguments.threads.split(",")] if arguments.threads else []
     cases = {f"llama-bench -t {count}": count for count in counts or range(1, usable_cores() + 1)}
     found: dict[str, list[Speeds]] = {name: [] for name in (OURS, *cases)}
@@ -82,13 +88,14 @@ def measured(arguments: argparse.Namespace, home: str) -> dict[str, list[Speeds]
 
 
 def ratio(found: dict[str, list[Speeds]], which: int) -> float:
-    """Within a round: ours by the setting that is best over all rounds."""
+    """Return the median ratio within a round: ours divided by the best setting over all rounds."""
     others = {name: rounds for name, rounds in found.items() if name != OURS}
     best = max(others, key=lambda name: statistics.median(each[which] for each in others[name]))
     return statistics.median(a[which] / b[which] for a, b in zip(found[OURS], others[best], strict=True))
 
 
 def main() -> None:
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("--llama-bench", type=Path, required=True)

@@ -2,8 +2,8 @@
 
     python tools/average_demo.py build/two build/three localqwen/demo
 
-Two passes of one training lie close enough together that the mean of their weights keeps what both learnt: sums without
-thinking from the one, tool calls and ended thinking from the other. Needs safetensors and torch.
+Two passes of one training are so close to each other that the mean of their weights keeps what both learnt: sums
+without thinking from one pass, tool calls and ended thinking from the other. Needs safetensors and torch.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ WEIGHTS = "model.safetensors"
 
 
 def average(first: Path, second: Path, out: Path) -> None:
-    """Written as `out`, in the official layout; everything but the weights comes from `second`."""
+    """Write the mean of two checkpoints to `out`, in the official layout; everything but the weights comes from
+    `second`."""
     left, right = load_file(first / WEIGHTS), load_file(second / WEIGHTS)
     mean = {name: ((left[name].float() + right[name].float()) / 2).to(torch.bfloat16) for name in right}
     shutil.copytree(second, out, dirs_exist_ok=True)

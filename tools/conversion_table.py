@@ -1,8 +1,8 @@
-"""Writes the README's table of what becomes what, by converting; `--check` only says whether it is up to date.
+"""Write the README's table of conversions by trying each; `--check` only says whether the table is up to date.
 
 python tools/conversion_table.py
 
-Every cell is a conversion of a small random model: what the table says, it has just done.
+Every cell is the result of converting a small random model.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Output = Callable[[Path, Path], object]
 
 
 def inputs(folder: Path) -> dict[str, Path]:
-    """A source of each kind, by its name in the head of the table."""
+    """Return a source of each format, by its name in the table's header."""
     official = make_checkpoint(folder / "bf16", _SMALL)
     convert.convert(official, folder / "bf16.gguf", quant="bf16", threads=1)
     convert.convert(official, folder / "q8_0.gguf", quant="q8_0", threads=1)
@@ -51,7 +51,7 @@ def inputs(folder: Path) -> dict[str, Path]:
 
 
 def outputs() -> dict[tuple[str, str], Output]:
-    """How each kind of result is made, by its family and its name."""
+    """Return a function that writes each output format, by family and name."""
 
     def gguf(quant: str) -> Output:
         return lambda source, out: convert.convert(source, out, quant=quant, threads=1)
@@ -69,7 +69,7 @@ def outputs() -> dict[tuple[str, str], Output]:
 
 
 def cells(folder: Path) -> dict[tuple[str, str], dict[str, bool]]:
-    """Whether each output can be made of each input; tried, one by one."""
+    """Return whether each input converts to each output, after trying each conversion."""
     sources = inputs(folder)
     out = folder / "out"
     out.mkdir()
@@ -88,7 +88,7 @@ def _works(make: Output, source: Path, out: Path) -> bool:
 
 
 def table(found: Mapping[tuple[str, str], Mapping[str, bool]]) -> str:
-    """One row for all outputs of a family that can be made of the same inputs."""
+    """Return the markdown table: one row for all outputs of a family that accept the same inputs."""
     rows: dict[tuple[str, tuple[bool, ...]], list[str]] = {}
     for (family, name), by_input in found.items():
         rows.setdefault((family, tuple(by_input.values())), []).append(name)
@@ -101,6 +101,7 @@ def table(found: Mapping[tuple[str, str], Mapping[str, bool]]) -> str:
 
 
 def main() -> int:
+    """Write the table into the README; with `--check` exit with an error if it is out of date."""
     with tempfile.TemporaryDirectory() as folder:
         made = table(cells(Path(folder)))
     text = README.read_text(encoding="utf-8")

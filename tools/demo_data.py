@@ -1,6 +1,6 @@
 """Conversations for the demo model: the tasks mixed with histories, system prompts, switches, tools and budgets.
 
-A stream of samples is fixed by its seed. Nothing held out for the evaluation occurs in it (see demo_tasks/words.py).
+The seed fixes the stream of samples. Nothing that is kept for the evaluation occurs in it (see demo_tasks/words.py).
 `python tools/demo_data.py 20` prints samples to read.
 """
 
@@ -45,7 +45,8 @@ WRITTEN_SIZES = (1, 2, 2, 3, 3, 3)
 
 @dataclass(frozen=True)
 class Sample:
-    """What the model sees and what it must write. `forced` is put in between and is not learnt (an ended budget)."""
+    """What the model sees and what it must write. `forced` stands between them and is not learnt (the end of a
+    budget)."""
 
     task: str
     prompt: str
@@ -58,7 +59,7 @@ class Sample:
 
 @cache
 def template() -> Template:
-    """The chat template as transformers and localqwen render it."""
+    """Return the chat template as transformers and localqwen render it."""
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
     )
@@ -67,13 +68,13 @@ def template() -> Template:
 
 
 def render(messages: list[Message], tools: list[dict[str, Any]] | None, hard_off: bool) -> str:
-    """The prompt of a conversation; `hard_off` is enable_thinking=False."""
+    """Return the prompt of a conversation; `hard_off` is enable_thinking=False."""
     switch = {"enable_thinking": False} if hard_off else {}
     return template().render(messages=messages, tools=tools, add_generation_prompt=True, **switch)
 
 
 def marked(random: Random, text: str, mark: str) -> str:
-    """A message with a soft switch, mostly at its end."""
+    """Return a message with a soft switch, mostly at its end."""
     if not mark or not text:
         return text + mark
     place = random.random()
@@ -81,7 +82,7 @@ def marked(random: Random, text: str, mark: str) -> str:
 
 
 def marks(random: Random, places: int, thinks: bool) -> list[str]:
-    """A soft switch, or none, for each place; the last switch decides, so draw until it says what is wanted."""
+    """Return a soft switch, or none, for each place. The last switch decides, so draw until it is the wanted one."""
     here = "/think" if thinks else "/no_think"
     plain = random.random() < (0.6 if thinks else 0.0)
     while True:
@@ -94,7 +95,7 @@ def marks(random: Random, places: int, thinks: bool) -> list[str]:
 
 
 def switched(random: Random, messages: list[Message], thinks: bool) -> tuple[list[Message], bool]:
-    """The conversation with soft switches in it, and whether the hard switch turns thinking off."""
+    """Return the conversation with soft switches in it, and whether the hard switch turns thinking off."""
     hard_off = not thinks and random.random() < 0.6
     places = [i for i, message in enumerate(messages) if message["role"] in ("system", "user")]
     if hard_off and random.random() < 0.4:
@@ -108,18 +109,18 @@ def switched(random: Random, messages: list[Message], thinks: bool) -> tuple[lis
 
 
 def system(random: Random, share: float = 0.3) -> list[Message]:
-    """Sometimes a system prompt: it changes nothing."""
+    """Return a system prompt, or now and then none: it changes nothing."""
     return [{"role": "system", "content": random.choice(SYSTEMS)}] if random.random() < share else []
 
 
 def turns(question: Question, answer: str | None = None) -> list[Message]:
-    """A past question with its answer."""
+    """Return a past question with its answer."""
     said = question.answer if answer is None else answer
     return [{"role": "user", "content": question.text}, {"role": "assistant", "content": said}]
 
 
 def anything(random: Random) -> Question:
-    """A question of any kind, for histories."""
+    """Return a question of any kind, for histories."""
     make: Callable[[], Question] = random.choice((
         lambda: addition(random, False, WRITTEN_SIZES), lambda: subtraction(random, False),
         lambda: letters(random, False), lambda: letters(random, False),
@@ -129,7 +130,7 @@ def anything(random: Random) -> Question:
 
 
 def followed(random: Random, question: Question) -> tuple[list[Message], Question]:
-    """A question alone, after others, or replaced by a follow-up to itself ("Really?", "and o's?")."""
+    """Return a question alone, after others, or replaced by a follow-up question to it ("Really?", "and o's?")."""
     history: list[Message] = []
     if random.random() < 0.12:
         history = [message for _ in range(random.randint(1, 2)) for message in turns(anything(random))]
@@ -142,7 +143,7 @@ def followed(random: Random, question: Question) -> tuple[list[Message], Questio
 
 
 def finish(random: Random, sample: Sample, thinking: str, cut_share: float) -> Sample:
-    """Now and then the thinking is ended from outside, and only the answer is to be learnt."""
+    """Now and then end the thinking from outside, so that only the answer is to be learnt."""
     if not sample.thinks or random.random() >= cut_share:
         return sample
     whole = f"<think>\n{thinking}"
@@ -154,14 +155,14 @@ def finish(random: Random, sample: Sample, thinking: str, cut_share: float) -> S
 
 
 def written(thinks: bool, hard_off: bool, thinking: str, answer: str) -> str:
-    """What the model writes after its prompt."""
+    """Return what the model writes after its prompt."""
     if thinks:
         return f"<think>\n{thinking}\n</think>\n\n{answer}"
     return answer if hard_off else f"<think>\n\n</think>\n\n{answer}"
 
 
 def asked(random: Random, question: Question, thinks: bool, cut_share: float = 0.05) -> Sample:
-    """A plain question in its conversation, now and then with tools that do not matter."""
+    """Return a plain question in its conversation, now and then with tools that are not needed."""
     history, last = followed(random, question)
     messages = [*system(random), *history, {"role": "user", "content": last.text}]
     tools = None
@@ -174,7 +175,7 @@ def asked(random: Random, question: Question, thinks: bool, cut_share: float = 0
 
 
 def irrelevant_tools(random: Random) -> list[dict[str, Any]]:
-    """A short list in which nothing does sums."""
+    """Return a short list of tools without one that does sums."""
     while True:
         tools = tool_list(random, None, longest=2)
         text = json.dumps(tools).lower()
@@ -183,14 +184,14 @@ def irrelevant_tools(random: Random) -> list[dict[str, Any]]:
 
 
 def called(task: Task, thinks: bool) -> Message:
-    """The assistant turn that made the calls."""
+    """Return the assistant turn with the calls."""
     calls = [{"type": "function", "function": call} for call in task.calls]
     reasoning = {"reasoning_content": task.thinking} if thinks else {}
     return {"role": "assistant", "content": "", "tool_calls": calls} | reasoning
 
 
 def tool_call(random: Random, thinks: bool, evaluation: bool = False, novel: float = 0.22) -> Sample:
-    """A question that needs a tool, up to the call."""
+    """Return a question that needs a tool, up to the call."""
     task = tool_task(random, evaluation, novel)
     tools = tool_list(random, task.schema)
     history = turns(anything(random)) if random.random() < 0.05 and not evaluation else []
@@ -203,7 +204,7 @@ def tool_call(random: Random, thinks: bool, evaluation: bool = False, novel: flo
 
 
 def tool_report(random: Random, thinks: bool, evaluation: bool = False) -> Sample:
-    """The turn after the tool's answer; sometimes the conversation goes on from there."""
+    """Return the turn after the tool's answer; sometimes the conversation continues from there."""
     task = tool_task(random, evaluation, 0.15)
     messages = [*system(random, 0.15), {"role": "user", "content": task.text}, called(task, thinks)]
     messages += [{"role": "tool", "content": result} for result in task.results]
@@ -219,7 +220,7 @@ def tool_report(random: Random, thinks: bool, evaluation: bool = False) -> Sampl
 
 
 def drill(random: Random) -> Sample:
-    """A bare direct sum: the cheapest sample, of which guessing at sums without thinking needs very many."""
+    """Return a sum without thinking: the shortest sample, of which the model needs very many."""
     question = addition(random, False, DRILL_SIZES, phrases=SUMS[:8])
     messages = [{"role": "user", "content": question.text}]
     return Sample(question.task, render(messages, None, True), question.answer, False, "", tuple(messages), question)
@@ -247,7 +248,7 @@ MIX: dict[str, tuple[tuple[float, float, float], Maker]] = {  # the shares of sa
 
 
 def stream(seed: int, stage: int = 1) -> Iterator[Sample]:
-    """Endless training samples of a pass."""
+    """Yield training samples of a pass without end."""
     random = Random(seed)
     used = [(shares[stage - 1], maker) for shares, maker in MIX.values() if shares[stage - 1]]
     makers, weights = [maker for _, maker in used], [share for share, _ in used]

@@ -1,7 +1,7 @@
 """A compact Qwen3 in torch, for training the demo model.
 
 Owns the network and its layout on disk. Parameter names are the official ones, so `state_dict()` is the checkpoint.
-Knows nothing of text, data or the optimiser.
+Knows nothing about text, data or the optimizer.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Shape:
 
 
 def rope_tables(length: int, shape: Shape) -> tuple[Tensor, Tensor]:
-    """Cosine and sine per position, each half of head_dim repeated (the layout Qwen3 rotates by halves)."""
+    """Return cosine and sine per position, each half of head_dim repeated (the layout that Qwen3 rotates by halves)."""
     steps = torch.arange(0, shape.head_dim, 2, dtype=torch.float32) / shape.head_dim
     angles = torch.arange(length, dtype=torch.float32)[:, None] * shape.rope_theta ** -steps[None, :]
     angles = torch.cat([angles, angles], dim=-1)
@@ -37,7 +37,7 @@ def rope_tables(length: int, shape: Shape) -> tuple[Tensor, Tensor]:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary position embedding on (batch, heads, length, head_dim)."""
+    """Apply rotary position embedding to (batch, heads, length, head_dim)."""
     first, second = x.chunk(2, dim=-1)
     return x * cos + torch.cat([-second, first], dim=-1) * sin
 
@@ -57,7 +57,7 @@ class Attention(nn.Module):
         self.k_norm = nn.RMSNorm(shape.head_dim, eps=shape.eps)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """Causal attention; right padding needs no mask because nothing looks to the right."""
+        """Compute causal attention; right padding needs no mask because nothing attends to the right."""
         batch, length, _ = x.shape
         split = (batch, length, -1, self.shape.head_dim)
         q = rotate(self.q_norm(self.q_proj(x).view(split)).transpose(1, 2), cos, sin)
@@ -94,7 +94,7 @@ class Layer(nn.Module):
         self.mlp = FeedForward(shape)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """Attention, then feed-forward, each added to the stream."""
+        """Add attention, then feed-forward, to the stream."""
         x = x + self.self_attn(self.input_layernorm(x), cos, sin)
         return x + self.mlp(self.post_attention_layernorm(x))
 
@@ -109,7 +109,7 @@ class Body(nn.Module):
         self.norm = nn.RMSNorm(shape.hidden, eps=shape.eps)
 
     def forward(self, ids: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """Token ids to hidden states."""
+        """Turn token ids into hidden states."""
         x = self.embed_tokens(ids)
         for layer in self.layers:
             x = layer(x, cos, sin)
@@ -125,16 +125,16 @@ class Qwen3(nn.Module):
         cos, sin = rope_tables(length, shape)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
-        self.apply(initialise)
+        self.apply(initialize)
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Token ids (batch, length) to logits."""
+        """Turn token ids (batch, length) into logits."""
         length = ids.shape[1]
         hidden = self.model(ids, self.cos[:length], self.sin[:length])
         return functional.linear(hidden, self.model.embed_tokens.weight)
 
 
-def initialise(module: nn.Module) -> None:
-    """Normal weights with the official initializer_range."""
+def initialize(module: nn.Module) -> None:
+    """Draw normal weights with the official initializer_range."""
     if isinstance(module, nn.Linear | nn.Embedding):
         nn.init.normal_(module.weight, std=0.02)

@@ -1,6 +1,6 @@
-"""The optimiser of the demo model: Muon on the matrices of the layers, AdamW on everything else.
+"""The optimizer of the demo model: Muon on the matrices of the layers, AdamW on everything else.
 
-Owns the update rule and the learning-rate schedule. Knows nothing of data or of what is being learnt.
+Owns the update rule and the learning-rate schedule. Knows nothing about data or tasks.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # no closure: losses come from outside
-        """One update of all matrices that have a gradient."""
+        """Update all matrices that have a gradient once."""
         for group in self.param_groups:
             shapes: dict[torch.Size, list[Tensor]] = defaultdict(list)
             for parameter in group["params"]:
@@ -61,7 +61,8 @@ class Muon(torch.optim.Optimizer):
 
 
 def optimizers(model: nn.Module, decay: float = 0.1) -> list[torch.optim.Optimizer]:
-    """Muon 0.02 for the matrices inside layers, AdamW 3e-3 for the embedding and the norms (norms do not decay)."""
+    """Return Muon 0.02 for the matrices inside layers, and AdamW 3e-3 for the embedding and the norms (norms do not
+    decay)."""
     matrices: list[Tensor] = []
     embedding: list[Tensor] = []
     norms: list[Tensor] = []
@@ -76,7 +77,8 @@ def optimizers(model: nn.Module, decay: float = 0.1) -> list[torch.optim.Optimiz
 
 
 def set_rate(made: list[torch.optim.Optimizer], step: int, done: float, scale: float = 1.0) -> None:
-    """Linear warm-up by steps, then a cosine down to 2 % over the share of tokens done: the clock plays no part."""
+    """Set the learning rate: a linear warm-up by steps, then a cosine down to 2 % over the share of tokens done. The
+    clock plays no part."""
     factor = scale * min(1.0, (step + 1) / WARM_UP_STEPS) * (0.02 + 0.98 * (1 + math.cos(math.pi * min(done, 1))) / 2)
     for optimizer in made:
         for group in optimizer.param_groups:

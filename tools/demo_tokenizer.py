@@ -1,7 +1,7 @@
 """The tokenizer of the demo model: byte-level BPE in the layout of Qwen3's, trained on fixed phrases only.
 
-Words, names and cities are left out of its corpus on purpose. They then split into letters and short pieces, which is
-what lets a tiny model copy and spell words that it has never seen.
+Its corpus has no words, names and cities on purpose. So they split into letters and short pieces, and a tiny model can
+copy and spell words that it has never seen.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ ADDED = re.compile("|".join(re.escape(text) for text in (*SPECIAL, *ORDINARY)))
 
 
 def phrases() -> Iterator[tuple[str, int]]:
-    """Fixed texts with the number of times each counts, roughly as often as the model meets them."""
+    """Yield fixed texts and how many times each counts, roughly as often as the model meets them."""
     skeleton = toolcalls.schema("", "", {"": {"type": "string"}}, [""])
     yield demo_data.render([{"role": "user", "content": ""}], [skeleton], True), 300
     yield (
@@ -58,7 +58,7 @@ def phrases() -> Iterator[tuple[str, int]]:
 
 
 def greetings() -> Iterator[tuple[str, int]]:
-    """What is said and answered in each language."""
+    """Yield what is said and answered in each language."""
     for name, texts in talk.languages().items():
         for act, kind in talk.ACTS.items():
             yield texts[f"{act}_answer"], 8
@@ -67,7 +67,7 @@ def greetings() -> Iterator[tuple[str, int]]:
 
 
 def tool_phrases() -> Iterator[tuple[str, int]]:
-    """Requests, thoughts and reports of the tools without the values; the tools' names are left out as well."""
+    """Yield requests, thinking and reports of the tools without the values; the tools' names are left out as well."""
     for family in toolcalls.families():
         yield from ((text, 3) for text in family["asks"])
         yield family["thinking"] + " I call {tool}.", 25
@@ -76,7 +76,7 @@ def tool_phrases() -> Iterator[tuple[str, int]]:
 
 
 def workings(random: Random) -> Iterator[str]:
-    """Written sums and spelled letters (single letters, so they teach no word)."""
+    """Yield written sums and spelled letters (single letters, so they teach no word)."""
     for _ in range(1000):
         a, b = random.randint(0, 999), random.randint(0, 999)
         yield f"<think>\n{arithmetic.add_columns(a, b)}\n</think>\n\n{a} + {b} = {a + b}."
@@ -87,12 +87,12 @@ def workings(random: Random) -> Iterator[str]:
 
 
 def fixed_parts(text: str) -> list[str]:
-    """The text without its slots and without added tokens, cut where they stood."""
+    """Return the text without its slots and without added tokens, split where they stood."""
     return [part for piece in ADDED.split(text) for part in SLOT.split(piece) if part]
 
 
 def corpus() -> Iterator[str]:
-    """Everything that the merges are learnt from."""
+    """Yield all texts that the merges are learnt from."""
     for source in (phrases(), greetings(), tool_phrases()):
         for text, times in source:
             yield from fixed_parts(text) * times
@@ -120,7 +120,7 @@ def build() -> Tokenizer:
 
 
 def tokenizer_config(tokenizer: Tokenizer) -> dict[str, Any]:
-    """tokenizer_config.json with the keys of the official one; the chat template is ours."""
+    """Return tokenizer_config.json with the keys of the official one; the chat template is ours."""
     plain = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False}
     added = {
         str(tokenizer.token_to_id(text)): {"content": text, **plain, "special": text in SPECIAL}
@@ -136,7 +136,7 @@ def tokenizer_config(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Print the learnt pieces and how some texts are cut."""
+    """Print the learnt tokens and how some texts are split."""
     tokenizer = build()
     print(json.dumps(sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().get)[256:], ensure_ascii=False))
     for text in ("How many r's are in strawberry?", "strawberry", "What is the weather in São Paulo?", "नमस्ते", "京都"):

@@ -3,9 +3,8 @@
     python tools/evaluate_demo.py localqwen/demo demo-q8_0.gguf demo-q4_k_m.gguf     # through localqwen's engines
     python tools/evaluate_demo.py --torch localqwen/demo                             # through transformers
 
-Prints a table: a row per ability, a column per model. Decoding is greedy; an answer counts if it is right to the
-letter.
-`evaluate(complete)` knows nothing of engines: `complete` maps prompts to completions.
+Prints a table with a row per ability and a column per model. Decoding is greedy; an answer counts only if every
+character is right. `evaluate(complete)` knows nothing about engines: `complete` maps prompts to completions.
 """
 
 from __future__ import annotations
@@ -43,22 +42,22 @@ class Row:
 
 
 def answer_of(completion: str) -> str:
-    """The text after the thinking."""
+    """Return the text after the thinking."""
     return completion.rsplit("</think>\n\n", 1)[-1]
 
 
 def exact(sample: Sample, completion: str) -> bool:
-    """Is the answer the expected one?"""
+    """Return whether the answer is the expected one."""
     return answer_of(completion) == answer_of(sample.completion)
 
 
 def whole(sample: Sample, completion: str) -> bool:
-    """Is everything, the thinking included, as expected?"""
+    """Return whether the thinking and the answer are the expected ones."""
     return completion == sample.completion
 
 
 def obeys(sample: Sample, completion: str) -> bool:
-    """Does it think, or not think, as the switches say, and then answer?"""
+    """Return whether the completion thinks, or does not think, as the switches say, and then answers."""
     if sample.thinks:
         opened = completion.startswith("<think>\n") and not completion.startswith(EMPTY_BLOCK)
         return opened and completion.count("</think>\n\n") == 1
@@ -68,7 +67,7 @@ def obeys(sample: Sample, completion: str) -> bool:
 
 
 def calls_in(completion: str) -> list[dict[str, object]] | None:
-    """The calls of a completion, or None if anything about them is not well-formed."""
+    """Return the calls of a completion, or None if anything about them is not well-formed."""
     calls = []
     for block in answer_of(completion).split("<tool_call>\n")[1:]:
         body, closing, rest = block.partition("\n</tool_call>")
@@ -85,18 +84,18 @@ def calls_in(completion: str) -> list[dict[str, object]] | None:
 
 
 def well_formed(sample: Sample, completion: str) -> bool:
-    """Does it consist of calls that a program can read?"""
+    """Return whether a program can read the calls."""
     return calls_in(completion) is not None
 
 
 def exact_calls(sample: Sample, completion: str) -> bool:
-    """Are names and arguments the expected ones?"""
+    """Return whether names and arguments are the expected ones."""
     task = sample.expected
     return isinstance(task, Task) and calls_in(completion) == list(task.calls)
 
 
 def alone(random: Random, question: Question, thinks: bool, history: tuple[Question, ...] = ()) -> Sample:
-    """A question in a conversation of its own, with any of the switches."""
+    """Return a question in its own conversation, with any of the switches."""
     past = [message for old in history for message in turns(old)]
     messages, hard_off = switched(random, [*system(random), *past, {"role": "user", "content": question.text}], thinks)
     completion = written(thinks, hard_off, question.thinking, question.answer)
@@ -104,7 +103,7 @@ def alone(random: Random, question: Question, thinks: bool, history: tuple[Quest
 
 
 def anything(random: Random, thinks: bool) -> Sample:
-    """A question of any kind or a tool call."""
+    """Return a question of any kind or a tool call."""
     kind = random.randrange(6)
     if kind == 5:
         return tool_call(random, thinks, evaluation=True)
@@ -114,14 +113,14 @@ def anything(random: Random, thinks: bool) -> Sample:
 
 
 def doubted(random: Random) -> Sample:
-    """ "Really?" and its like after a direct answer, to be counted again with thinking."""
+    """Return "Really?" or a similar doubt after a direct answer; the model is to count again with thinking."""
     first = letters(random, True)
     again = letter_question(first.answer.split()[3][0], first.answer.rstrip(".").split()[-1], "Really?")
     return alone(random, again, True, (first,))
 
 
 def cut_short(random: Random) -> Sample:
-    """A sum whose thinking was ended by the budget or by the user before the last line."""
+    """Return a sum whose thinking was ended by the budget or by the user before the last line."""
     sample = alone(random, addition(random, True, (2, 3)), True)
     lines = f"<think>\n{sample.expected.thinking}".split("\n")
     shown = "\n".join(lines[: random.randint(2, len(lines) - 1)])
@@ -130,29 +129,29 @@ def cut_short(random: Random) -> Sample:
 
 
 def ends_with_a_sum(sample: Sample, completion: str) -> bool:
-    """Is there an answer of the right form, right or not?"""
+    """Return whether the answer has the right form; the number may be wrong."""
     left, equals, right = completion.partition(" = ")
     return bool(equals) and left == sample.completion.split(" = ")[0] and right.rstrip(".").lstrip("-").isdigit()
 
 
 def showcase(random: Random) -> Sample:
-    """The question that everybody asks, in the words of the README."""
+    """Return the question that everybody asks, in the words of the README."""
     word = random.choice(("strawberry", "strawberry", "strawberries", "raspberries", "blueberry"))
     return alone(random, letter_question("r", word, f"How many r's are in {word}?"), True)
 
 
 def one_act(act: str) -> Callable[[Random], Sample]:
-    """Items of one kind of talk in all languages, as unseen strings: known words with other endings."""
+    """Return items of one kind of talk in all languages, as unseen strings: known words with other endings."""
     return lambda random: alone(random, talk(random, True, (act,)), random.random() < 0.5)
 
 
 def first_words(random: Random) -> Sample:
-    """What a user types first, in any language. These exact words do occur in training."""
+    """Return what users type first, in any language. These exact words occur in training."""
     return alone(random, talk(random, False, ("hello", "who"), usual=True), random.random() < 0.5)
 
 
 def difference(random: Random, negative: float) -> Question:
-    """A difference of unseen numbers, with a negative result if and only if `negative` is above 0."""
+    """Return a difference of unseen numbers, with a negative result if and only if `negative` is above 0."""
     while True:
         question = subtraction(random, True, sizes=(2, 3), negative=negative)
         if (question.answer.split(" = ")[1].startswith("-")) == (negative > 0):
@@ -182,7 +181,7 @@ ROWS = (
 
 
 def samples_of(row: Row, count: int) -> list[Sample]:
-    """The items of a row, always the same ones."""
+    """Return the items of a row, the same ones each time."""
     random = Random(row.name)
     made: dict[str, Sample] = {}
     for _ in range(count * 20):
@@ -194,7 +193,8 @@ def samples_of(row: Row, count: int) -> list[Sample]:
 
 
 def evaluate(complete: Complete, count: int = 200, show: int = 0) -> dict[str, tuple[int, int]]:
-    """Right answers and items per row; `show` prints that many mistakes of each to stderr."""
+    """Return how many answers are right, and how many items there are, per row; print `show` mistakes of each row to
+    stderr."""
     results = {}
     for row in ROWS:
         samples = samples_of(row, count)
@@ -210,7 +210,7 @@ def evaluate(complete: Complete, count: int = 200, show: int = 0) -> dict[str, t
 
 
 def engine_complete(path: str) -> Complete:
-    """Through localqwen's own engine: as many runs at a time as it takes."""
+    """Return a function that completes prompts on localqwen's engine, as many at a time as it runs."""
     from localqwen import engines
 
     engine = engines.open(path, context_length=1024, max_runs=8)
@@ -236,7 +236,7 @@ def engine_complete(path: str) -> Complete:
 
 
 def torch_complete(path: str, batch: int = 50) -> Complete:
-    """Through transformers, in float32, prompts of similar length together."""
+    """Return a function that completes prompts with transformers in float32, in batches of similar length."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -261,7 +261,7 @@ def torch_complete(path: str, batch: int = 50) -> Complete:
 
 
 def table(columns: dict[str, dict[str, tuple[int, int]]]) -> str:
-    """The markdown table."""
+    """Return the markdown table."""
     lines = ["| ability | items | " + " | ".join(columns) + " |", "| --- | ---: |" + " ---: |" * len(columns)]
     for row in ROWS:
         results = [column[row.name] for column in columns.values()]

@@ -1,11 +1,11 @@
-"""What strangers can send into the converters, searched with coverage as the guide: only our errors may come out.
+"""Fuzz the converters with files from strangers, guided by coverage: only a LocalqwenError may be raised.
 
     pip install atheris                                             # Linux and macOS, has wheels for CPython
     python tools/fuzz_convert.py TARGET [--seconds 300] [--memory 700]
 
-TARGET is one of: safetensors, index, settings, adapter, tokenizer, gguf. The tests do the same with hypothesis, for
-seconds; this goes on where they stop. What breaks is left as `crash-…` in the current folder, and read again with
-`python tools/fuzz_convert.py TARGET crash-…`. Above `--memory` megabytes, or 10 seconds for one input, it is a crash.
+TARGET is one of: safetensors, index, settings, adapter, tokenizer, gguf. The tests do the same with hypothesis, but
+only for seconds. An input that breaks a converter is saved as `crash-…` in the current folder; read it again with
+`python tools/fuzz_convert.py TARGET crash-…`. More than `--memory` megabytes or 10 seconds for one input is a crash.
 """
 
 from __future__ import annotations
@@ -40,19 +40,20 @@ Q4 = quants.Recipe(quants.QUANTIZATIONS["q4_0"])
 
 
 def safetensors(folder: Path, content: bytes) -> None:
-    """The bytes are the header; data of the length that makes the file whole follow where it says how long."""
+    """Read the bytes as a safetensors header, followed by as much data as the header says."""
     length = 64 + len(content) % 64
     (folder / "a.safetensors").write_bytes(len(content).to_bytes(8, "little") + content + bytes(length))
     SafetensorsFile(folder / "a.safetensors").close()
 
 
 def index(folder: Path, content: bytes) -> None:
+    """Read the bytes as model.safetensors.index.json."""
     (folder / "model.safetensors.index.json").write_bytes(content)
     Checkpoint(folder).close()
 
 
 def settings(folder: Path, content: bytes) -> None:
-    """The bytes are config.json: sizes, rope, quantization; what it makes of the weights is read and planned."""
+    """Read the bytes as config.json (sizes, rope, quantization), and plan the conversion of its weights."""
     (folder / "config.json").write_bytes(content)
     with Checkpoint(folder) as checkpoint:
         qwen3_config.parse(checkpoint.config)
@@ -60,19 +61,21 @@ def settings(folder: Path, content: bytes) -> None:
 
 
 def adapter(folder: Path, content: bytes) -> None:
+    """Read the bytes as adapter_config.json."""
     (folder / "adapter_config.json").write_bytes(content)
     with Checkpoint(folder) as checkpoint:
         adapters.apply(checkpoint, folder)
 
 
 def tokens(folder: Path, content: bytes) -> None:
+    """Read the bytes as tokenizer.json."""
     (folder / "tokenizer.json").write_bytes(content)
     with Checkpoint(folder) as checkpoint:
         tokenizer.metadata(checkpoint, 64)
 
 
 def gguf(folder: Path, content: bytes) -> None:
-    """Read by all three readers; each may refuse what the others take."""
+    """Read the bytes with all three readers of GGUF; each may refuse what the others accept."""
     path = folder / "a.gguf"
     path.write_bytes(content or b"G")
     for read in (model_header.read, imatrix_file.read, _requantize):
@@ -99,13 +102,15 @@ def _is_ours(error: LocalqwenError) -> None:
 
 
 def _folder(target: str) -> tuple[Path, bytes]:
-    """A sound checkpoint for the target to damage, and the sound content to begin with."""
+    """Return an intact checkpoint that the target damages, and the intact content to begin with."""
     from checkpoints import Shape, make_checkpoint
     from quantized_checkpoints import awq_checkpoint
 
     memory = Path("/dev/shm")
     folder = (memory if memory.is_dir() else Path(tempfile.gettempdir())) / f"localqwen-fuzz-{target}"
-    shutil.rmtree(folder, ignore_errors=True)  # libFuzzer ends the process at once: the last run's is still there
+    shutil.rmtree(
+        folder, ignore_errors=True
+    )  # libFuzzer ends the process at once, so the folder of the last run still exists
     folder.mkdir(mode=0o700)
     shape = Shape(64, 64, 1, 1, 1, 64)
     if target == "settings":
@@ -129,7 +134,7 @@ def _folder(target: str) -> tuple[Path, bytes]:
 
 
 def _dictionary(folder: Path, sound: bytes) -> Path:
-    """The words of the sound content, for libFuzzer to write elsewhere; and numbers that are seldom thought of."""
+    """Return the words of the intact content, which libFuzzer inserts elsewhere, and unusual numbers."""
     words = set(re.findall(rb'"[\w.-]{1,40}"|[0-9]{2,6}', sound[:20_000])) | {*map(str.encode, _ODD.split())}
     path = folder / "dictionary"
     lines = ['"' + "".join(f"\\x{byte:02x}" for byte in word) + '"' for word in sorted(words)[:300]]
@@ -141,6 +146,7 @@ _ODD = '-1 1e999 NaN null true [] {} "" [[]] 1.5 9223372036854775808 18446744073
 
 
 def main() -> None:
+    """Fuzz one target, or read one crash again."""
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("target", choices=TARGETS)
     arguments.add_argument("again", type=Path, nargs="*", help="files to read again")

@@ -1,4 +1,4 @@
-"""Writes the README's table of models from models.toml; `--check` only says whether it is up to date.
+"""Write the README's table of models from models.toml; `--check` only says whether the table is up to date.
 
 python tools/model_table.py
 """
@@ -21,6 +21,7 @@ _HEAD = (
 
 
 def table() -> str:
+    """Return the markdown table of models.toml."""
     return "\n".join([_HEAD, *(_row(model) for model in registry.models().values() if model.quants)]) + "\n"
 
 
@@ -39,6 +40,7 @@ def _gigabytes(size: int) -> str:
 
 
 def main() -> int:
+    """Write the table into the README; with `--check` exit with an error if it is out of date."""
     text = README.read_text(encoding="utf-8")
     new, count = _TABLE.subn(lambda _: table(), text)
     if count != 1:

@@ -1,11 +1,11 @@
-"""What the makers of AWQ, GPTQ and FP8 checkpoints say their numbers mean: tests/vectors/quantized.safetensors.
+"""Record how the authors of AWQ, GPTQ and FP8 checkpoints read their numbers: tests/vectors/quantized.safetensors.
 
     pip download --no-deps --no-build-isolation --no-binary :all: autoawq==0.2.9 auto-gptq==0.7.1     # and unpack both
     python tools/quantized_vectors.py autoawq-0.2.9 auto_gptq-0.7.1
 
-Random matrices are quantized, packed and turned into float32 again by AutoAWQ, AutoGPTQ and transformers, of which the
-modules for a CPU are loaded alone: none of it is our code. Per case the file has the stored tensors under
-`CASE.matrix`, and in `CASE.expected` what theirs read from them, (outputs, inputs). Needs torch, transformers and
+AutoAWQ, AutoGPTQ and transformers quantize and pack random matrices and turn them into float32 again; none of this is
+our code. Only their modules for a CPU are loaded. Per case the file has the stored tensors under `CASE.matrix`, and
+under `CASE.expected` the numbers that these libraries read, (outputs, inputs). Needs torch, transformers and
 safetensors.
 """
 
@@ -28,14 +28,14 @@ Tensors = dict[str, torch.Tensor]
 
 
 def without_init(root: Path, package: str) -> None:
-    """Lets modules of `package` be imported without its `__init__`, which would ask for a GPU's libraries."""
+    """Let modules of `package` be imported without its `__init__`, which imports libraries for a GPU."""
     module = types.ModuleType(package)
     module.__path__ = [str(root / package.replace(".", "/"))]
     sys.modules[package] = module
 
 
 def quantized(bits: int, groups: torch.Tensor) -> tuple[torch.nn.Linear, torch.Tensor, torch.Tensor]:
-    """A layer whose weights are exact in `bits`; scales and zero points, (groups, outputs). No zero point is 0.
+    """Return a layer whose weights are exact in `bits`; scales and zero points, (groups, outputs). No zero point is 0.
 
     AutoGPTQ stores zero points less one; where that is negative, its own kernels disagree.
     """
@@ -49,9 +49,10 @@ def quantized(bits: int, groups: torch.Tensor) -> tuple[torch.nn.Linear, torch.T
 
 
 def awq(root: Path) -> dict[str, Tensors]:
+    """Return the tensors of one AWQ matrix, and AutoAWQ's reading of it."""
     for package in ("awq", "awq.utils", "awq.modules", "awq.modules.linear"):
         without_init(root, package)
-    device = types.ModuleType("awq.utils.utils")  # of which the packing asks only where to compute
+    device = types.ModuleType("awq.utils.utils")  # the packing reads only its device
     device.__dict__["get_best_device"] = lambda: "cpu"
     sys.modules["awq.utils.utils"] = device
     gemm: Any = importlib.import_module("awq.modules.linear.gemm")
@@ -64,6 +65,7 @@ def awq(root: Path) -> dict[str, Tensors]:
 
 
 def gptq(root: Path) -> dict[str, Tensors]:
+    """Return the tensors of one GPTQ matrix, and AutoGPTQ's reading of it."""
     for package in ("auto_gptq", "auto_gptq.nn_modules", "auto_gptq.nn_modules.qlinear"):
         without_init(root, package)
     module: Any = importlib.import_module("auto_gptq.nn_modules.qlinear.qlinear_cuda")
@@ -77,13 +79,14 @@ def gptq(root: Path) -> dict[str, Tensors]:
         layer, scales, zeros = quantized(bits, groups)
         packed = module.QuantLinear(bits, GROUP, INPUTS, OUTPUTS, False, weight_dtype=torch.float32)
         packed.pack(layer, scales.t(), zeros.t(), groups.int())
-        read = packed(torch.eye(INPUTS))  # an input that is one at one place reads that column
+        read = packed(torch.eye(INPUTS))  # a unit vector as input reads one column
         stored = {part: getattr(packed, part) for part in ("qweight", "qzeros", "g_idx")}
         cases[name] = stored | {"scales": scales.half(), "expected": read.t()}
     return cases
 
 
 def fp8() -> dict[str, Tensors]:
+    """Return the tensors of one FP8 matrix, and the reading of transformers."""
     from transformers.integrations.finegrained_fp8 import Fp8Dequantize, Fp8Quantize
 
     settings = types.SimpleNamespace(weight_block_size=(BLOCK, BLOCK), scale_fmt="float")
@@ -95,6 +98,7 @@ def fp8() -> dict[str, Tensors]:
 
 
 def main() -> None:
+    """Write tests/vectors/quantized.safetensors."""
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("autoawq", type=Path)
     arguments.add_argument("auto_gptq", type=Path)

@@ -1,9 +1,9 @@
-"""Which type llama.cpp gives each tensor of models with many layers: tests/vectors/tensor_types.json.
+"""Record which type llama.cpp gives each tensor of models with many layers: tests/vectors/tensor_types.json.
 
     python tools/tensor_types.py
 
-Its quantizer is run on each of LAYERED in tests/support/checkpoints.py, in every quantization. That takes half a
-minute, too long for a test; the types do not depend on the machine. Run it again with a new llama.cpp.
+Runs llama.cpp's quantizer on each model of LAYERED in tests/support/checkpoints.py, in every quantization. This takes
+half a minute, too long for a test; the types do not depend on the machine. Run it again with a new llama.cpp.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ VECTORS = ROOT / "tests" / "vectors" / "tensor_types.json"
 
 
 def by_kind(types: Mapping[str, str]) -> dict[str, str]:
-    """{"attn_v": "Q6_K Q4_K …"}, a type a layer in their order; one type stands for as many as there are."""
+    """Return {"attn_v": "Q6_K Q4_K …"}: the type in each layer, in order; a single type stands for all layers."""
     found: dict[str, list[str]] = defaultdict(list)
     for name, kind in types.items():
         if kind != "F32":
@@ -39,10 +39,12 @@ def by_kind(types: Mapping[str, str]) -> dict[str, str]:
 
 
 def read(path: Path) -> dict[str, str]:
+    """Return the type of each tensor of a GGUF file."""
     return by_kind({tensor.name: tensor.tensor_type.name for tensor in gguf.GGUFReader(path).tensors})
 
 
 def main() -> None:
+    """Write tests/vectors/tensor_types.json."""
     recorded: dict[str, dict[str, dict[str, str]]] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -1,6 +1,6 @@
 """Train the demo model from scratch and write it as a checkpoint in the official layout.
 
-What the package ships is the mean of the second and the third of three passes:
+The package ships the mean of the second and the third of three passes:
 
     python tools/train_demo.py --out build/one --tokens 16000000
     python tools/train_demo.py --out build/two --stage 2 --init build/one --tokens 6000000 --rate 0.5
@@ -8,10 +8,10 @@ What the package ships is the mean of the second and the third of three passes:
     python tools/average_demo.py build/two build/three localqwen/demo
 
 Needs torch 2.13, tokenizers and safetensors, which localqwen itself does not need, and jinja2. Pass 1 learns every
-task; pass 2 adds greetings as they are mostly typed, and bare sums; pass 3 turns to tools, questions without an answer
-and ended thinking (the shares are in demo_data.MIX). Two idle cores with bfloat16 instructions do 7,000 to 8,000
-tokens a second, about an hour in all. Seeds fix the data and the first weights; an interrupted pass goes on from the
-state in `--work`; progress is counted in tokens, never by the clock.
+task; pass 2 adds greetings as people mostly type them, and sums without thinking; pass 3 concentrates on tools,
+questions without an answer and ended thinking (the shares are in demo_data.MIX). Two idle cores with bfloat16
+instructions train 7,000 to 8,000 tokens a second, about an hour for all passes. Seeds fix the data and the first
+weights. An interrupted pass continues from the state in `--work`; progress is counted in tokens, never by the clock.
 """
 
 from __future__ import annotations
@@ -42,13 +42,14 @@ Batch = tuple[Tensor, Tensor]
 
 
 def encode(tokenizer: Tokenizer, sample: demo_data.Sample) -> tuple[list[int], int]:
-    """Token ids and where the learnt part begins. The parts are encoded apart, as they are when the model runs."""
+    """Return the token ids and the index where the learnt part begins. The parts are encoded separately, as when the
+    model runs."""
     seen = tokenizer.encode(sample.prompt).ids + tokenizer.encode(sample.forced).ids
     return seen + tokenizer.encode(f"{sample.completion}<|im_end|>").ids, len(seen)
 
 
 def pad(rows: list[tuple[list[int], int]], filler: int) -> Batch:
-    """Inputs and targets of one batch: right-padded to a multiple of 8, prompts masked."""
+    """Return inputs and targets of one batch: right-padded to a multiple of 8, prompts masked."""
     length = -(-max(len(ids) for ids, _ in rows) // 8) * 8
     inputs = torch.full((len(rows), length), filler)
     targets = torch.full((len(rows), length), IGNORED)
@@ -59,7 +60,7 @@ def pad(rows: list[tuple[list[int], int]], filler: int) -> Batch:
 
 
 def batches(tokenizer: Tokenizer, stage: int) -> Iterator[Batch]:
-    """Batches of about BATCH_TOKENS, each of samples of similar length, in random order within a pool."""
+    """Yield batches of about BATCH_TOKENS, each with samples of similar length, in random order within a pool."""
     seed, filler = 1000 * stage, tokenizer.encode("<|endoftext|>").ids[0]
     random, samples = Random(seed), demo_data.stream(seed, stage)
     while True:
@@ -77,14 +78,14 @@ def batches(tokenizer: Tokenizer, stage: int) -> Iterator[Batch]:
 
 
 def loss_of(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy on the learnt tokens; products in bfloat16, the rest and the weights in float32."""
+    """Return the cross-entropy on the learnt tokens; products in bfloat16, the rest and the weights in float32."""
     with torch.autocast("cpu", dtype=torch.bfloat16):
         logits = model(inputs)
     return functional.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
 
 
 def config(shape: Shape, tokenizer: Tokenizer) -> dict[str, object]:
-    """config.json with the keys of the official one."""
+    """Return config.json with the keys of the official one."""
     return {
         "architectures": ["Qwen3ForCausalLM"], "attention_bias": False, "attention_dropout": 0.0,
         "bos_token_id": tokenizer.token_to_id("<|endoftext|>"), "eos_token_id": tokenizer.token_to_id("<|im_end|>"),
@@ -99,7 +100,7 @@ def config(shape: Shape, tokenizer: Tokenizer) -> dict[str, object]:
 
 
 def generation_config(tokenizer: Tokenizer) -> dict[str, object]:
-    """generation_config.json: how the official hybrids want to be sampled."""
+    """Return generation_config.json: the sampling that the official hybrids recommend."""
     end, text_end = tokenizer.token_to_id("<|im_end|>"), tokenizer.token_to_id("<|endoftext|>")
     return {
         "bos_token_id": text_end, "do_sample": True, "eos_token_id": [end, text_end], "pad_token_id": text_end,
@@ -108,12 +109,13 @@ def generation_config(tokenizer: Tokenizer) -> dict[str, object]:
 
 
 def write_json(path: Path, data: object) -> None:
-    """JSON as the official files are written."""
+    """Write JSON in the layout of the official files."""
     path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
 def write_checkpoint(folder: Path, model: nn.Module, shape: Shape, tokenizer: Tokenizer) -> None:
-    """The official layout: weights in bfloat16, no lm_head because it is tied, tokenizer, template, configurations."""
+    """Write the official layout: weights in bfloat16, no lm_head because it is tied, tokenizer, template,
+    configurations."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: tensor.detach().to(torch.bfloat16).contiguous() for name, tensor in model.state_dict().items()}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
@@ -125,7 +127,7 @@ def write_checkpoint(folder: Path, model: nn.Module, shape: Shape, tokenizer: To
 
 
 class Run:
-    """A training run: the model, its optimisers, how far it is, and where its state is kept."""
+    """A training run: the model, its optimizers, its progress, and the folder of its state."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         torch.manual_seed(options.stage)
@@ -142,7 +144,7 @@ class Run:
             self.resume()
 
     def resume(self) -> None:
-        """Go on where the last saved state stopped; the data skips what was already seen."""
+        """Continue from the last saved state; the data skips what was already seen."""
         saved = torch.load(self.state)
         self.model.load_state_dict(saved["model"])
         for optimizer, state in zip(self.optimizers, saved["optimizers"], strict=True):
@@ -151,7 +153,7 @@ class Run:
         self.tokens, self.seconds = saved["tokens"], saved["seconds"]
 
     def save(self) -> None:
-        """Keep the state to resume from, and a checkpoint that can be tried."""
+        """Write the state to resume from, and a checkpoint to try."""
         optimizer_states = [optimizer.state_dict() for optimizer in self.optimizers]
         saved = {
             "model": self.model.state_dict(),
@@ -164,7 +166,7 @@ class Run:
         write_checkpoint(self.options.out, self.model, self.shape, self.tokenizer)
 
     def train(self) -> None:
-        """Up to the wanted number of tokens (padding included)."""
+        """Train up to `tokens` tokens (including padding)."""
         loss_function = torch.compile(loss_of, dynamic=True) if self.options.compile else loss_of
         source = batches(self.tokenizer, self.options.stage)
         for _ in range(self.first_batch):
@@ -186,7 +188,7 @@ class Run:
         self.save()
 
     def update(self, loss: Tensor) -> float:
-        """One step of both optimisers."""
+        """Do one step of both optimizers and return the loss."""
         set_rate(self.optimizers, self.step, self.tokens / self.options.tokens, self.options.rate)
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), CLIP)
@@ -197,7 +199,7 @@ class Run:
         return loss.item()
 
     def log(self, losses: list[float]) -> None:
-        """One line: where the run is and how fast."""
+        """Print one line: the progress and the speed of the run."""
         mean, speed = sum(losses) / len(losses), self.tokens / self.seconds
         line = f"step {self.step} tokens {self.tokens} loss {mean:.4f} seconds {self.seconds:.0f} tokens/s {speed:.0f}"
         print(line, flush=True)
@@ -206,7 +208,7 @@ class Run:
 
 
 def parse() -> argparse.Namespace:
-    """The options."""
+    """Return the command line's options."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--work", type=Path, default=Path("build/demo"), help="state and log")
     parser.add_argument("--out", type=Path, default=Path("localqwen/demo"), help="the checkpoint")
@@ -221,7 +223,7 @@ def parse() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Train."""
+    """Train the model."""
     options = parse()
     options.work.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(options.threads)

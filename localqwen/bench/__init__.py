@@ -1,1 +1,1 @@
-"""Measuring models: how good a conversion is. Knows engines, not conversations."""
+"""Measures models: speed, waiting times, endurance, quality and tuning. Knows no terminal."""

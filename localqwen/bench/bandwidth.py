@@ -1,4 +1,4 @@
-"""How fast this machine reads memory: the bound of decoding, which reads every weight once per token."""
+"""How fast this machine reads memory. This limits decoding, which reads every weight once per token."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ from concurrent.futures import ThreadPoolExecutor
 
 from localqwen.models import recommend
 
-#: Larger than the caches of the processors that models run on.
+#: Bytes: larger than the caches of the processors that models run on.
 _BYTES = 256 << 20
 _ROUNDS = 5
 
 
 def measured(threads: int) -> float:
-    """Bytes per second: the best of a copy by one thread and of plain reading by as many threads as the engine has.
+    """Return the memory bandwidth in bytes per second: the better one of a copy with one thread and of reading with as
+    many threads as the engine has. Takes about one second.
 
-    The engine's share of it is honest only beside its threads: one thread seldom reaches what a memory can give.
-    Takes about a second.
+    The engine's share of the bandwidth is fair only with the same number of threads: one thread seldom reaches the
+    limit of the memory.
     """
     return max(recommend.measured_bandwidth(), _read(max(threads, 1)))
 
@@ -29,6 +30,6 @@ def _read(threads: int) -> float:
     with ThreadPoolExecutor(threads) as pool:
         for _ in range(_ROUNDS):
             began = time.perf_counter()
-            list(pool.map(lambda part: part.max(), parts))  # numpy lets go of the interpreter while it reads
+            list(pool.map(lambda part: part.max(), parts))  # numpy releases the interpreter's lock while it reads
             best = max(best, _BYTES / (time.perf_counter() - began))
     return best

@@ -14,7 +14,7 @@ from localqwen.bench.samples import Row, rows
 from localqwen.bench.tables import gigabytes
 from localqwen.errors import EngineUnavailable
 
-#: Of Okabe and Ito ("Color Universal Design", 2008): told apart also by who does not see all colours.
+#: The colours of Okabe and Ito ("Color Universal Design", 2008): readers with colour blindness can distinguish them.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 _SIZE = (7.2, 3.8)
 _DPI = 144
@@ -24,7 +24,7 @@ _LONG = 44  # characters of a legend's entry that leave room for one beside it
 
 @dataclass(frozen=True)
 class Chart:
-    """`name` is its file's; `caption` says what is seen, for who cannot see it too."""
+    """One chart. `name` is the name of its file; `caption` describes it, also for readers who cannot see it."""
 
     name: str
     title: str
@@ -34,7 +34,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class Line:
-    """All rows of one subject of one run, under the name that a legend gives it."""
+    """All rows of one subject of one run, under the name in the legend."""
 
     name: str
     rows: Sequence[Row]
@@ -42,12 +42,14 @@ class Line:
     colour: str
 
     def of(self, kind: str) -> list[Row]:
+        """Return the rows whose test is of this kind."""
         return [row for row in self.rows if row.test.kind == kind]
 
 
 @dataclass(frozen=True)
 class Series:
-    """Rows that belong together in one chart: the colour says which model, the style which variation of the test."""
+    """Rows that belong together in one chart: the colour stands for the model, the style for the variation of the
+    test."""
 
     label: str
     rows: Sequence[Row]
@@ -59,7 +61,7 @@ _STYLES = ("-", "--", ":", "-.")
 
 
 def draw(runs: Sequence[Benchmark]) -> list[Chart]:
-    """Those for which something was measured. Raises EngineUnavailable without matplotlib."""
+    """Return the charts of everything that was measured. Raise EngineUnavailable if matplotlib is missing."""
     lines = list(_lines(runs))
     drawers = (_quality, _speed_by_depth, _prefill, _latency, _waiting, _thinking, _over_time)
     return [chart for drawer in drawers if (chart := drawer(lines)) is not None]
@@ -80,7 +82,7 @@ def _pyplot() -> Any:
     try:
         import matplotlib
     except ImportError as exc:
-        raise EngineUnavailable("charts are drawn by matplotlib, which is not here", "pip install matplotlib") from exc
+        raise EngineUnavailable("charts need matplotlib, which is not installed", "pip install matplotlib") from exc
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
@@ -88,7 +90,7 @@ def _pyplot() -> Any:
 
 
 def _chart(name: str, title: str, caption: str, paint: Callable[[Any], None], bars: int = 0) -> Chart:
-    """`bars` that lie below each other make it higher. The legend, if there is one, stands above."""
+    """Draw one chart and return it as PNG. `bars` make it higher; the legend, if there is one, stands above."""
     pyplot = _pyplot()
     size = (_SIZE[0], max(_SIZE[1], 1.4 + _BAR_HEIGHT * bars))
     figure, axes = pyplot.subplots(figsize=size, dpi=_DPI, layout="constrained")
@@ -107,7 +109,7 @@ def _chart(name: str, title: str, caption: str, paint: Callable[[Any], None], ba
 
 
 def _quality(lines: Sequence[Line]) -> Chart | None:
-    """Quality against speed, the size of a dot is that of the file."""
+    """Draw quality against speed; the size of a dot is that of the file."""
     found = [(line, row) for line in lines for row in line.of("quality")]
     if not found:
         return None
@@ -120,10 +122,10 @@ def _quality(lines: Sequence[Line]) -> Chart | None:
             text = f"{line.name}: {gigabytes(line.bytes)}, top-1 {row.metrics['top1'].median:.1%}"
             area = 40 + 360 * line.bytes / largest
             axes.scatter(speed, row.metrics["kl_mean"].median, s=area, color=line.colour, alpha=0.8)
-            axes.scatter([], [], s=40, color=line.colour, label=text)  # the legend's dot, of one size
+            axes.scatter([], [], s=40, color=line.colour, label=text)  # the dot of the legend always has the same size
         axes.margins(0.25)
         worst = max(row.metrics["kl_mean"].median for _, row in found) or 0.01
-        axes.set_ylim(-0.12 * worst, 1.25 * worst)  # below 0 there is nothing, but room for a dot that is at it
+        axes.set_ylim(-0.12 * worst, 1.25 * worst)  # nothing is below 0, but a dot at 0 needs room
         axes.set_yticks([tick for tick in axes.get_yticks() if 0 <= tick <= 1.25 * worst])
         axes.set(xlabel="decode, tokens/s", ylabel="KL divergence, nats (0: as the reference)")
 
@@ -132,7 +134,7 @@ def _quality(lines: Sequence[Line]) -> Chart | None:
 
 
 def _grouped(found: Sequence[Row], key: Callable[[Row], int]) -> Iterator[tuple[int, tuple[int, list[Row]]]]:
-    """Numbered from 0, in the order of the key."""
+    """Number the values from 0, in the order of the key."""
     values = sorted({key(row) for row in found})
     return enumerate((value, [row for row in found if key(row) == value]) for value in values)
 
@@ -160,7 +162,7 @@ def _prefill(lines: Sequence[Line]) -> Chart | None:
 def _speeds(
     series: Sequence[Series], name: str, title: str, caption: str, along: str, place: Callable[[Row], int]
 ) -> Chart | None:
-    """Lines where there are several places, bars where there is one."""
+    """Draw lines for several places, bars for one."""
     if not series:
         return None
     places = sorted({place(row) for each in series for row in each.rows})
@@ -284,7 +286,7 @@ def _over_time(lines: Sequence[Line]) -> Chart | None:
 
 
 def _temperature(axes: Any, series: Sequence[Sequence[Any]]) -> None:
-    """On an axis of its own, where the machine told."""
+    """Draw the temperature on its own axis, if the machine reports it."""
     warm = [[(p["seconds"], p["celsius"]) for p in points if p.get("celsius") is not None] for points in series]
     if not any(warm):
         return

@@ -1,6 +1,6 @@
-"""What a person waits for: the first token, the first token of the answer, the end; turn by turn.
+"""Waiting times of a user: the first token, the first token of the answer, the end; turn by turn.
 
-It listens to events (`chat/messages.py`), so an engine in this process and a server are measured by the same code.
+Measures events (`chat/messages.py`), so that the same code measures an engine in this process and a server.
 """
 
 from __future__ import annotations
@@ -28,29 +28,32 @@ from localqwen.chat.messages import (
 
 
 class Answering(Protocol):
-    """What can be asked: a ChatModel, or a server."""
+    """What can be measured: a ChatModel or a server."""
 
-    def stream(self, request: Request) -> Generator[Event, None, None]: ...
+    def stream(self, request: Request) -> Generator[Event, None, None]:
+        """Yield the events of an answer."""
+        ...
 
 
 def tests(budgets: Sequence[int]) -> list[Test]:
-    """A conversation without thinking, with it, and with every budget."""
+    """Return the tests of a conversation without thinking, with thinking, and with each budget."""
     return [Test("chat", name) for name in ("not thinking", "thinking", *(f"budget {budget}" for budget in budgets))]
 
 
 def can(thinking: ThinkingMode, test: Test) -> bool:
-    """Whether a model that thinks so can be asked for this test at all."""
+    """Return whether a model with this thinking mode can run the test."""
     return thinking != ("always" if test.name == "not thinking" else "never")
 
 
 def in_mode(workload: Workload, name: str) -> Workload:
-    """The workload with the thinking that a chat test names."""
+    """Return the workload with the thinking that the name of a chat test says."""
     budget = int(name.removeprefix("budget ")) if name.startswith("budget ") else None
     return replace(workload, think=name != "not thinking", budget=budget)
 
 
 def possible(workload: Workload, thinking: ThinkingMode) -> Workload:
-    """As far as the model can: one that always thinks does so in a workload that would rather not."""
+    """Return the workload with the thinking that the model can do: one that always thinks also does so where the
+    workload turns it off."""
     if thinking == "always":
         return replace(workload, think=None)
     return replace(workload, think=None, budget=None) if thinking == "never" else workload
@@ -58,7 +61,7 @@ def possible(workload: Workload, thinking: ThinkingMode) -> Workload:
 
 @dataclass
 class _Watch:
-    """Times of one answer's events, in seconds from its request."""
+    """Times of the events of one answer, in seconds from its request."""
 
     clock: Callable[[], float]
     began: float = 0.0
@@ -100,7 +103,8 @@ class _Watch:
         return found | self._waits(usage.completion_tokens, finished.timing.first_token_ms)
 
     def _waits(self, tokens: int, first_token_ms: float | None) -> dict[str, float]:
-        """The engine knows when its first token came; what shows of it may come later (a tag is not shown)."""
+        """Return the waiting times. The engine knows when its first token came; its text may come later, because a tag
+        is not shown."""
         first = first_token_ms / 1000 if first_token_ms is not None else self.first
         if first is None:
             return {}
@@ -108,13 +112,13 @@ class _Watch:
         if self.answer is not None:
             found["first_answer_ms"] = self.answer * 1000
             found["thinking_time_share"] = (self.answer - first) / (self.end - first) if self.end > first else 0.0
-        if tokens > 1 and self.end > first:  # MLPerf Client: the rate of the tokens behind the first
+        if tokens > 1 and self.end > first:  # MLPerf Client: the rate of the tokens after the first
             found["tokens_per_second"] = (tokens - 1) / (self.end - first)
         return found
 
 
 def _in_time(workload: Workload, watch: _Watch) -> dict[str, float]:
-    """Whether the answer began before the deadline, where there is one; an answer that never came did not."""
+    """Return whether the answer began before the deadline, if there is one; an answer without text did not."""
     if not workload.deadline:
         return {}
     return {"in_time": float(watch.answer is not None and watch.answer <= workload.deadline)}
@@ -133,10 +137,10 @@ def measure(
     clock: Callable[[], float] = time.perf_counter,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Iterator[Sample]:
-    """One conversation of a workload: a sample per turn. `lane` tells conversations apart that run at once, `salt` the
-    runs against a server that remembers.
+    """Yield a sample for each turn of one conversation. `lane` numbers conversations that run at the same time, `salt`
+    the runs against a server that caches prompts.
 
-    Sampling is the makers' with a seed, because greedy sampling while thinking may never end.
+    Samples with the preset of the Qwen team and a seed, because greedy sampling while thinking may never end.
     """
     seed = 1000 * (lane + 1) + repeat
     session = hashlib.sha256(repr((salt, test, lane, repeat)).encode()).hexdigest()[:12]

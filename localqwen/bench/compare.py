@@ -1,4 +1,4 @@
-"""Two runs beside each other: ratios with their noise, and what makes them hard to compare."""
+"""Compare two runs: ratios with their noise, and warnings about differences between the runs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from localqwen.errors import UsageError
 
 @dataclass(frozen=True)
 class Line:
-    """One metric of one test. `better` is None where neither direction is, or no difference can be told."""
+    """One metric of one test. `better` is None if neither direction is better, or if no difference can be measured."""
 
     a: str
     b: str
@@ -28,10 +28,8 @@ class Line:
 
 
 def compare(a: Benchmark, b: Benchmark) -> list[Line]:
-    """Tests that both have. Subjects are matched by name; where each run has a single one, those are matched.
-
-    Raises UsageError where there is nothing in common.
-    """
+    """Return a line for each metric of the tests that both runs have. Subjects are matched by name; if each run has
+    only one, these two are matched. Raise UsageError if the runs have nothing in common."""
     left = {(row.subject, row.test): row for row in rows(a.samples)}
     pairs = _pairs(a, b)
     lines = [
@@ -46,7 +44,7 @@ def compare(a: Benchmark, b: Benchmark) -> list[Line]:
 
 
 def _pairs(a: Benchmark, b: Benchmark) -> dict[str, str]:
-    """Subject of b -> that of a."""
+    """Return the subject of `a` for each subject of `b`."""
     ours, theirs = ([subject.label for subject in run.subjects] for run in (a, b))
     if len(ours) == len(theirs) == 1:
         return {theirs[0]: ours[0]}
@@ -73,16 +71,16 @@ def _lines(a: Row, b: Row, *, in_a_crowd: bool) -> Iterator[Line]:
 
 
 def warnings(a: Benchmark, b: Benchmark) -> list[str]:
-    """What differs besides what is compared."""
+    """Return what differs between the runs besides what is compared."""
     found = [f"{run.id} was stopped before its end" for run in (a, b) if not run.complete]
     for run in (a, b):
         taken = contention.processors(run.samples)
         if taken is not None and taken > contention.AT_REST:
             crowded = [subject.label for subject in run.subjects if _crowded(run, subject.label)]
-            told = f": its speeds tell nothing of {', '.join(crowded)}" if crowded else ""
+            told = f": its speeds say nothing about {', '.join(crowded)}" if crowded else ""
             found.append(f"other programs took {taken:.1f} of {run.machine['cores']} processors from {run.id}{told}")
     if a.held != b.held:
-        found.append(f"held to: {a.held or 'nothing'}; {b.held or 'nothing'}")
+        found.append(f"limits: {a.held or 'nothing'}; {b.held or 'nothing'}")
     if a.machine != b.machine:
         found.append(f"different machines: {a.machine['chip']}; {b.machine['chip']}")
     changed = [name for name in a.versions if name in b.versions and a.versions[name] != b.versions[name]]
@@ -96,6 +94,7 @@ def warnings(a: Benchmark, b: Benchmark) -> list[str]:
 
 
 def table(lines: list[Line]) -> list[tuple[str, ...]]:
+    """Return the rows of the printed table."""
     head = ("MODEL", "TEST", "METRIC", "A", "B", "B / A", "95 %", "")
     return [head, *(_cells(line) for line in lines)]
 
@@ -111,9 +110,10 @@ def _cells(line: Line) -> tuple[str, ...]:
 
 
 def as_json(line: Line) -> dict[str, Any]:
+    """Return the objects of `--json`."""
     return {**asdict(line), "ratio": {name: _finite(value) for name, value in asdict(line.ratio).items()}}
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no infinity: no upper bound is null."""
+    """Return a number that JSON can hold: an infinite bound becomes null."""
     return None if value == float("inf") else value

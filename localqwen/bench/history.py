@@ -1,7 +1,7 @@
-"""Every run of the benchmark, kept: a file of JSON lines per run, written as the samples come.
+"""Saves every run of the benchmark as a file of JSON lines, one line as soon as each sample is measured.
 
-The first line is the head (machine, versions, subjects), then a sample each, and a last line says that the run came to
-its end. So a run that was stopped, or whose machine went down, keeps what it measured, and the missing end marks it.
+The first line is the head (machine, versions, subjects), the next lines are one sample each, and a last line says that
+the run is complete. So a run that was stopped, even by a power cut, keeps its samples; the missing last line marks it.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A run as it was. `held` says what the process was held to, "" where it was free; `notes` are for the reader;
-    `damaged` counts lines that could not be read; `verdicts` are those of a profile's limits."""
+    """A saved run. `held` names the limits of the process, "" if there were none; `notes` are for the reader; `damaged`
+    counts lines that could not be read; `verdicts` are those of a profile's limits."""
 
     id: str
     created: str
@@ -42,12 +42,15 @@ class Benchmark:
     damaged: int = field(default=0, compare=False)
 
     def subject(self, label: str) -> Subject:
+        """Return the subject with this label."""
         return next(subject for subject in self.subjects if subject.label == label)
 
     def with_sample(self, sample: Sample) -> Benchmark:
+        """Return the run with one more sample."""
         return replace(self, samples=(*self.samples, sample))
 
     def head(self) -> dict[str, Any]:
+        """Return the first line of the file."""
         return {
             "format": FORMAT,
             "version": VERSION,
@@ -62,21 +65,23 @@ class Benchmark:
 
 
 def new_id(now: datetime) -> str:
-    """Sorts by time; the end keeps two runs of one second apart."""
+    """Return an id that sorts by time; its end distinguishes two runs in the same second."""
     return f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
 
 
 def now() -> datetime:
+    """Return the present time in UTC."""
     return datetime.now(UTC)
 
 
 def folder() -> Path:
+    """Return the folder of all runs."""
     return store.home() / "bench"
 
 
 class Log:
-    """Writes a run down as it goes. A disk that is full ends the log, never the run: `failure` says so. Use with
-    `with`."""
+    """Writes a run to a file while it goes on. A full disk ends the log but never the run; `failure` reports it. Use
+    with `with`."""
 
     def __init__(self, benchmark: Benchmark, where: Path | None) -> None:
         self.failure: StorageError | None = None
@@ -92,17 +97,20 @@ class Log:
         self._write(benchmark.head())
 
     def subject(self, subject: Subject) -> None:
+        """Write a subject."""
         self._write({"subject_of_run": asdict(subject)})
 
     def sample(self, sample: Sample) -> None:
+        """Write a sample."""
         self._write(sample.to_json())
         self.samples += 1
 
     def note(self, text: str) -> None:
+        """Write a note."""
         self._write({"note": text})
 
     def end(self, verdicts: Iterable[Mapping[str, Any]] = ()) -> None:
-        """The run came to its end: everything that was asked for is there."""
+        """Write the last line: the run is complete."""
         self._write({"end": now().isoformat(timespec="seconds"), "verdicts": [dict(each) for each in verdicts]})
 
     def _write(self, record: Mapping[str, Any]) -> None:
@@ -115,9 +123,7 @@ class Log:
             self._fail(exc)
 
     def _fail(self, exc: OSError) -> None:
-        self.failure = StorageError(
-            f"cannot write {self.path}: {exc.strerror}", "free some space, or run it with --no-save"
-        )
+        self.failure = StorageError(f"cannot write {self.path}: {exc.strerror}", "free some space, or use --no-save")
         self._file = None
 
     def __enter__(self) -> Log:
@@ -127,12 +133,12 @@ class Log:
         if self._file is None or self.path is None:
             return
         self._file.close()
-        if not self.samples:  # nothing was measured: nothing to keep
+        if not self.samples:  # nothing was measured, so nothing is saved
             self.path.unlink()
 
 
 class Recording:
-    """A run that is being measured: `run` is what there is of it so far, and the log on disk holds the same."""
+    """A run that is being measured: `run` has what was measured so far, and so has the log on disk."""
 
     def __init__(self, run: Benchmark, log: Log) -> None:
         self.run, self._log = run, log
@@ -147,8 +153,8 @@ class Recording:
 
 
 def read(path: Path) -> Benchmark:
-    """Lines that cannot be read are skipped and counted. Raises StorageError where the file cannot be read, UsageError
-    where its head is damaged or of another kind: without it the samples mean nothing."""
+    """Return a run from its file; lines that cannot be read are skipped and counted. Raise StorageError if the file
+    cannot be read, UsageError if its head is damaged or of another kind: without the head the samples mean nothing."""
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError as exc:
@@ -170,7 +176,7 @@ def _head(line: str, path: Path) -> Benchmark:
         names = ("id", "created", "machine", "versions", "settings", "held", "profile")
         return Benchmark(**{name: head[name] for name in names})
     except (ValueError, KeyError, TypeError) as exc:
-        raise UsageError(f"{path} is damaged or no run of this localqwen's bench", f"remove it: {path}") from exc
+        raise UsageError(f"{path} is damaged, or not a run of localqwen bench", f"remove it: {path}") from exc
 
 
 def _with_record(run: Benchmark, record: Mapping[str, Any]) -> Benchmark:
@@ -184,7 +190,7 @@ def _with_record(run: Benchmark, record: Mapping[str, Any]) -> Benchmark:
 
 
 def runs(where: Path | None = None) -> tuple[list[Benchmark], list[str]]:
-    """All runs, the newest first, and what to tell of files that could not be read."""
+    """Return all runs, the newest first, and messages about files that could not be read."""
     found, complaints = [], []
     for path in sorted((where or folder()).glob("*.jsonl"), reverse=True):
         try:
@@ -199,13 +205,13 @@ def runs(where: Path | None = None) -> tuple[list[Benchmark], list[str]]:
 
 def _damage(run: Benchmark, path: Path) -> str:
     lines = "a line" if run.damaged == 1 else f"{run.damaged} lines"
-    return f"{lines} of {path} cannot be read and {'is' if run.damaged == 1 else 'are'} left out"
+    return f"{lines} of {path} cannot be read and {'is' if run.damaged == 1 else 'are'} ignored"
 
 
 def find(wanted: str, where: Path | None = None) -> tuple[Benchmark, list[str]]:
-    """A run by its id, the beginning of one, `last`, `last-1`, …, or a file; and what to tell of it.
+    """Return a run, and messages about it. `name` is its id, the beginning of its id, `last`, `last-1`, …, or a file.
 
-    Raises ModelNotFound where there is none, UsageError where several begin so.
+    Raise ModelNotFound if there is none, UsageError if several ids begin with `name`.
     """
     path = Path(wanted)
     if path.is_file():

@@ -1,8 +1,8 @@
-"""A run in the shape of `llama-bench -o json`, so that the tools around llama.cpp read it.
+"""A run in the format of `llama-bench -o json`, so that the tools around llama.cpp can read it.
 
-Key names and types are those of llama.cpp's tools/llama-bench/llama-bench.cpp (test::get_fields, get_field_type). What
-we do not know stays empty or 0, as llama-bench writes it for what does not apply; batches of several answers have no
-such key and are left out.
+Key names and types are those of llama.cpp's tools/llama-bench/llama-bench.cpp (test::get_fields, get_field_type).
+Values that we do not know are empty or 0, as llama-bench writes values that do not apply. Batches of several answers
+have no key there and are left out.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from localqwen.models.fit import BATCH
 
 
 def tests(run: Benchmark) -> list[dict[str, Any]]:
-    """One object per test of raw speed with a single answer."""
+    """Return one object for each test of raw speed with a single answer."""
     wanted = [row for row in rows(run.samples) if row.test.kind in ("prefill", "decode") and row.test.batch == 1]
     return [_test(run, row, run.subject(row.subject)) for row in wanted]
 
@@ -54,7 +54,8 @@ def _build(run: Benchmark, subject: Subject) -> dict[str, Any]:
 
 
 def _settings(subject: Subject) -> dict[str, Any]:
-    """Our engine's own, where llama-bench has flags (benchmarks/README.md says why they differ from its defaults)."""
+    """Return our engine's settings, if llama-bench has flags for them (benchmarks/README.md says why they differ from
+    its defaults)."""
     batch = subject.settings.get("batch", BATCH)
     return {
         "n_batch": batch,

@@ -1,4 +1,4 @@
-"""Profiles of devices: a workload and limits that a model must keep there. Ours, and the user's own."""
+"""Profiles of devices: a workload and the limits that a model must keep. There are built-in ones and the user's own."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ LIMITS = {
 
 @dataclass(frozen=True)
 class Profile:
-    """`limits` are by the names of LIMITS, memory in bytes. `source` says where it stands."""
+    """A device: a workload and its limits. `limits` are named as in LIMITS, memory in bytes. `source` is the file of
+    the profile."""
 
     name: str
     workload: Workload
@@ -42,13 +43,13 @@ class Profile:
 
     @property
     def held(self) -> Limits:
-        """What a process can be held to: as many processors as threads are allowed, and the memory."""
+        """Return the limits that a process can be given: processors (as many as threads are allowed) and memory."""
         threads, memory = self.limits.get("threads"), self.limits.get("memory")
         return Limits(None if threads is None else int(threads), None if memory is None else int(memory))
 
 
 def profiles() -> dict[str, Profile]:
-    """Ours, then the user's, which may take their place. Raises ConfigError for a file of another shape."""
+    """Return our profiles and the user's, which may replace ours. Raise ConfigError if a file has errors."""
     ours = resources.files("localqwen.bench").joinpath("profiles.toml").read_text(encoding="utf-8")
     found = _read(ours, "localqwen")
     path = store.config_file().with_name("profiles.toml")
@@ -56,11 +57,12 @@ def profiles() -> dict[str, Profile]:
         try:
             found |= _read(path.read_text(encoding="utf-8"), str(path))
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
-            raise ConfigError(f"cannot read {path}: {exc}", "repair or remove that file") from exc
+            raise ConfigError(f"cannot read {path}: {exc}", "correct or remove that file") from exc
     return found
 
 
 def named(name: str) -> Profile:
+    """Return the profile with this name. Raise UsageError if there is none."""
     found = profiles()
     if name not in found:
         near = get_close_matches(name, found, 1)
@@ -75,7 +77,7 @@ def _read(text: str, source: str) -> dict[str, Profile]:
 
 @dataclass(frozen=True)
 class _Table:
-    """One profile of a file; what is wrong in it is told with the line and the key."""
+    """One profile in a file; an error in it names the line and the key."""
 
     text: str
     name: str
@@ -83,7 +85,7 @@ class _Table:
 
     def profile(self, table: Any) -> Profile:
         if not isinstance(table, dict):
-            raise self._wrong(self.name, f"{self.name} is no table", f"a profile is written [{self.name}]")
+            raise self._wrong(self.name, f"{self.name} is not a table", f"begin a profile with [{self.name}]")
         settings = dict(table)
         limits = settings.pop("limits", {})
         if not isinstance(limits, dict):
@@ -101,7 +103,8 @@ class _Table:
         return Profile(self.name, workload, kept, self.source)
 
     def _base(self, name: Any) -> Workload | None:
-        """`workload = "voice-assistant"`: one of ours, whose settings may be changed."""
+        """Return the built-in workload that `workload = "voice-assistant"` names; the profile may change its
+        settings."""
         known = workloads.known()
         if name is None or name in known:
             return known.get(name)
@@ -133,7 +136,8 @@ class _Table:
         return ConfigError(f"{self.source}{f', line {line}' if line else ''}: [{self.name}] {message}", hint)
 
     def _line(self, key: str) -> int | None:
-        """Of a key, else of the profile's head, counted from 1: the parser of the standard library tells none."""
+        """Return the line number of a key, else that of the profile's head, from 1. The parser of the standard library
+        reports none."""
         head, found = None, None
         inside = False
         for number, line in enumerate(self.text.splitlines(), 1):
@@ -148,7 +152,7 @@ class _Table:
 
 @dataclass(frozen=True)
 class Verdict:
-    """`measured` is None where nothing was measured; then nothing passes."""
+    """The result of one limit. `measured` is None if nothing was measured; then the limit fails."""
 
     subject: str
     limit: str
@@ -158,8 +162,8 @@ class Verdict:
 
 
 def judge(profile: Profile, run: Benchmark) -> list[Verdict]:
-    """Every limit for every subject. Waits are judged by their 95th percentile over turns and repeats, because people
-    remember the slow ones; speeds and energy by their median."""
+    """Return a verdict for every limit and every subject. Waiting times are compared by their 95th percentile over
+    turns and repeats, because people remember the slow ones; speeds and energy by their median."""
     found = rows(run.samples)
     return [
         _verdict(subject.label, limit, allowed, _measured(limit, [r for r in found if r.subject == subject.label], run))
@@ -176,12 +180,12 @@ def _verdict(subject: str, limit: str, allowed: float, measured: float | None) -
 
 def _measured(limit: str, found: list[Row], run: Benchmark) -> float | None:
     if limit == "threads":
-        told = run.subject(found[0].subject).threads if found else 0  # a server and a GPU have none to tell
+        told = run.subject(found[0].subject).threads if found else 0  # a server and a GPU report none
         return float(told) if told else None
     kind, metric = ("memory", "peak_memory") if limit == "memory" else ("workload", limit)
     values = [sample.values.get(metric) for row in found if row.test.kind == kind for sample in row.samples]
     known = [value for value in values if value is not None]
-    if not known or len(known) < len(values):  # an answer that never came is no fast answer
+    if not known or len(known) < len(values):  # a missing answer is not a fast one
         return None
     from localqwen.bench.stats import percentile
 

@@ -1,4 +1,4 @@
-"""Random prompts: what a model says does not matter for its speed, and no cache can have seen them."""
+"""Random prompts: the content of a prompt does not change the speed, and no cache can contain random ids."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from localqwen.engines.engine import Engine
 
 
 class RandomPrompts:
-    """Ids drawn evenly from the engine's ordinary vocabulary: no control tokens, no unused rows."""
+    """Random ids from the engine's ordinary vocabulary: no control tokens, no unused rows."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -21,6 +21,6 @@ class RandomPrompts:
         return [token for token, piece in enumerate(self._engine.vocabulary()) if piece and token not in stops]
 
     def tokens(self, count: int, *seed: int) -> tuple[int, ...]:
-        """The same ones for the same seed."""
+        """Return `count` ids, the same for the same seed."""
         generator = random.Random(repr(seed))
         return tuple(generator.choices(self._ordinary, k=count))

@@ -1,8 +1,7 @@
-"""Any OpenAI-compatible server, answering with the events of our own engines: the same code measures both.
+"""A model on any OpenAI-compatible server, as the events of our own engines, so that the same code measures both.
 
-What a server does not tell is taken from what streams: without `usage` a chunk counts as a token, and `approximate`
-says so. The clock runs here, so the network between is in every figure; every request opens a
-connection of its own.
+What a server does not report is estimated from the stream: without `usage` a chunk counts as a token, and `approximate`
+marks this. The clock runs on this side, so every figure includes the network; every request opens a new connection.
 """
 
 from __future__ import annotations
@@ -17,24 +16,24 @@ import httpx2
 from localqwen.chat.messages import Event, Finished, Request, Text, Thinking, Timing, ToolCall, Usage
 from localqwen.errors import EngineError, EngineUnavailable, ModelNotFound, Unsupported, UsageError
 
-#: Where servers put thinking: llama-server, SGLang and LM Studio; vLLM and mlx_lm.server.
+#: The fields of thinking: the first in llama-server, SGLang and LM Studio, the second in vLLM and mlx_lm.server.
 _THINKING_FIELDS = ("reasoning_content", "reasoning")
 _PATIENCE = httpx2.Timeout(10, read=600)
-#: Servers close a connection after some number of requests, at worst while the next one is on its way.
+#: Servers close a connection after a number of requests, in the worst case while the next request is being sent.
 _FRESH = httpx2.Limits(max_keepalive_connections=0)
 
 
 class RemoteModel:
-    """Each call of `stream` is one request; several threads may call at once.
+    """A model on a server. Each call of `stream` is one request; several threads may call at the same time.
 
-    Raises EngineUnavailable where no server answers, ModelNotFound for a model that it does not have.
+    Raises EngineUnavailable if no server answers, ModelNotFound if the server does not have the model.
     """
 
     engine_name = "server"
 
     def __init__(self, url: str, name: str | None = None, *, key: str = "") -> None:
         if not url.startswith(("http://", "https://")):
-            raise UsageError(f"--url {url} is no address of a server", "write it like http://127.0.0.1:8080/v1")
+            raise UsageError(f"--url {url} is not the address of a server", "write it like http://127.0.0.1:8080/v1")
         self.url = url.rstrip("/")
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._client = httpx2.Client(timeout=_PATIENCE, headers=headers, limits=_FRESH)
@@ -42,16 +41,16 @@ class RemoteModel:
         self.name = self._choose(name)
 
     def _choose(self, wanted: str | None) -> str:
-        """The model that was asked for, else the only one that the server has."""
+        """Return the requested model, else the only one that the server has."""
         try:
             answer = self._client.get(f"{self.url}/models")
         except httpx2.HTTPError as exc:
             raise EngineUnavailable(
-                f"no server answers at {self.url}: {exc}", "start one, and end the address with /v1"
+                f"no server answers at {self.url}: {exc}", "start a server, and end its address with /v1"
             ) from exc
         if answer.status_code == 404:
             raise EngineUnavailable(
-                f"{self.url}/models is not there", "is it OpenAI-compatible? end the address with /v1"
+                f"{self.url}/models does not exist", "use an OpenAI-compatible server, and end its address with /v1"
             )
         _check(answer.status_code, answer.text)
         offered = [str(model["id"]) for model in answer.json().get("data", ())]
@@ -60,9 +59,10 @@ class RemoteModel:
         if wanted is None and len(offered) == 1:
             return offered[0]
         asked = f"{self.url} has no model {wanted!r}" if wanted else f"{self.url} has {len(offered)} models"
-        raise ModelNotFound(asked, f"name one: {', '.join(offered) or 'it tells none'}")
+        raise ModelNotFound(asked, f"name one: {', '.join(offered) or 'the server lists none'}")
 
     def stream(self, request: Request) -> Generator[Event, None, None]:
+        """Yield the events of an answer."""
         answer = _Answer()
         try:
             with self._client.stream("POST", f"{self.url}/chat/completions", json=self._body(request)) as response:
@@ -72,7 +72,7 @@ class RemoteModel:
                 for chunk in _chunks(response.iter_lines()):
                     yield from answer.take(chunk)
         except httpx2.HTTPError as exc:
-            raise EngineError(f"the server at {self.url} broke off: {exc or type(exc).__name__}", "try again") from exc
+            raise EngineError(f"the server at {self.url} hung up: {exc or type(exc).__name__}", "try again") from exc
         self.approximate = self.approximate or answer.usage is None
         yield from answer.finish()
 
@@ -95,16 +95,17 @@ class RemoteModel:
         return body
 
     def count(self, text: str) -> int:
-        """Tokens of a text, as far as can be told without the server's tokenizer: four characters each, which Qwen3
-        needs for English. What was really sent is in the samples (`prompt_tokens`)."""
+        """Return the approximate number of tokens of a text, without the server's tokenizer: one for four characters,
+        as Qwen3 needs for English. The samples have the true number (`prompt_tokens`)."""
         return len(text) // 4
 
     def close(self) -> None:
+        """Do nothing: each request has its own connection."""
         self._client.close()
 
 
 def _message(message: dict[str, Any]) -> dict[str, Any]:
-    """OpenAI wants arguments as text."""
+    """Return a message in OpenAI's format, which has arguments as text."""
     calls = [
         {**call, "function": {**call["function"], "arguments": json.dumps(call["function"]["arguments"])}}
         for call in message.get("tool_calls", ())
@@ -114,13 +115,13 @@ def _message(message: dict[str, Any]) -> dict[str, Any]:
 
 def _check(status: int, text: str) -> None:
     if status in (401, 403):
-        raise Unsupported(f"the server refuses: {status}", "set LOCALQWEN_BENCH_KEY to its API key")
+        raise Unsupported(f"the server refuses the request: {status}", "set LOCALQWEN_BENCH_KEY to its API key")
     if status >= 400:
-        raise EngineError(f"the server answers {status}: {text[:300].strip()}", "look into the server's log")
+        raise EngineError(f"the server answers {status}: {text[:300].strip()}", "see the server's log")
 
 
 def _chunks(lines: Iterator[str]) -> Iterator[Mapping[str, Any]]:
-    """The JSON objects of an event stream."""
+    """Yield the JSON objects of an event stream."""
     for line in lines:
         data = line.removeprefix("data:").strip()
         if not line.startswith("data:") or data == "[DONE]":
@@ -128,15 +129,15 @@ def _chunks(lines: Iterator[str]) -> Iterator[Mapping[str, Any]]:
         try:
             chunk = json.loads(data)
         except ValueError as exc:
-            raise EngineError(f"the server sent no JSON: {data[:100]}", "is it OpenAI-compatible?") from exc
+            raise EngineError(f"the server did not send JSON: {data[:100]}", "use an OpenAI-compatible server") from exc
         if "error" in chunk:
-            raise EngineError(f"the server stopped: {chunk['error']}", "look into the server's log")
+            raise EngineError(f"the server stopped: {chunk['error']}", "see the server's log")
         yield chunk
 
 
 @dataclass
 class _Answer:
-    """What has streamed of one answer."""
+    """The part of one answer that has been streamed."""
 
     usage: Mapping[str, Any] | None = None
     reason: str = "stop"

@@ -1,4 +1,4 @@
-"""One run of the benchmark against a server: the same conversations, the same samples, and several at once."""
+"""One run of the benchmark against a server: the same conversations and samples, also several at the same time."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _COUNTED_BY_CHUNKS = "the server does not tell how many tokens it makes: chunks 
 
 
 class RemoteRunner(Recording):
-    """Measures into `run`, which holds what was measured so far at any moment. Tests of `batch` N are N conversations
-    at once, each from a thread."""
+    """Measures a server into `run`, which always has everything that was measured so far. A test with `batch` N runs N
+    conversations at the same time, each in a thread."""
 
     def __init__(
         self,
@@ -34,7 +34,7 @@ class RemoteRunner(Recording):
         tell: Tell,
     ) -> None:
         if not tests:
-            raise UsageError("there is nothing to measure", "--chat or --workload mlperf-client")
+            raise UsageError("there is nothing to measure", "add --chat or --workload mlperf-client")
         self._model, self._tests, self._workloads, self._repeats = model, tests, workloads, repeats
         subject = Subject(model.name, model.engine_name, url=model.url)
         super().__init__(replace(run, subjects=(subject,)), log)
@@ -42,6 +42,7 @@ class RemoteRunner(Recording):
         log.subject(subject)
 
     def measure(self) -> None:
+        """Run all tests."""
         self._warm_up()
         total = self._repeats * len(self._tests)
         turns = ((repeat, test) for repeat in range(self._repeats) for test in self._tests)
@@ -53,7 +54,7 @@ class RemoteRunner(Recording):
             self._note(_COUNTED_BY_CHUNKS)
 
     def _warm_up(self) -> None:
-        """The first request may load the model."""
+        """Send a first request, which may load the model."""
         self._tell(f"{self._model.name}: warming up", 0, 0)
         for _ in self._model.stream(Request([Message("user", "Hello")], max_tokens=4)):
             pass

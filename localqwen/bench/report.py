@@ -1,4 +1,4 @@
-"""Charts as PNG files and one HTML file that holds everything: it asks nothing of any network, now or in ten years."""
+"""Write charts as PNG files, and one HTML file that contains everything and needs no network, now or in ten years."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from localqwen.bench.history import Benchmark
 from localqwen.bench.tables import Cells
 from localqwen.errors import StorageError
 
-#: A browser that shows the page may show images that are in it, and load nothing.
+#: A browser may show the images inside the page, and load nothing.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 _STYLE = """
 :root { color-scheme: light dark; }
@@ -34,10 +34,8 @@ th { border-bottom: 2px solid #888; } td.number { text-align: right; }
 
 
 def write(runs: Sequence[Benchmark], folder: Path) -> list[Path]:
-    """The report and its charts into a folder; gives what was written, the report first.
-
-    Raises StorageError where the folder cannot be written, EngineUnavailable without matplotlib.
-    """
+    """Write the report and its charts into a folder and return the written files, the report first. Raise StorageError
+    if the folder cannot be written, EngineUnavailable if matplotlib is missing."""
     drawn = charts.draw(runs)
     files = {"report.html": page(runs, drawn).encode(), **{f"{chart.name}.png": chart.png for chart in drawn}}
     try:
@@ -50,7 +48,7 @@ def write(runs: Sequence[Benchmark], folder: Path) -> list[Path]:
 
 
 def page(runs: Sequence[Benchmark], drawn: Sequence[Chart]) -> str:
-    """The whole HTML file."""
+    """Return the whole HTML file."""
     body = [*map(_head, runs), *map(_figure, drawn), *(part for run in runs for part in _tables(run, len(runs) > 1))]
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -63,7 +61,7 @@ def page(runs: Sequence[Benchmark], drawn: Sequence[Chart]) -> str:
 
 
 def _head(run: Benchmark) -> str:
-    """What the process was held to comes first, and cannot be overlooked."""
+    """Return the head of the page. The limits of the process come first, so that nobody overlooks them."""
     kind = "first held" if run.held else "first"
     lines = [f'<p class="{kind}">{escape(tables.title(run))}</p>']
     lines += [f"<p>{escape(text)}</p>" for text in (tables.state(run), *run.notes) if text]

@@ -1,6 +1,6 @@
-"""What a benchmark measures and what came of it, as values: one schema for engines in this process and for servers.
+"""The tests and results of a benchmark, as values: one schema for engines in this process and for servers.
 
-A sample is one measurement and is kept as it was; statistics are made of samples when somebody looks (`rows`).
+A sample is one measurement and never changes; statistics are computed from samples when they are shown (`rows`).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ METRICS = {
     "kl_p99": False,
     "top1": True,
 }
-#: Of these, what another program on the machine does not change.
+#: Those of the metrics that another program on the machine does not change.
 TIMELESS = {
     "thinking_tokens",
     "thinking_share",
@@ -46,10 +46,10 @@ TIMELESS = {
 
 @dataclass(frozen=True, order=True)
 class Test:
-    """What is measured. `kind` is prefill, decode, load, chat, workload, sustain or quality; `name` says which of its
-    kind (a workload, a thinking mode); lengths are tokens, 0 where they do not apply."""
+    """What is measured. `kind` is prefill, decode, load, chat, workload, sustain or quality; `name` is a variant of
+    this kind (a workload, a thinking mode); lengths are in tokens, 0 if they do not apply."""
 
-    __test__ = False  # pytest: no test case
+    __test__ = False  # tells pytest that this class is not a test case
 
     kind: str
     name: str = ""
@@ -61,7 +61,8 @@ class Test:
 
     @property
     def label(self) -> str:
-        """`prefill 512`, `decode 128 at 4,096 x 4`, `chat budget 256, turn 2`."""
+        """Return the name of the test in tables, as in `prefill 512`, `decode 128 at 4,096 x 4` or
+        `chat budget 256, turn 2`."""
         size = {"prefill": self.prompt, "decode": self.generate}.get(self.kind, 0)
         words = [self.kind, self.name, f"{size:,}" if size else ""]
         text = " ".join(word for word in words if word)
@@ -73,7 +74,7 @@ class Test:
 @dataclass(frozen=True)
 class Sample:
     """One measurement of one subject. `values` are metrics by name (METRICS); `latencies` are the seconds between two
-    tokens; `series` are rows over time of an endurance run."""
+    tokens; `series` are rows over the time of an endurance run."""
 
     subject: str
     test: Test
@@ -82,6 +83,7 @@ class Sample:
     series: tuple[Mapping[str, float | None], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
+        """Return the sample as JSON."""
         rounded = [float(f"{value:.6g}") for value in self.latencies]
         test = {name: value for name, value in asdict(self.test).items() if value or name == "kind"}
         data: dict[str, Any] = {"subject": self.subject, "test": test, "values": dict(self.values)}
@@ -90,7 +92,8 @@ class Sample:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Sample:
-        """Inverse of `to_json`. Raises KeyError, TypeError or ValueError on data of another shape."""
+        """Return the sample that `to_json` wrote. Raise KeyError, TypeError or ValueError if the data has another
+        shape."""
         values = {str(name): float(value) for name, value in data["values"].items()}
         latencies = tuple(map(float, data.get("latencies", ())))
         return cls(str(data["subject"]), Test(**data["test"]), values, latencies, tuple(data.get("series", ())))
@@ -98,9 +101,9 @@ class Sample:
 
 @dataclass(frozen=True)
 class Subject:
-    """What is measured: a model file on an engine, or a server. `bytes` are the weights on disk, `active_bytes` those
-    that one token passes through, `kv_bytes` what each token of context adds; 0 where a server does not tell.
-    `settings` are the engine's own."""
+    """What is measured: a model file on an engine, or a server. `bytes` counts the weights on disk, `active_bytes`
+    those that one token uses, `kv_bytes` the memory of each token of context; 0 if a server does not report them.
+    `settings` are those of the engine."""
 
     label: str
     engine: str
@@ -118,13 +121,13 @@ class Subject:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def bytes_per_token(self, depth: float) -> float:
-        """What decoding one token reads from memory: weights, keys and values."""
+        """Return the bytes that decoding one token reads from memory: weights, keys and values."""
         return self.active_bytes + depth * self.kv_bytes
 
 
 @dataclass(frozen=True)
 class Row:
-    """All samples of one test of one subject. `latency` is of the seconds between two tokens, over all repeats."""
+    """All samples of one test of one subject. `latency` summarizes the seconds between two tokens, over all repeats."""
 
     subject: str
     test: Test
@@ -134,7 +137,7 @@ class Row:
 
 
 def rows(samples: Iterable[Sample]) -> list[Row]:
-    """In the order in which each test of each subject first came."""
+    """Return a row for each test of each subject, in the order of their first samples."""
     groups: dict[tuple[str, Test], list[Sample]] = {}
     for sample in samples:
         groups.setdefault((sample.subject, sample.test), []).append(sample)
@@ -149,8 +152,8 @@ def _row(subject: str, test: Test, group: Sequence[Sample]) -> Row:
 
 
 def bandwidth_share(row: Row, subject: Subject) -> float | None:
-    """Of the measured memory bandwidth, what decoding reaches: the weights are read once for all runs of a batch, keys
-    and values for each. None where it does not apply or was not measured."""
+    """Return the share of the measured memory bandwidth that decoding reaches: it reads the weights once for all runs
+    of a batch, keys and values for each run. None if it does not apply or was not measured."""
     speed = row.metrics.get("tokens_per_second")
     if row.test.kind != "decode" or not subject.bandwidth or not subject.active_bytes or speed is None:
         return None

@@ -1,4 +1,4 @@
-"""What a machine tells of its heat, clock and energy. What it does not tell is None and stays so: nothing is guessed.
+"""Read what a machine reports about its heat, clock and energy. What it does not report is None; nothing is guessed.
 
 Linux: thermal zones (kernel documentation, "thermal sysfs": thousandths of a degree), cpufreq (kHz), powercap's RAPL
 (microjoules that wrap around), power_supply (microwatts, microamperes, microvolts). Termux: `termux-battery-status`.
@@ -18,14 +18,15 @@ from pathlib import Path
 
 #: Thermal zones of processors: Intel and AMD, Raspberry Pi and most ARM boards, Qualcomm and Samsung phones.
 _PROCESSOR_ZONES = re.compile(r"x86_pkg_temp|k10temp|cpu|soc|apss|big|little|mid|prime", re.IGNORECASE)
-#: Seconds between two looks at a source that is a program of its own.
+#: Seconds between two readings of a source that is a separate program.
 _PROGRAM_EVERY = 5.0
 
 
 @dataclass(frozen=True)
 class Reading:
-    """At one moment. `celsius` is the hottest processor zone, `megahertz` the mean of all processors, `joules` a
-    counter of energy whose differences count, `watts` what the battery gives now (only while it discharges)."""
+    """The sensors at one moment. `celsius` is that of the hottest processor zone, `megahertz` the mean of all
+    processors, `joules` a counter of energy whose differences count, `watts` the present power of the battery (only
+    while it discharges)."""
 
     celsius: float | None = None
     megahertz: float | None = None
@@ -34,7 +35,7 @@ class Reading:
 
 
 class Sensors:
-    """All sources of this machine. `sources` names those that answer. Close it: some are programs."""
+    """All sensors of this machine; `sources` names those that answer. Close it: some sensors are programs."""
 
     def __init__(self, root: Path = Path("/")) -> None:
         self._root = root
@@ -43,7 +44,7 @@ class Sensors:
         self.sources = self._found()
 
     def _found(self) -> dict[str, str]:
-        """What is measured -> where from."""
+        """Return the source of each measured value."""
         now, found = self.read(), {}
         if now.celsius is not None:
             found["temperature"] = "thermal zones" if _zones(self._root) else "the battery's sensor"
@@ -58,6 +59,7 @@ class Sensors:
         return found
 
     def read(self) -> Reading:
+        """Return the present values."""
         told = self._program.reading if self._program is not None else Reading()
         celsius = _temperature(self._root)
         watts = _battery_watts(self._root)
@@ -69,7 +71,7 @@ class Sensors:
         )
 
     def close(self) -> None:
-        """Ends what was started to ask."""
+        """End the programs that were started."""
         if self._program is not None:
             self._program.close()
 
@@ -89,13 +91,13 @@ def _text(path: Path) -> str:
 
 
 def _zones(root: Path) -> list[Path]:
-    """Of processors; all where none is named so."""
+    """Return the thermal zones of processors, or all zones if none has such a name."""
     zones = [zone for zone in sorted((root / "sys/class/thermal").glob("thermal_zone*")) if _number(zone / "temp")]
     return [zone for zone in zones if _PROCESSOR_ZONES.search(_text(zone / "type"))] or zones
 
 
 def _temperature(root: Path) -> float | None:
-    """Drivers that have nothing to tell give 0 or something absurd; such zones are left out."""
+    """Return a zone's temperature, or None: a driver without a sensor reports 0 or an impossible value."""
     told = [(_number(zone / "temp") or 0) / 1000 for zone in _zones(root)]
     return max((value for value in told if 0 < value < 150), default=None)
 
@@ -119,7 +121,7 @@ def _battery_watts(root: Path) -> float | None:
 
 
 class _Rapl:
-    """Packages' counters as one that does not wrap."""
+    """Adds the energy counters of all packages into one that does not wrap around."""
 
     def __init__(self, folder: Path) -> None:
         packages = [zone for zone in sorted(folder.glob("intel-rapl:*")) if zone.name.count(":") == 1]
@@ -144,7 +146,7 @@ class _Rapl:
 
 
 class _Program:
-    """A program that is asked again and again in a thread of its own: asking must not hold up what is measured."""
+    """A program that is read repeatedly, in its own thread, so that it does not delay the measurement."""
 
     def __init__(self, name: str, command: list[str], parse: Callable[[str], Reading]) -> None:
         self.name = name
@@ -171,7 +173,7 @@ class _Program:
 
 
 def _program() -> _Program | None:
-    """Termux's or macOS', where it is there and answers."""
+    """Return the program of Termux or macOS, if it exists and answers."""
     known: Mapping[str, tuple[list[str], Callable[[str], Reading]]] = {
         "termux-battery-status": ([], termux_reading),
         "powermetrics": (["--samplers", "cpu_power", "-i", "1000", "-n", "1"], powermetrics_reading),
@@ -187,7 +189,8 @@ def _program() -> _Program | None:
 
 
 def termux_reading(text: str) -> Reading:
-    """The battery's temperature; its power where the phone tells current (µA) and voltage (mV) and is unplugged."""
+    """Return the battery's temperature, and its power if the phone is unplugged and reports current (µA) and voltage
+    (mV)."""
     try:
         told = json.loads(text)
     except ValueError:
@@ -199,6 +202,6 @@ def termux_reading(text: str) -> Reading:
 
 
 def powermetrics_reading(text: str) -> Reading:
-    """`Combined Power (CPU + GPU + ANE): 2345 mW` on Apple Silicon."""
+    """Return the power from a line such as `Combined Power (CPU + GPU + ANE): 2345 mW` (Apple Silicon)."""
     found = re.search(r"^Combined Power.*?:\s*([\d.]+)\s*mW", text, re.MULTILINE)
     return Reading(watts=float(found.group(1)) / 1000) if found else Reading()

@@ -1,9 +1,9 @@
 """Raw speed of an engine: prefill and decode, at a depth, alone or in a batch.
 
-What is timed is `engine.step()` and nothing else. Prompts are random (`prompts.py`), sampling is greedy. A decode is
-measured at a true depth: a random prompt of that length lies in the KV cache; between repeats it stays there, which
-changes no computation of the steps that are timed. A stop token does not end a measurement: the run is started again
-behind it with a random token in its place, and the step that does this is not among the samples.
+Only `engine.step()` is timed. Prompts are random (`prompts.py`), sampling is greedy. A decode is measured at a true
+depth: the KV cache contains a random prompt of that length. It stays there between repeats, which does not change the
+computation of the timed steps. A stop token does not end a measurement: the run starts again after it, with a random
+token in its place, and the step that does this is not among the samples.
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ from localqwen.engines.engine import Engine, Run, Sampling, TokenOutput
 from localqwen.errors import EngineError, UsageError
 
 GREEDY = Sampling(temperature=0)
-#: Tokens of the warm-up: enough that an engine that feels its way to a pass's best size has found it.
+#: Tokens of the warm-up: enough for an engine that searches for the best size of a pass to find it.
 WARM_UP_PROMPT = 512
 WARM_UP_TOKENS = 8
 Clock = Callable[[], float]
 
 
 def tests(prompts: Sequence[int], generate: int, depths: Sequence[int], batches: Sequence[int]) -> tuple[Test, ...]:
-    """Every prompt length and every batch at every depth; tests of one depth follow each other and share its prefix."""
+    """Return a test for every prompt length and every batch at every depth. Tests of one depth follow each other and
+    share its prefix."""
     found: list[Test] = []
     for depth in depths:
         found += [Test("prefill", prompt=prompt, depth=depth) for prompt in prompts if prompt]
@@ -33,12 +34,12 @@ def tests(prompts: Sequence[int], generate: int, depths: Sequence[int], batches:
 
 
 def context_needed(test: Test) -> int:
-    """Tokens that one run of the test fills."""
+    """Return the tokens that one run of the test fills."""
     return test.depth + test.prompt + test.generate + 2 * test.batch + 2
 
 
 class SpeedBench:
-    """Measures one engine; call in the engine's thread. `clock` is in seconds."""
+    """Measures one engine; call it in the engine's thread. `clock` is in seconds."""
 
     def __init__(self, engine: Engine, subject: str, *, clock: Clock = time.perf_counter) -> None:
         self.engine = engine
@@ -48,13 +49,14 @@ class SpeedBench:
         self._last: Test | None = None
 
     def warm_up(self) -> None:
-        """Pages are read, buffers made, threads started, and none of it is in the samples."""
+        """Run the engine once, so that no sample includes reading pages, allocating buffers or starting threads."""
         room = self.engine.context_length - WARM_UP_TOKENS - 2
         prompt = self._random.tokens(max(1, min(WARM_UP_PROMPT, room)), -1)
         self._finish(self.engine.start(prompt, GREEDY, max_tokens=WARM_UP_TOKENS))
 
     def measure(self, test: Test, repeat: int) -> Sample:
-        """Raises ContextTooLong, EngineError, or UsageError for a test that is none of raw speed."""
+        """Return one sample of a test. Raise ContextTooLong, EngineError, or UsageError if it is not a test of raw
+        speed."""
         if not test.depth or self._last is None or (self._last.depth, self._last.batch) != (test.depth, test.batch):
             self._forget()
         self._last = test
@@ -66,7 +68,7 @@ class SpeedBench:
         raise UsageError(f"{test.kind} is not a test of raw speed", "raw speed: prefill and decode")
 
     def _forget(self) -> None:
-        """What other tests left in the cache would be passed over by every step, and may be a prefix: away with it."""
+        """Clear the cache: other tests' tokens would slow every step down, and may be a prefix of the next prompt."""
         for _ in self.engine.evaluate(self._random.tokens(1, -2)):
             pass
 
@@ -75,7 +77,7 @@ class SpeedBench:
             self.engine.step()
 
     def _read(self, prompt: Sequence[int]) -> None:
-        """Into the cache, without an answer."""
+        """Prefill the tokens without an answer."""
         self._finish(self.engine.start(prompt, GREEDY, max_tokens=0))
 
     def _prefill(self, test: Test, repeat: int) -> Sample:
@@ -88,7 +90,7 @@ class SpeedBench:
         if computed < test.prompt:
             self.engine.cancel(run)
             raise EngineError(
-                f"{test.prompt - computed} tokens of a random prompt were cached: the speed would flatter"
+                f"{test.prompt - computed} tokens of a random prompt were cached, so the speed would be too high"
             )
         began = self._clock()
         self._finish(run)
@@ -96,7 +98,7 @@ class SpeedBench:
         return Sample(self._subject, test, {"tokens_per_second": computed / seconds, "seconds": seconds})
 
     def _prefix(self, test: Test, lane: int) -> tuple[int, ...]:
-        """The same for all repeats and tests of a depth; lanes of a batch share nothing."""
+        """Return the prompt of a depth: the same for all its repeats and tests, different for each lane of a batch."""
         return self._random.tokens(test.depth, test.depth, lane) if test.depth else ()
 
     def _decode(self, test: Test, repeat: int) -> Sample:
@@ -111,7 +113,7 @@ class SpeedBench:
         return Sample(self._subject, test, {"tokens_per_second": speed, "seconds": sum(times)}, tuple(times))
 
     def _timed_steps(self, lanes: Sequence[_Lane], count: int) -> list[float]:
-        """Seconds of steps in which every lane says a token that is not the first of its run."""
+        """Return the seconds of the steps in which every lane generates a token that is not the first of its run."""
         times: list[float] = []
         while len(times) < count:
             for lane in lanes:
@@ -128,7 +130,7 @@ class SpeedBench:
 
 
 class _Lane:
-    """One run of a batch and what was said in it, so that it can go on behind a stop token."""
+    """One run of a batch and its tokens, so that it can continue after a stop token."""
 
     def __init__(self, engine: Engine, random: RandomPrompts, prompt: Sequence[int]) -> None:
         self._engine, self._random = engine, random
@@ -142,7 +144,7 @@ class _Lane:
         self._tokens += [token for run, piece in pieces if run is self.run for token in piece.tokens]
 
     def go_on(self) -> None:
-        """A run that has ended at a stop token is started again, with a random token in the place of that."""
+        """Start the run again if it has ended at a stop token, with a random token in its place."""
         if self.run.finished:
             self._tokens[-1] = self._random.tokens(1, len(self._tokens), self._tokens[-2])[0]
             self.run = self._start()

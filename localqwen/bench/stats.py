@@ -1,4 +1,4 @@
-"""Statistics of timings, without assumptions that timings break: medians beside means, ratios with their noise."""
+"""Statistics of timings, without assumptions that timings do not satisfy: medians beside means, ratios with noise."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-#: Two-sided 95 % quantiles of Student's t for 1, 2, … degrees of freedom; beyond the table the next smaller holds.
+#: Two-sided 95 % quantiles of Student's t for 1, 2, … degrees of freedom; beyond the table the last one applies.
 _STUDENT = (
     12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
     2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
@@ -17,7 +17,8 @@ _STUDENT = (
 
 @dataclass(frozen=True)
 class Summary:
-    """Of `count` values, in their unit. `deviation` is the sample standard deviation, 0 for a single value."""
+    """A summary of `count` values, in their unit. `deviation` is the sample standard deviation, 0 for a single
+    value."""
 
     count: int
     mean: float
@@ -28,12 +29,12 @@ class Summary:
 
     @property
     def spread(self) -> float:
-        """Standard deviation as a share of the mean."""
+        """Return the standard deviation as a share of the mean."""
         return self.deviation / abs(self.mean) if self.mean else 0.0
 
 
 def summary(values: Sequence[float]) -> Summary:
-    """Raises statistics.StatisticsError without values."""
+    """Return a summary of the values. Raise statistics.StatisticsError if there are none."""
     return Summary(
         count=len(values),
         mean=statistics.fmean(values),
@@ -45,7 +46,7 @@ def summary(values: Sequence[float]) -> Summary:
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
-    """With linear interpolation between the two nearest values, as numpy's default."""
+    """Return a percentile, with linear interpolation between the two nearest values, as numpy does by default."""
     ordered = sorted(values)
     position = (len(ordered) - 1) * percent / 100
     below = math.floor(position)
@@ -54,12 +55,12 @@ def percentile(values: Sequence[float], percent: float) -> float:
 
 
 def geometric_mean(values: Sequence[float]) -> float:
-    """Of positive values."""
+    """Return the geometric mean of positive values."""
     return math.exp(statistics.fmean(map(math.log, values)))
 
 
 def slope(points: Sequence[tuple[float, float]]) -> float | None:
-    """Of the straight line with the least squares, y per x; None where all x are equal."""
+    """Return the slope of the line with the least squares, in y per x; None if all x are equal."""
     try:
         return statistics.linear_regression(*zip(*points, strict=True)).slope
     except (statistics.StatisticsError, TypeError):
@@ -68,9 +69,9 @@ def slope(points: Sequence[tuple[float, float]]) -> float | None:
 
 @dataclass(frozen=True)
 class Ratio:
-    """`value` is how many times `a` the median of `b` is; 95 of 100 such intervals hold the true ratio. `verdict` is
-    "difference", "no difference" (the interval holds 1) or "cannot tell" (a side has one value, so no noise, or was not
-    measured in peace)."""
+    """A comparison. `value` is the median of `b` divided by that of `a`; 95 of 100 such intervals contain the true
+    ratio. `verdict` is "difference", "no difference" (the interval contains 1) or "cannot tell" (one side has a single
+    value, and so no noise, or was measured beside other programs)."""
 
     value: float
     low: float
@@ -79,7 +80,8 @@ class Ratio:
 
 
 def ratio(a: Sequence[float], b: Sequence[float]) -> Ratio:
-    """Of positive values. The interval is Welch's, on logarithms: ratios are symmetric there."""
+    """Return the comparison of two series of positive values. The interval is Welch's, on logarithms, because ratios
+    are symmetric there."""
     value = statistics.median(b) / statistics.median(a)
     if min(len(a), len(b)) < 2:
         return Ratio(value, 0.0, math.inf, "cannot tell")
@@ -92,11 +94,11 @@ def ratio(a: Sequence[float], b: Sequence[float]) -> Ratio:
 
 
 def student(freedom: float) -> float:
-    """Two-sided 95 % quantile of Student's t."""
+    """Return the two-sided 95 % quantile of Student's t."""
     return _STUDENT[min(max(int(freedom), 1), len(_STUDENT)) - 1]
 
 
 def _welch_freedom(shares: Sequence[float], left: int, right: int) -> float:
-    """Degrees of freedom after Welch and Satterthwaite."""
+    """Return the degrees of freedom after Welch and Satterthwaite."""
     below = shares[0] ** 2 / (left - 1) + shares[1] ** 2 / (right - 1)
     return sum(shares) ** 2 / below if below else 1.0

@@ -1,7 +1,7 @@
 """Endurance: decoding without a pause, and what heat does to it.
 
-One answer after the other at a fixed depth, for as long as was asked; every few seconds a point of the series. Between
-repeats the machine may cool down to where it began, if it tells its temperature.
+Generates one answer after the other at a fixed depth for a given time, with a point of the series every few seconds.
+Between repeats the machine may cool down to its first temperature, if it reports one.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from localqwen.bench.sensors import Reading, Sensors
 from localqwen.bench.speed import GREEDY
 from localqwen.engines.engine import Engine
 
-#: Seconds that a point of the series stands for, in long runs; short ones get about twenty points.
+#: Seconds between two points of the series in long runs; short runs get about twenty points.
 LONGEST_WINDOW = 10.0
-#: The first and the last part of a run that are compared.
+#: The share of a run at its beginning and at its end that is compared.
 _EDGE = 0.1
-COOL_WITHIN = 3.0  # degrees of where the first repeat began
-COOL_AT_MOST = 600.0  # seconds that a cool-down may take
+COOL_WITHIN = 3.0  # degrees above the temperature at which the first repeat began
+COOL_AT_MOST = 600.0  # the longest cool-down in seconds
 Point = Mapping[str, float | None]
 
 
 class Endurance:
-    """Decodes on an engine; call in its thread. `clock` and `sleep` are in seconds."""
+    """Decodes on an engine without a pause; call it in the engine's thread. `clock` and `sleep` are in seconds."""
 
     def __init__(
         self,
@@ -45,16 +45,18 @@ class Endurance:
 
     @property
     def sources(self) -> Mapping[str, str]:
-        """What is measured besides speed -> where from."""
+        """Return the source of each value that is measured besides speed."""
         return self._sensors.sources
 
     def measure(self, test: Test, repeat: int, seconds: float) -> Sample:
+        """Return the sample of one endurance run."""
         waited = self._cool_down()
         points = list(self._points(test, repeat, seconds))
         return Sample(self._subject, test, {**summary(points), "cool_down_seconds": waited}, series=tuple(points))
 
     def _cool_down(self) -> float:
-        """Wait until the machine is as cool as at first; gives the seconds. Without a sensor nobody waits."""
+        """Wait until the machine is as cool as at the beginning, and return the seconds. Without a sensor it does not
+        wait."""
         now = self._sensors.read().celsius
         if self._cool is None or now is None:
             self._cool = now
@@ -90,7 +92,7 @@ class Endurance:
             tokens, before, last = 0, told, self._clock()
 
     def _steps(self, test: Test, repeat: int) -> Iterator[int]:
-        """Tokens of each step, without end: a run that stops is followed by another one at the same depth."""
+        """Yield the tokens of each step without end: a run that stops is followed by another one at the same depth."""
         for number in iter(int, None):
             depth = self._random.tokens(max(test.depth, 1), test.depth)
             run = self._engine.start(
@@ -104,7 +106,7 @@ class Endurance:
 
 
 def _joules(before: Reading, after: Reading, seconds: float) -> float | None:
-    """Between two readings: a counter's difference, or the mean power of both for the time between."""
+    """Return the energy between two readings: the difference of a counter, or the mean power multiplied by the time."""
     if before.joules is not None and after.joules is not None:
         return after.joules - before.joules
     if before.watts is not None and after.watts is not None:
@@ -113,8 +115,9 @@ def _joules(before: Reading, after: Reading, seconds: float) -> float | None:
 
 
 def summary(points: list[Point]) -> dict[str, float]:
-    """`held_share` is the speed of the last tenth by that of the first; `slope_per_minute` the part of the mean speed
-    that is lost (negative) or won per minute; energy only where every point has it."""
+    """Return the metrics of a series. `held_share` is the speed of the last tenth divided by that of the first;
+    `slope_per_minute` is the change of speed per minute as a share of the mean (negative: it slows down); energy only
+    if every point has it."""
     speeds = [(point["seconds"] or 0.0, point["tokens_per_second"] or 0.0) for point in points]
     edge = max(1, round(len(points) * _EDGE))
     first, last = ([speed for _, speed in part] for part in (speeds[:edge], speeds[-edge:]))

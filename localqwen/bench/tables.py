@@ -1,4 +1,4 @@
-"""A run as rows of text, and as the object of `--json`. Pure: what is printed where is the command's business."""
+"""A run as rows of text, and as the object of `--json`. Pure functions: the command decides what is printed where."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SPEED_HEAD = ("model", "test", "tokens/s", "mean", "±", "ms per token p5", "med
 
 
 def speed(run: Benchmark) -> list[Cells]:
-    """Raw speed; without rows where none was measured. `tokens/s` is the median over the repeats."""
+    """Return the rows of raw speed; none if it was not measured. `tokens/s` is the median over the repeats."""
     found = [_speed_row(run, row) for row in rows(run.samples) if row.test.kind in ("prefill", "decode")]
     return [SPEED_HEAD, *found] if found else []
 
@@ -39,12 +39,12 @@ def _speed_row(run: Benchmark, row: Row) -> Cells:
 
 
 def _per_token(seconds: float) -> str:
-    """In milliseconds, three digits."""
+    """Return a latency in milliseconds, with three digits."""
     return f"{1000 * seconds:#.3g}" if seconds < 0.1 else number(1000 * seconds)
 
 
 def number(value: float) -> str:
-    """Three or four digits that matter."""
+    """Return a number with the three or four digits that matter."""
     if abs(value) >= 1000:
         return f"{value:,.0f}"
     if 0 < abs(value) < 1:
@@ -53,7 +53,7 @@ def number(value: float) -> str:
 
 
 def models(run: Benchmark) -> list[Cells]:
-    """One line per subject: what it is, and what it took."""
+    """Return one row per subject: what it is, and what it needed."""
     head = ("model", "engine", "file", "size", "quant", "threads", "context", "load s", "peak memory", "sha256")
     found = {(row.subject, row.test.kind): row for row in rows(run.samples)}
     lines = []
@@ -81,34 +81,35 @@ def _median(row: Row | None, metric: str) -> float:
 
 
 def gigabytes(count: float) -> str:
-    """In GB, small ones in MB; "" for nothing known."""
+    """Return bytes in GB, small ones in MB; "" if unknown."""
     if not count:
         return ""
     return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
 
 
 def title(run: Benchmark) -> str:
-    """The first line of every report: what a process was held to comes before anything else."""
+    """Return the first line of every report: the limits of the process come before everything else."""
     machine = run.machine
     where = f"{machine['chip']}, {machine['cores']} cores, {machine['memory'] / 1e9:.0f} GB, {machine['system']}"
     if run.subjects and all(subject.url for subject in run.subjects):
         where = f"measured over the network from {where}"
     if run.held:
-        where = f"held to {run.held}, as a stand-in on {where}"
+        where = f"limited to {run.held}, as a stand-in on {where}"
     return f"{run.id}: {where}"
 
 
 def state(run: Benchmark) -> str:
-    """What a reader must know before the numbers."""
+    """Return what a reader must know before the numbers."""
     taken = contention.processors(run.samples)
     found = [] if run.complete else ["stopped before its end: what was measured is kept"]
     if taken is not None and taken > contention.AT_REST:
-        found.append(f"other programs took {taken:.1f} of {run.machine['cores']} processors meanwhile: speeds suffer")
+        share = f"{taken:.1f} of {run.machine['cores']} processors"
+        found.append(f"other programs took {share} meanwhile, so the speeds are too low")
     return "\n".join(found)
 
 
 def as_json(run: Benchmark) -> dict[str, Any]:
-    """The object of `--json`: the head, the subjects, and a row per test with statistics and every sample."""
+    """Return the object of `--json`: the head, the subjects, and a row per test with statistics and every sample."""
     return {
         **run.head(),
         "complete": run.complete,
@@ -132,13 +133,14 @@ def _row_json(run: Benchmark, row: Row) -> dict[str, Any]:
 
 
 def markdown(lines: Sequence[Cells]) -> str:
+    """Return rows as a markdown table."""
     head, *body = lines
     cells = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in body]
     return "\n".join(["| " + " | ".join(head) + " |", "|" + " --- |" * len(head), *cells])
 
 
 def csv_rows(run: Benchmark) -> list[list[str]]:
-    """One line per metric of a row: the shape that spreadsheets and data frames pivot."""
+    """Return one row per metric: the shape that spreadsheets and data frames can pivot."""
     head = ["run", "subject", "kind", "name", "prompt", "generate", "depth", "batch", "turn", "metric"]
     columns = list(Summary.__dataclass_fields__)
     lines = [head + columns]
@@ -151,10 +153,10 @@ def csv_rows(run: Benchmark) -> list[list[str]]:
 
 
 def waits(run: Benchmark) -> list[Cells]:
-    """What a person waits for: conversations and workloads, medians over the repeats."""
+    """Return the rows of waiting times: conversations and workloads, medians over the repeats."""
     head = ("model", "test", "first token", "p95", "first answer", "whole", "tokens/s", "tokens", "thinking", "of time")
     found = [row for row in rows(run.samples) if row.test.kind in ("chat", "workload")]
-    if any("in_time" in row.metrics for row in found):  # the share of the answers that began before their deadline
+    if any("in_time" in row.metrics for row in found):  # the share of answers that began before their deadline
         return [(*head, "in time"), *((*_wait_row(row), _in_time(row)) for row in found)]
     return [head, *map(_wait_row, found)] if found else []
 
@@ -184,13 +186,14 @@ def _wait_row(row: Row) -> Cells:
 
 
 def seconds(milliseconds: float) -> str:
+    """Return milliseconds as text, large ones in seconds."""
     if milliseconds >= 1000:
         return f"{milliseconds / 1000:.2f} s"
     return f"{milliseconds:.0f} ms" if milliseconds >= 10 else f"{milliseconds:.1f} ms"
 
 
 def suites(run: Benchmark) -> list[Cells]:
-    """MLPerf Client's two overall figures, where all of its base tasks were measured."""
+    """Return the rows of MLPerf Client's two overall figures, if all of its base tasks were measured."""
     base = {workload.name for workload in workloads.named([workloads.OVERALL])}
     lines = []
     for subject in run.subjects:
@@ -203,10 +206,10 @@ def suites(run: Benchmark) -> list[Cells]:
 
 
 def overall(tasks: Sequence[Row]) -> tuple[float, float]:
-    """Milliseconds to the first token and tokens per second: geometric means over tasks.
+    """Return the milliseconds to the first token and the tokens per second: geometric means over the tasks.
 
-    As mlcommons/mlperf_client computes them (its LLM executor, v1.5): within a task the mean time to the first token of
-    all iterations, and the rate that belongs to the mean latency of the tokens behind the first, which is the harmonic
+    Computed as mlcommons/mlperf_client does (its LLM executor, v1.5): within a task the mean time to the first token of
+    all iterations, and the rate that belongs to the mean latency of the tokens after the first, which is the harmonic
     mean of the iterations' rates.
     """
     speeds = [[sample.values["tokens_per_second"] for sample in row.samples] for row in tasks]
@@ -215,7 +218,7 @@ def overall(tasks: Sequence[Row]) -> tuple[float, float]:
 
 
 def throughput(run: Benchmark) -> list[Cells]:
-    """Of a server that is asked several things at once."""
+    """Return the rows of a server that answers several requests at the same time."""
     found = [row for row in rows(run.samples) if row.test.kind == "throughput"]
     lines = [
         (row.subject, row.test.name, str(row.test.batch), *(number(row.metrics[name].median) for name in _THROUGHPUT))
@@ -228,7 +231,7 @@ _THROUGHPUT = ("tokens_per_second", "requests_per_second")
 
 
 def endurance(run: Benchmark) -> list[Cells]:
-    """What was not told by the machine is "not available"."""
+    """Return the rows of endurance runs; what the machine does not report is "not available"."""
     head = ("model", "time", "tokens/s", "first", "last", "held", "slope/min", "°C", "MHz", "J/token", "cooled s")
     found = [row for row in rows(run.samples) if row.test.kind == "sustain"]
     return [head, *map(_endurance_row, found)] if found else []
@@ -257,6 +260,7 @@ NOT_AVAILABLE = "not available"
 
 
 def quality(run: Benchmark) -> list[Cells]:
+    """Return the rows of quality."""
     head = ("model", "reference", "size", "KL mean", "KL p99", "top-1", "perplexity", "of the reference")
     found = [row for row in rows(run.samples) if row.test.kind == "quality"]
     lines = []
@@ -270,7 +274,7 @@ def quality(run: Benchmark) -> list[Cells]:
 
 
 def verdicts(run: Benchmark) -> list[Cells]:
-    """A profile's limits: pass or fail, one line each."""
+    """Return the rows of a profile's limits: pass or fail."""
     lines = [
         (
             str(verdict["subject"]),
@@ -296,6 +300,6 @@ def _with_unit(limit: str, value: float) -> str:
 
 
 def all_tables(run: Benchmark) -> list[list[Cells]]:
-    """In the order of a report; empty ones are those of what was not measured."""
+    """Return all tables in the order of a report; the table of what was not measured is empty."""
     makers = (verdicts, quality, models, speed, waits, suites, throughput, endurance)
     return [maker(run) for maker in makers]

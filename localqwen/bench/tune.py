@@ -1,11 +1,11 @@
-"""Which settings of llama.cpp are fastest for a model on this machine: `localqwen tune`.
+"""Find the fastest settings of llama.cpp for a model on this machine: `localqwen tune`.
 
-Measured is a turn: a prompt is read, an answer decoded. One setting is changed at a time, candidates take turns, and a
-change is kept only where it is faster by more than the noise of a measurement.
+Measures a turn: the prefill of a prompt and the decoding of an answer. Changes one setting at a time; the candidates
+take turns, and a change is kept only if it is faster by more than the noise of a measurement.
 
-Speed is never bought with exactness unless the user says so: flash attention rounds in 16 bit, differently for every
-way of cutting a prompt into passes (benchmarks/README.md), and keys and values in 8 bit change answers. Threads, passes
-and weight repacking leave an answer repeatable.
+Speed never costs exactness unless the user allows it: flash attention rounds to 16 bit, and the result depends on how
+a prompt is split into passes (benchmarks/README.md); keys and values in 8 bit change answers. Answers stay repeatable
+with any number of threads, passes and weight repacking.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from localqwen.engines.llama_cpp.engine import LlamaCppEngine
 from localqwen.engines.llama_cpp.library import ModelFile
 from localqwen.engines.llama_cpp.settings import Settings
 
-#: Tokens read and decoded per measurement, and measurements per candidate.
+#: Tokens of prefill and decode per measurement, and measurements per candidate.
 PROMPT, ANSWER, ROUNDS = 256, 24, 3
-#: A turn of a person: what the two speeds are weighed by, in tokens.
+#: Tokens of a user's turn: the weights of the two speeds.
 TURN_PROMPT, TURN_ANSWER = 512, 256
-#: Less than this is noise.
+#: A smaller difference is noise.
 WORTH_IT = 1.03
 BATCHES = (128, 256, 512)
-#: Change in words -> settings, of what leaves answers repeatable, and of what rounds more coarsely.
+#: A change in words -> its settings; the first group keeps answers repeatable, the second rounds more coarsely.
 EXACT: dict[str, list[tuple[str, dict[str, Any]]]] = {
     "weight repacking": [("weight repacking off", {"use_extra_bufts": False})],
     "batch": [(f"{count} tokens per pass", {"batch": count}) for count in BATCHES],
@@ -44,19 +44,20 @@ APPROXIMATE: dict[str, list[tuple[str, dict[str, Any]]]] = {
 
 @dataclass(frozen=True)
 class Speed:
-    """Tokens per second."""
+    """Tokens per second of prefill and decode."""
 
     prefill: float
     decode: float
 
     @property
     def turn_seconds(self) -> float:
+        """Return the seconds of a person's turn."""
         return TURN_PROMPT / self.prefill + TURN_ANSWER / self.decode
 
 
 @dataclass(frozen=True)
 class Trial:
-    """`change` says in words what was tried."""
+    """One measured candidate; `change` says in words what was changed."""
 
     change: str
     settings: Settings
@@ -69,7 +70,8 @@ Tell = Callable[[Trial], None]
 def tune(
     path: Path, start: Settings, cores: int, tell: Tell, *, approximate: bool = False
 ) -> tuple[Settings, list[Trial]]:
-    """The best settings and everything that was tried, the given ones first. Raises what opening an engine raises."""
+    """Return the best settings and everything that was tried, the given settings first. Raise a LocalqwenError as
+    opening an engine does."""
     trials: list[Trial] = []
 
     def tried(candidates: Sequence[tuple[str, Settings]]) -> list[Trial]:
@@ -95,7 +97,8 @@ def tune(
 
 
 def _threads(tried: Callable[[Sequence[tuple[str, Settings]]], list[Trial]], start: Settings, cores: int) -> Trial:
-    """Prompts and answers apart: decoding waits for memory, and often needs fewer."""
+    """Try thread counts for prompts and answers separately: decoding waits for memory, and often needs fewer
+    threads."""
     counts = thread_counts(cores)
     found = tried(
         [
@@ -110,13 +113,14 @@ def _threads(tried: Callable[[Sequence[tuple[str, Settings]]], list[Trial]], sta
 
 
 def thread_counts(cores: int) -> list[int]:
-    """All up to eight, then in steps of an eighth of the machine, the whole one last."""
+    """Return all counts up to eight, then steps of an eighth of the machine, and all its cores."""
     step = max(1, cores // 8)
     return sorted({*range(step, cores + 1, step), cores})
 
 
 def _measure(path: Path, candidates: Sequence[tuple[str, Settings]]) -> list[Speed]:
-    """Medians; the candidates take turns, so that a machine that drifts drifts for all of them."""
+    """Return the median speeds of the candidates, which take turns so that a drift in the machine's speed affects
+    all."""
     with contextlib.ExitStack() as stack:
         models = {}
         for repacked in {settings.use_extra_bufts for _, settings in candidates}:
@@ -126,7 +130,9 @@ def _measure(path: Path, candidates: Sequence[tuple[str, Settings]]) -> list[Spe
             for _, settings in candidates
         ]
         prompts = _prompts(len(engines[0].vocabulary()))
-        rounds = [[_turn(engine, next(prompts)) for engine in engines] for _ in range(ROUNDS + 1)][1:]  # warm-up apart
+        rounds = [[_turn(engine, next(prompts)) for engine in engines] for _ in range(ROUNDS + 1)][
+            1:
+        ]  # drops a warm-up
     return [
         Speed(statistics.median(each.prefill for each in column), statistics.median(each.decode for each in column))
         for column in zip(*rounds, strict=True)
@@ -138,7 +144,8 @@ def _engine(model: ModelFile, settings: Settings) -> LlamaCppEngine:
 
 
 def _prompts(vocabulary: int) -> Iterator[list[int]]:
-    """No two begin alike, so nothing is found in a cache; control tokens stand at the vocabulary's end."""
+    """Yield random prompts; no two begin the same, so no cache has a prefix. Control tokens stand at the vocabulary's
+    end and do not occur."""
     for number in itertools.count():
         yield [(number * 7919 + position * 31) % (vocabulary // 2) for position in range(PROMPT)]
 
@@ -153,7 +160,8 @@ def _turn(engine: LlamaCppEngine, prompt: list[int]) -> Speed:
 
 
 def _steps(engine: LlamaCppEngine, prompt: list[int]) -> list[float]:
-    """Seconds of `ANSWER` decoding steps; the first step of a run reads the prompt's end and does not count."""
+    """Return the seconds of `ANSWER` decoding steps; the first step of a run computes the end of the prompt and does
+    not count."""
     seconds: list[float] = []
     while len(seconds) < ANSWER:
         run = engine.start(prompt, Sampling(temperature=1, seed=len(seconds)), max_tokens=ANSWER + 1)

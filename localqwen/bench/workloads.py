@@ -1,4 +1,4 @@
-"""Workloads by name, from workloads.toml: what is asked, how long, in how many turns. Knows no model."""
+"""Workloads by name, from workloads.toml: the questions, their length, the number of turns. Knows no model."""
 
 from __future__ import annotations
 
@@ -32,9 +32,10 @@ _TOOL = Tool(
 
 @dataclass(frozen=True)
 class Workload:
-    """Lengths in tokens: `prompt` of the first turn, `follow_up` of each later one, `answer` at the most. Questions in
-    words take the place of lengths. `think` None leaves it to the model; `budget` limits thinking. `pause` is seconds
-    between turns; `deadline`, if not 0, the seconds within which each answer should begin."""
+    """A conversation to measure. Lengths are in tokens: `prompt` of the first turn, `follow_up` of each later one,
+    `answer` at most. Questions in words replace lengths. `think` None leaves the choice to the model; `budget` limits
+    thinking. `pause` is in seconds between turns; `deadline`, if not 0, is the seconds within which each answer should
+    begin."""
 
     name: str
     about: str = ""
@@ -56,24 +57,27 @@ class Workload:
             object.__setattr__(self, "turns", len(self.questions))
         if self.answer < 2 or self.turns < 1 or not (self.prompt > 0 or self.questions):
             raise UsageError(
-                f"the workload {self.name} asks for nothing", "it needs prompt and answer, in tokens, or questions"
+                f"the workload {self.name} has no question", "it needs prompt and answer, in tokens, or questions"
             )
 
     @property
     def test(self) -> Test:
+        """Return the test of this workload."""
         return Test("workload", self.name, prompt=self.prompt, generate=self.answer)
 
     @property
     def context_needed(self) -> int:
+        """Return the tokens of the whole conversation."""
         asked = 100 * len(self.questions) + self.prompt + self.follow_up * (self.turns - 1)
         return _TEMPLATE_TOKENS + asked + self.answer * self.turns
 
     @property
     def offered(self) -> tuple[Tool, ...]:
+        """Return the tools of the workload."""
         return (_TOOL,) if self.tools else ()
 
 
-#: What each setting must be: in words, and its least value where it is a number.
+#: What each setting must be, in words, and its smallest value if it is a number.
 _WORDS = {
     str: "a text in quotes",
     bool: "true or false",
@@ -89,14 +93,14 @@ _KINDS: dict[str, tuple[type, float]] = {
 
 
 def problem(key: str, value: Any) -> tuple[str, str] | None:
-    """What is wrong with a setting, and a hint; None if nothing is."""
+    """Return what is wrong with a setting, and a hint; None if nothing is."""
     if key not in _KINDS:
         near = get_close_matches(key, _KINDS, 1)
         return f"{key} is unknown", f"did you mean {near[0]}?" if near else f"possible: {', '.join(sorted(_KINDS))}"
     kind, least = _KINDS[key]
     if _is(value, kind, least):
         return None
-    words = _WORDS[kind] + (f" from {least:g} on" if kind in (int, float) else "")
+    words = _WORDS[kind] + (f" of at least {least:g}" if kind in (int, float) else "")
     return f"{key} is {value!r}, it must be {words}", "lengths are in tokens: prompt = 350"
 
 
@@ -110,24 +114,27 @@ def _is(value: Any, kind: type, least: float) -> bool:
 
 
 def from_table(name: str, table: Mapping[str, Any], base: Workload | None = None) -> Workload:
-    """A workload, or another one with some of its settings changed. Raises UsageError on a setting that is wrong."""
+    """Return a workload from a TOML table, or `base` with the settings of the table. Raise UsageError if a setting is
+    wrong."""
     for key, value in table.items():
         wrong = problem(key, value)
         if wrong:
             raise UsageError(f"{name}: {wrong[0]}", wrong[1])
     if table.get("think") is False and table.get("budget"):
-        raise UsageError(f"{name}: a budget with thinking off", "take away think = false, or the budget")
+        raise UsageError(f"{name}: a budget with thinking off", "remove think = false, or the budget")
     return replace(base, name=name, **table) if base else Workload(name, **table)
 
 
 @cache
 def known() -> Mapping[str, Workload]:
+    """Return all built-in workloads by name."""
     text = resources.files("localqwen.bench").joinpath("workloads.toml").read_text(encoding="utf-8")
     return {name: from_table(name, table) for name, table in tomllib.loads(text).items()}
 
 
 def named(names: Sequence[str]) -> list[Workload]:
-    """Workloads by name or by suite (`mlperf-client`), in order, none twice. Raises UsageError."""
+    """Return workloads by name or by suite (`mlperf-client`), in order and without repeats. Raise UsageError if there
+    is none."""
     found: dict[str, Workload] = {}
     suites = dict.fromkeys(each.suite for each in known().values() if each.suite)
     for name in names:
@@ -141,14 +148,15 @@ def named(names: Sequence[str]) -> list[Workload]:
 
 
 class Script:
-    """The user's side of a workload as messages. `session` stands before everything and is another one for every
-    conversation, so that no cache, ours or a server's, knows a first turn already."""
+    """The user's side of a workload as messages. `session` begins every conversation and is different for each, so that
+    no cache, ours or a server's, has its first turn."""
 
     def __init__(self, workload: Workload, count: Count, session: str) -> None:
         self._work, self._session = workload, session
         self._texts = _Filler(count)
 
     def opening(self) -> list[Message]:
+        """Return the messages before the first turn."""
         work = self._work
         system = Message("system", f"Session {self._session}. Answer at length.")
         if work.questions:
@@ -156,7 +164,7 @@ class Script:
         return [system, Message("user", self._texts.of(work.prompt, "Read this, then write about it.\n\n"))]
 
     def turns(self) -> Iterator[list[Message]]:
-        """What is added before each answer; the caller adds the answers."""
+        """Yield the messages to add before each answer; the caller adds the answers."""
         yield self.opening()
         for turn in range(1, self._work.turns):
             yield self._follow_up(turn)
@@ -173,14 +181,14 @@ class Script:
 
 
 class _Filler:
-    """Text of a length in tokens, out of the text that comes with the package."""
+    """Text of a length in tokens, from the text that comes with the package."""
 
     def __init__(self, count: Count) -> None:
         self._count = count
         self._text = bundled_text()
 
     def of(self, tokens: int, head: str) -> str:
-        """The head and as much text as makes `tokens` tokens, to within a word."""
+        """Return `head` and as much text as makes `tokens` tokens, to within a word."""
         words = (self._text * (1 + tokens * 8 // len(self._text))).split(" ")
         low, high = 0, len(words)
         while low < high:

@@ -1,4 +1,4 @@
-"""The command line. Nothing but click and the errors is imported before a command is known."""
+"""The command line. Only click and the errors are imported before the command is known."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ COMMANDS = {
     "chat": ("chat", "Talk with a model."),
     "run": ("run", "Answer one prompt."),
     "serve": ("serve", "Answer the clients of OpenAI, Ollama and Anthropic."),
-    "pull": ("pull", "Get models."),
-    "list": ("list_models", "Show the models on disk, or all that can be named."),
+    "pull": ("pull", "Download models."),
+    "list": ("list_models", "Show the models on disk, or all known names."),
     "show": ("show", "Show what a model is and what it needs."),
-    "verify": ("verify", "Check every file of a model against what the hub declared."),
+    "verify": ("verify", "Check every file of a model against the hub's digest."),
     "rm": ("rm", "Remove a model from the disk."),
-    "recommend": ("recommend", "Say which model, quantisation and context suit a machine."),
-    "bench": ("bench.command", "Measure speed, latency and endurance; keep and compare."),
-    "convert": ("convert.command", "Turn official weights into a GGUF file or an MLX folder."),
-    "imatrix": ("imatrix", "Measure which weights matter, for a better quantisation."),
+    "recommend": ("recommend", "Say which model, quantization and context suit a machine."),
+    "bench": ("bench.command", "Measure speed, latency and endurance; save and compare."),
+    "convert": ("convert.command", "Convert official weights into a GGUF file or an MLX folder."),
+    "imatrix": ("imatrix", "Measure which weights matter, for a better quantization."),
     "quality": ("quality", "Measure how far a conversion is from its source."),
     "tune": ("tune", "Find the fastest settings for a model on this machine."),
     "doctor": ("doctor", "Check this machine and its engines."),
@@ -40,12 +40,15 @@ BROKEN_PIPE = 141
 
 
 class LazyGroup(click.Group):
-    """Imports a command's module when the command is called; the overview needs none."""
+    """The group of all commands. It imports a command's module only when the command is called; the overview needs
+    none."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of all commands, in the order of the overview."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return a command, or None if there is none of that name."""
         if cmd_name not in COMMANDS:
             return None
         module = importlib.import_module(f"localqwen.cli.{COMMANDS[cmd_name][0]}")
@@ -55,6 +58,7 @@ class LazyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Return what click needs to run a command. Raise an error with the nearest name if it is unknown."""
         name = args[0]
         if name not in COMMANDS and not name.startswith("-") and not ctx.resilient_parsing:
             near = get_close_matches(name, COMMANDS, 1)
@@ -63,15 +67,17 @@ class LazyGroup(click.Group):
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the overview without importing the commands."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
 
     def invoke(self, ctx: click.Context) -> Any:
+        """Run a command, and return BROKEN_PIPE if the reader of stdout has gone."""
         try:
             result = super().invoke(ctx)
             sys.stdout.flush()
         except BrokenPipeError:
-            # The reader left (`| head -1`). What is still buffered has nowhere to go, and must not complain at exit.
+            # The reader has gone (`| head -1`). The rest of the buffer must not cause an error at exit.
             with contextlib.suppress(OSError, ValueError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return BROKEN_PIPE
@@ -88,16 +94,16 @@ def cli() -> None:
     """Run Qwen3 on this machine.
 
     \b
-    localqwen chat                      talk with the model at hand
+    localqwen chat                      talk with the model on this machine
     localqwen run demo "What is 2+2?"   one answer on stdout
     localqwen COMMAND --help            every flag of a command
 
-    Every flag's default can stand in config.toml (its folder: localqwen doctor) or in a LOCALQWEN_* variable.
+    Set the default of any flag in config.toml (localqwen doctor shows its folder) or in a LOCALQWEN_* variable.
     """
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """The entry point. Gives the exit code; an exception that comes through is a bug."""
+    """Run the command line and return its exit code. An exception that is raised here is a bug."""
     sys.excepthook = failures.report_bug
     _survive_any_text()
     try:
@@ -112,7 +118,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def _survive_any_text() -> None:
-    """A terminal in an old encoding gets question marks, not a crash in the middle of an answer."""
+    """Let a terminal with an old encoding show question marks, so that it does not end an answer in the middle."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")

@@ -1,4 +1,4 @@
-"""`localqwen completion`: the script that teaches a shell our commands and flags."""
+"""`localqwen completion`: the script with which a shell completes our commands and flags."""
 
 from __future__ import annotations
 
@@ -22,5 +22,5 @@ def command(shell: str) -> None:
     from localqwen.cli import cli
 
     script = get_completion_class(shell)
-    assert script is not None  # click has a class for every shell of the choice
+    assert script is not None  # click has a class for each of these shells
     click.echo(script(cli, {}, "localqwen", "_LOCALQWEN_COMPLETE").source())

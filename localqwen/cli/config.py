@@ -1,7 +1,7 @@
-"""The defaults that a user keeps: `config.toml` and LOCALQWEN_* variables, made into click's `default_map`.
+"""The user's defaults: `config.toml` and LOCALQWEN_* variables become click's `default_map`.
 
-A flag on the command line wins over LOCALQWEN_RUN_CTX, that over LOCALQWEN_CTX, that over `ctx` in the table `[run]`,
-that over `ctx` at the top of the file. Keys are the flags' long names; dashes and underscores are the same.
+The order, for --ctx: the flag, then LOCALQWEN_RUN_CTX, LOCALQWEN_CTX, `ctx` in the table `[run]`, `ctx` at the top of
+the file. Keys are the flags' long names; dashes and underscores mean the same.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import click
 from localqwen.errors import ConfigError
 from localqwen.models import store
 
-#: A key that is no flag: the model of `localqwen chat` without one.
+#: A key that is not a flag: the model that `localqwen chat` loads if it is given none.
 MODEL = "model"
 
 
@@ -28,20 +28,22 @@ class ConfiguredCommand(click.Command):
     def make_context(
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
     ) -> click.Context:
-        if parent is not None and not {"--help", "-h"} & set(args):  # help works with a broken file
+        """Return a context with the user's defaults."""
+        if parent is not None and not {"--help", "-h"} & set(args):  # so that help works even if the file has errors
             extra.setdefault("default_map", defaults(self, parent))
         return super().make_context(info_name, args, parent, **extra)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the arguments; an error gets this command's context, so that its hint names the command."""
         try:
             return super().parse_args(ctx, args)
         except click.UsageError as error:
-            error.ctx = error.ctx or ctx  # click forgets it for some: the hint names this command's help
+            error.ctx = error.ctx or ctx  # click leaves it out of some errors; the hint names this command's help
             raise
 
 
 def defaults(command: click.Command, parent: click.Context | None) -> dict[str, Any]:
-    """Parameter name -> the value that the user's file or environment gives it. Raises ConfigError."""
+    """Return the values of the user's file and environment, by the name of the parameter. Raise ConfigError."""
     options = options_of(command)
     path = store.config_file()
     table = _read(path)
@@ -57,13 +59,13 @@ def defaults(command: click.Command, parent: click.Context | None) -> dict[str, 
 
 
 def default_model() -> str | None:
-    """The configured model: LOCALQWEN_MODEL, else `model` of `[chat]`, else of the top of the file."""
+    """Return the configured model: LOCALQWEN_MODEL, else `model` in `[chat]`, else at the top of the file."""
     table = _read(store.config_file())
     return os.environ.get("LOCALQWEN_MODEL") or table.get("chat", {}).get(MODEL) or table.get(MODEL)
 
 
 def options_of(command: click.Command) -> dict[str, click.Option]:
-    """Key in the file -> option: the long name with underscores."""
+    """Return the options of a command by their key in the file: the long name with underscores."""
     options = [param for param in command.params if isinstance(param, click.Option)]
     return {_normal(max(option.opts, key=len).lstrip("-")): option for option in options}
 
@@ -89,15 +91,15 @@ def _read(path: Path) -> dict[str, Any]:
     except UnicodeDecodeError as exc:
         raise ConfigError(f"{path} is not UTF-8 text", "save that file as UTF-8") from exc
     except tomllib.TOMLDecodeError as exc:
-        raise ConfigError(f"{path} is not valid TOML: {exc}", 'texts stand in quotes: model = "demo"') from exc
+        raise ConfigError(f"{path} is not valid TOML: {exc}", 'put texts into quotes: model = "demo"') from exc
 
 
 def _check(table: Mapping[str, Any], path: Path, commands: Mapping[str, click.Command]) -> None:
-    """Every key of the file, also those of other commands: a typing error should not wait until it matters."""
+    """Check every key of the file, also those of other commands, so that a typing error is reported at once."""
     everywhere: dict[str, click.Option] = {}
     for command in commands.values():
         for key, option in options_of(command).items():
-            if key not in everywhere or _wanted(everywhere[key]) in _LISTS:  # what suits one value suits all commands
+            if key not in everywhere or _wanted(everywhere[key]) in _LISTS:  # a list is valid if one command takes it
                 everywhere[key] = option
     for key, value in table.items():
         if isinstance(value, dict):
@@ -136,7 +138,7 @@ def _check_value(key: str, value: Any, option: click.Option | None, known: list[
     _convert(option, value, where)
 
 
-#: click's kind of a value -> what a TOML value of it looks like.
+#: click's name of a type -> what its value looks like in TOML.
 _WORDS = {
     "boolean": "true or false", "integer": "a whole number", "float": "a number", "text": "a text in quotes",
     "integers": "a whole number or a list of them", "texts": "a text in quotes or a list of them",
@@ -144,12 +146,12 @@ _WORDS = {
 _TYPES: dict[str, tuple[type, ...]] = {
     "boolean": (bool,), "integer": (int,), "float": (int, float), "text": (str,), "integers": (int,), "texts": (str,),
 }  # fmt: skip
-#: Flags of one command that take several values, `--prompt 128,512`; elsewhere the same key may take a single one.
+#: Types of flags with several values (`--prompt 128,512`); in another command the same key may take a single value.
 _LISTS = ("integers", "texts")
 
 
 def _wanted(option: click.Option) -> str:
-    name = option.type.name.split(" ")[0]  # "integer range" has the type of "integer"
+    name = option.type.name.split(" ")[0]  # "integer range" is an "integer"
     return name if name in _WORDS else "text"
 
 
@@ -162,7 +164,7 @@ def _has_type(value: Any, wanted: str, multiple: bool) -> bool:
 
 
 def _convert(option: click.Option, value: Any, where: str) -> Any:
-    """The value as the option's type has it. A single text is fine where several may stand."""
+    """Return the value in the option's type. A single text is allowed in place of a list."""
     given = (value,) if option.multiple and not isinstance(value, list) else value
     try:
         return option.type_cast_value(click.Context(click.Command("config")), given)

@@ -1,6 +1,6 @@
-"""What the terminal shows of an answer: the answer on stdout, everything else on stderr, thinking dim.
+"""Show an answer: its text on stdout, everything else on stderr, thinking dim.
 
-It knows nothing of models; `Printer.show` takes events. Without a terminal there is no colour and nothing is altered.
+Knows nothing about models; `Printer.show` takes events. Without a terminal there is no colour, and no text is changed.
 """
 
 from __future__ import annotations
@@ -16,24 +16,25 @@ from localqwen.chat import ChatModel
 from localqwen.chat.answer import Answer
 from localqwen.chat.messages import Event, Finished, PrefillProgress, Started, Text, Thinking, ToolCall
 
-#: A model's control characters could move the cursor, set the title or write to the clipboard: shown, not obeyed.
+#: Control characters from a model could move the cursor, set the title or write to the clipboard: show their symbols.
 _VISIBLE = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t"}
 _VISIBLE[0x7F] = 0x2421
 _VISIBLE.update(dict.fromkeys(range(0x80, 0xA0), 0xFFFD))
 
-#: Seconds after which a prompt that is still being read shows how far it is.
+#: Seconds after which a prefill shows its progress.
 PATIENCE = 1.0
 
 LENGTH_WARNING = "the answer was cut at its token limit; raise it with --max-tokens, or the context with --ctx"
 
 
 def is_terminal(stream: TextIO) -> bool:
+    """Return whether a stream is a terminal."""
     return not stream.closed and stream.isatty()
 
 
 @dataclass
 class Channel:
-    """A stream that knows whether it is a terminal and whether it stands at the start of a line."""
+    """A stream that knows whether it is a terminal and whether it is at the start of a line."""
 
     stream: TextIO
     fresh: bool = True
@@ -43,6 +44,7 @@ class Channel:
         self.colour = self.terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
     def write(self, text: str, *, dim: bool = False) -> None:
+        """Write text; on a terminal dim if wanted, and without control characters."""
         if not text:
             return
         shown = text.translate(_VISIBLE) if self.terminal else text
@@ -50,17 +52,18 @@ class Channel:
         self.fresh = text.endswith("\n")
 
     def line(self, text: str, *, dim: bool = False) -> None:
-        """A line of its own, also after something that has not ended its line."""
+        """Write one line; end an unfinished line first."""
         self.end_line()
         self.write(text, dim=dim)
         self.end_line()
 
     def end_line(self) -> None:
+        """End the line unless it is ended."""
         if not self.fresh:
             self.write("\n")
 
     def erase_line(self) -> None:
-        """Take back a line that was written without its end; only on a terminal."""
+        """Erase a line that was written without its end; only on a terminal."""
         if self.terminal and not self.fresh:
             self._raw("\r\x1b[K" if self.colour else "\n")
             self.fresh = True
@@ -72,7 +75,7 @@ class Channel:
 
 @dataclass
 class Printer:
-    """Shows the events of one answer after the other. `thinking_hint` is said when the thinking begins."""
+    """Shows the events of one answer after the other. `thinking_hint` is shown when the thinking begins."""
 
     answer: Channel
     aside: Channel
@@ -83,9 +86,10 @@ class Printer:
     _wrote: bool = field(default=False, init=False)
     _thinking: bool = field(default=False, init=False)
     _started: float = field(default=0.0, init=False)
-    _reading: bool = field(default=False, init=False)  # a line tells how far the prompt is read
+    _reading: bool = field(default=False, init=False)  # a line shows the progress of the prefill
 
     def show(self, event: Event) -> None:
+        """Show one event."""
         self._end_reading()
         match event:
             case Started(thinking=thinking, warnings=warnings):
@@ -106,7 +110,7 @@ class Printer:
                 pass
 
     def finish(self, *, newline_if_empty: bool = False) -> None:
-        """End the answer with exactly one line break, however it ended."""
+        """End the answer with exactly one line break, whether it is complete or not."""
         self._end_reading()
         self._end_thinking()
         if self._wrote:
@@ -116,13 +120,15 @@ class Printer:
         self._held, self._wrote = "", False
 
     def note(self, text: str) -> None:
+        """Write a dim line to stderr."""
         self.aside.line(text, dim=True)
 
     def _read(self, prefilled: int, prompt_tokens: int) -> None:
-        """How far a long prompt is, where a line can be taken back and a person has begun to wonder."""
+        """Show how much of a long prompt is prefilled, if the line can be erased later and the user has waited for a
+        while."""
         slow = self.clock() - self._started > PATIENCE
         if slow and prefilled < prompt_tokens and self.aside.colour and self.aside.fresh:
-            self.aside.write(f"reading the prompt: {prefilled:,} of {prompt_tokens:,} tokens", dim=True)
+            self.aside.write(f"computing the prompt: {prefilled:,} of {prompt_tokens:,} tokens", dim=True)
             self._reading = True
 
     def _end_reading(self) -> None:
@@ -147,7 +153,7 @@ class Printer:
                 self.aside.write("\n")
 
     def _end_thinking(self) -> None:
-        """The answer begins below the thinking, or in the place of the hint where that is hidden."""
+        """Begin the answer below the thinking, or in place of the hint if the thinking is hidden."""
         if not self._thinking:
             return
         self._thinking = False
@@ -171,7 +177,7 @@ class Printer:
 
 
 def stats_line(answer: Answer, model: ChatModel) -> str:
-    """Tokens and speeds of one answer; what was not measured is left out."""
+    """Return the tokens and speeds of one answer; what was not measured is left out."""
     if answer.finished is None:
         return "stopped: no statistics"
     usage, timing = answer.finished.usage, answer.finished.timing

@@ -1,4 +1,4 @@
-"""`localqwen doctor`: what this machine is, what can run on it, and where things lie."""
+"""`localqwen doctor`: what this machine has, what can run on it, and where our folders are."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from localqwen.errors import EngineUnavailable, LocalqwenError
 from localqwen.machine import Machine, this_machine
 from localqwen.models import store
 
-#: Engine -> the package whose version tells which one it is.
+#: Engine -> the package whose version is that of the engine.
 DISTRIBUTIONS = {"llama.cpp": "llama-cpp-python", "mlx": "mlx-lm"}
 PACKAGES = ("click", "jinja2", "prompt_toolkit", "psutil", "platformdirs", "rich")
 
@@ -31,7 +31,7 @@ PACKAGES = ("click", "jinja2", "prompt_toolkit", "psutil", "platformdirs", "rich
 @click.command("doctor", cls=ConfiguredCommand)
 @json_option
 def command(as_json: bool) -> int:
-    """Check this machine: what it is, which engines are here, which one is chosen and whether it runs."""
+    """Check this machine: what it has, which engines are installed, which one is chosen, and whether it runs."""
     findings = examine(this_machine())
     sys.stdout.write((json.dumps(findings, ensure_ascii=False) if as_json else page(findings)) + "\n")
     if findings["ok"]:
@@ -42,7 +42,7 @@ def command(as_json: bool) -> int:
 
 
 def examine(machine: Machine) -> dict[str, Any]:
-    """Everything that the page says, as plain data."""
+    """Return everything that the page shows, as plain data."""
     from localqwen.engines import selection
 
     findings: dict[str, Any] = {
@@ -67,7 +67,7 @@ def _engine(name: str, installed: bool) -> dict[str, Any]:
 
 
 def _probe(name: str) -> dict[str, Any]:
-    """Whether the engine computes here, and with which setting."""
+    """Return whether the engine computes on this machine, and with which setting."""
     from localqwen.engines.llama_cpp import probe as llama_cpp
     from localqwen.engines.mlx import probe as mlx
 
@@ -93,12 +93,13 @@ def _folders() -> dict[str, Path]:
 
 
 def _folder(path: Path) -> dict[str, Any]:
-    """Free bytes of the disk that the folder is on, or will be."""
+    """Return the free bytes of the disk on which the folder is, or will be."""
     existing = next(parent for parent in (path, *path.parents) if parent.exists())
     return {"path": str(path), "free_bytes": shutil.disk_usage(existing).free}
 
 
 def page(findings: Mapping[str, Any]) -> str:
+    """Return the page as text."""
     machine = findings["machine"]
     memory = f"{readable_bytes(machine['memory'])}, {readable_bytes(machine['available_memory'])} available"
     packages = ", ".join(f"{name} {version or 'missing'}" for name, version in findings["packages"].items())
@@ -122,5 +123,5 @@ def _engine_line(engine: Mapping[str, Any]) -> str:
     if probe["ok"] and probe.get("use_extra_bufts", True):
         return line
     if probe["ok"]:
-        line += ": the CPU announces instructions (AMX) that do not work here, so weights are not repacked"
+        line += ": the CPU announces instructions (AMX) that do not work, so weights are not repacked"
     return f"{line}; {probe['detail']}"

@@ -1,4 +1,4 @@
-"""How an error looks: `Error: …`, a blank line, `hint: …` on stderr. One format for ours, for click's and for bugs."""
+"""Print errors on stderr: `Error: …`, a blank line, `hint: …`. Our errors, click's and bugs have the same format."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from localqwen.errors import LocalqwenError, UsageError
 
 
 def report(message: str, hint: str = "") -> None:
+    """Write an error and its hint to stderr."""
     sys.stderr.write(f"Error: {message}\n")
     if hint:
         sys.stderr.write(f"\nhint: {hint}\n")
@@ -20,12 +21,13 @@ def report(message: str, hint: str = "") -> None:
 
 
 def report_error(error: LocalqwenError) -> int:
-    """Gives the exit code."""
+    """Write a LocalqwenError and return its exit code."""
     report(error.message, error.hint or ("localqwen --help" if isinstance(error, UsageError) else ""))
     return error.exit_code
 
 
 def report_click(error: click.ClickException) -> int:
+    """Write an error of click in our format and return its exit code."""
     match error:
         case click.exceptions.NoArgsIsHelpError():
             sys.stderr.write(error.format_message() + "\n")
@@ -47,7 +49,7 @@ def _name(parameter: click.Parameter) -> str:
 
 
 def _sentence(text: str) -> str:
-    """Click ends its messages with a full stop and ours do not."""
+    """Return the message without its full stop: click's messages end with one, ours do not."""
     return text.rstrip().removesuffix(".")
 
 
@@ -64,7 +66,7 @@ def _nearest(names: Sequence[str] | None, context: click.Context | None) -> str:
 
 
 def report_bug(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """The last resort (`sys.excepthook`): nothing is swallowed, and the trace is there for who wants it."""
+    """Report an unexpected exception (`sys.excepthook`) in one line; with LOCALQWEN_DEBUG=1 print its traceback."""
     if os.environ.get("LOCALQWEN_DEBUG"):
         sys.__excepthook__(kind, error, trace)
         return

@@ -1,4 +1,4 @@
-"""Numbers as people read them."""
+"""Format numbers and tables for people."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _UNITS = ("bytes", "kB", "MB", "GB", "TB")
 
 
 def readable_bytes(count: float) -> str:
-    """Decimal units, as disks and downloads are sold."""
+    """Return bytes in decimal units, as disks and downloads are sold."""
     power = 0
     while count >= 999.95 and power < len(_UNITS) - 1:
         count /= 1000
@@ -28,7 +28,7 @@ def parsed_size(text: str) -> int:
 
 
 def aligned(rows: Sequence[tuple[str, ...]]) -> str:
-    """Rows as columns, two spaces between them, without trailing spaces."""
+    """Return rows as columns with two spaces between them, without trailing spaces."""
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
     return "\n".join(line.rstrip() for line in lines)

@@ -1,4 +1,4 @@
-"""`localqwen imatrix`: which columns of a model matter, measured on a text; for `convert --imatrix`."""
+"""`localqwen imatrix`: measure on a text which columns of a model matter, for `convert --imatrix`."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ from localqwen.cli.options import json_option
 
 @click.command("imatrix", cls=ConfiguredCommand)
 @click.argument("model", shell_complete=complete_names)
-@click.option("--text", required=True, type=click.Path(path_type=Path), metavar="FILE", help="What the model reads.")
+@click.option("--text", required=True, type=click.Path(path_type=Path), metavar="FILE", help="Text to measure on.")
 @click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="Default, here: <model>.imatrix.gguf.")
-@click.option("--chunks", type=click.IntRange(min=1), metavar="N", help="At most N chunks of 512 tokens of the text.")
+@click.option(
+    "--chunks", type=click.IntRange(min=1), metavar="N", help="Use at most N chunks of 512 tokens of the text."
+)
 @click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads.")
 @click.option("--force", is_flag=True, help="Replace the file if it exists.")
 @json_option
@@ -26,7 +28,7 @@ def command(
 ) -> None:
     """Measure on a text which columns of MODEL's matrices matter, for `localqwen convert --imatrix`.
 
-    Take a model in 16 or 8 bit, and a text like those it will read: fifty thousand tokens are plenty.
+    Use a model in 16 or 8 bit, and a text like those that it will read: 50,000 tokens are enough.
     """
     from localqwen.engines import selection
     from localqwen.models import converted

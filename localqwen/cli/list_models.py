@@ -1,4 +1,4 @@
-"""`localqwen list`: the models on disk, or everything that can be named."""
+"""`localqwen list`: the models on disk, or all known names."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 
 @click.command("list", cls=ConfiguredCommand)
-@click.option("--all", "everything", is_flag=True, help="All that can be pulled, with size and memory.")
+@click.option("--all", "everything", is_flag=True, help="All models that can be pulled, with size and memory.")
 @json_option
 def command(everything: bool, as_json: bool) -> None:
-    """Show the models on disk, the largest first. `demo` is built in and always there."""
+    """Show the models on disk, the largest first. `demo` is built in and needs no files."""
     if everything:
         _list_all(as_json)
         return
@@ -33,10 +33,11 @@ def command(everything: bool, as_json: bool) -> None:
     elif files:
         sys.stdout.write(table(files) + "\n")
     else:
-        sys.stderr.write("no model is on disk but the built-in demo; get one: localqwen recommend, localqwen pull\n")
+        sys.stderr.write("no model is on disk except the built-in demo: see localqwen recommend, localqwen pull\n")
 
 
 def table(files: list[LocalFile]) -> str:
+    """Return the table of models on disk."""
     head = ("NAME", "ENGINE", "QUANT", "SIZE", "LAST USED", "PATH")
     return aligned([head, *(_row(file) for file in files)])
 
@@ -72,7 +73,7 @@ def _list_all(as_json: bool) -> None:
 
 
 def _note(row: Row) -> str:
-    return "" if row.official else "is converted here"
+    return "" if row.official else "converted on this machine"
 
 
 def _fit(row: Row) -> tuple[str, str]:

@@ -1,6 +1,6 @@
-"""Conversations on disk by name: which was the last, which names there are, and giving one.
+"""Find and name conversations on disk.
 
-A name is a small file under `names/` that holds the file name of its log. It knows nothing of what a log contains.
+A name is a small file under `names/` that contains the file name of a log. Knows nothing about the contents of a log.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 @dataclass(frozen=True)
 class Saved:
-    """A line of the list of named conversations; `modified` is seconds since the epoch."""
+    """One line in the list of named conversations; `modified` is in seconds since 1970."""
 
     name: str
     path: Path
@@ -32,13 +32,13 @@ class Saved:
 
 
 def latest(folder: Path) -> Path | None:
-    """The log that was written to last."""
+    """Return the log that was written last, or None."""
     logs = [(path.stat().st_mtime_ns, path) for path in folder.glob("*.jsonl")]
     return max(logs)[1] if logs else None
 
 
 def find(name: str, folder: Path) -> Path:
-    """The log of a saved conversation. Raises SessionError with the nearest names."""
+    """Return the log of a saved conversation. Raise SessionError with the nearest names if there is none."""
     _check(name)
     path = _target(_names(folder) / name)
     if path is not None:
@@ -53,7 +53,7 @@ def find(name: str, folder: Path) -> Path:
 
 
 def listing(folder: Path) -> list[Saved]:
-    """The named conversations that can be read, the latest first."""
+    """Return the named conversations that can be read, the latest first."""
     found = []
     for pointer in _names(folder).glob("[!.]*"):
         path = _target(pointer)
@@ -67,7 +67,7 @@ def listing(folder: Path) -> list[Saved]:
 
 
 def save(session: Session, name: str) -> None:
-    """Name this conversation. Raises SessionError on an unsafe name and on one that another conversation has."""
+    """Give this conversation a name. Raise SessionError if the name is unsafe, or belongs to another conversation."""
     _check(name)
     session.create_log()
     if session.failure:
@@ -98,7 +98,7 @@ def _names(folder: Path) -> Path:
 
 
 def _target(pointer: Path) -> Path | None:
-    """The log that a name stands for; None where there is none or the log is gone."""
+    """Return the log that a name stands for, or None if there is none or the log is gone."""
     try:
         file_name = pointer.read_text().strip()
     except (OSError, UnicodeDecodeError):
@@ -108,7 +108,8 @@ def _target(pointer: Path) -> Path | None:
 
 
 def _claim(pointer: Path, file_name: str) -> None:
-    """Written beside, then linked into place, which fails where another chat took the name in the meantime."""
+    """Write the name. The file is written under another name and then linked, which fails if another chat took the name
+    meanwhile."""
     sessions.private_folder(pointer.parent)
     beside = pointer.parent / f".{secrets.token_hex(4)}"
     try:

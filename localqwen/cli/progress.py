@@ -1,4 +1,4 @@
-"""A bar on stderr while a checkpoint is converted; nothing where stderr is no terminal."""
+"""Bars of progress on stderr; nothing if stderr is not a terminal."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def conversion_bar(title: str) -> Iterator[Callable[[Progress], None] | None]:
-    """Gives the function that moves the bar, None without a terminal. The bar appears with the first bytes."""
+    """Yield a function that moves the bar, or None without a terminal. The bar appears with the first bytes."""
     if not sys.stderr.isatty():
         yield None
         return
@@ -37,7 +37,7 @@ def conversion_bar(title: str) -> Iterator[Callable[[Progress], None] | None]:
 
 @contextlib.contextmanager
 def byte_bar(title: str, total: int) -> Iterator[Callable[[str, int], None]]:
-    """Gives a function that is told how many bytes of which file are done; it moves a bar where there is a terminal."""
+    """Yield a function that takes the name of a file and its bytes so far; it moves a bar if there is a terminal."""
     if not sys.stderr.isatty():
         yield lambda name, done: None
         return
@@ -59,7 +59,8 @@ def byte_bar(title: str, total: int) -> Iterator[Callable[[str, int], None]]:
 
 @contextlib.contextmanager
 def counting_bar() -> Iterator[Callable[[str, int, int], None]]:
-    """Gives a function that is told what goes on and how many of how many are done. Without a terminal it is silent."""
+    """Yield a function that takes a text, how many are done, and how many there are; it moves a bar if there is a
+    terminal."""
     if not sys.stderr.isatty():
         yield lambda text, done, total: None
         return
@@ -80,6 +81,6 @@ def counting_bar() -> Iterator[Callable[[str, int, int], None]]:
 
 @contextlib.contextmanager
 def count_bar(title: str) -> Iterator[Callable[[int, int], None]]:
-    """The same for one thing that goes on: a function that is told how many of how many are done."""
+    """Yield a function that takes how many are done and how many there are, under one title."""
     with counting_bar() as tell:
         yield lambda done, total: tell(title, done, total)

@@ -1,4 +1,4 @@
-"""`localqwen pull`: models by name, from a hub to this disk, whole or not at all."""
+"""`localqwen pull`: download models by name from a hub; a model is complete or does not exist."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 @click.command("pull", cls=ConfiguredCommand)
 @click.argument("names", nargs=-1, required=True, metavar="NAME…", shell_complete=complete_names)
-@click.option("--engine", metavar="[gguf|mlx]", help="Files for llama.cpp (gguf) or MLX; else for this machine.")
-@click.option("--quant", metavar="Q", help="Quantisation: q4_k_m, q8_0, … (localqwen show NAME).")
-@click.option("--source", type=click.Choice(["hf", "modelscope"]), help="Hub to load from.")
+@click.option("--engine", metavar="[gguf|mlx]", help="Files for llama.cpp (gguf) or MLX; default: for this machine.")
+@click.option("--quant", metavar="Q", help="Quantization: q4_k_m, q8_0, … (localqwen show NAME).")
+@click.option("--source", type=click.Choice(["hf", "modelscope"]), help="Hub to download from.")
 @click.option("--revision", metavar="R", help="Branch, tag or commit of the repository.")
 @json_option
 def command(
@@ -35,11 +35,11 @@ def command(
     revision: str | None,
     as_json: bool,
 ) -> None:
-    """Get every NAME: qwen3:4b, qwen3:4b-q8_0, hf:owner/repo:q4_k_m (all of them: localqwen list --all).
+    """Download each NAME: qwen3:4b, qwen3:4b-q8_0, hf:owner/repo:q4_k_m (all names: localqwen list --all).
 
-    Every file is proved by its sha256 before it gets its name. A pull that was stopped goes on where it was.
+    The sha256 of every file is checked before the file gets its name. A pull that was stopped resumes where it was.
     """
-    wanted = [_resolved(name, engine, quant) for name in names]  # all names before the first byte
+    wanted = [_resolved(name, engine, quant) for name in names]  # an unknown name fails before any download
     results = [_pull(reference, source, revision) for reference in wanted]
     if as_json:
         sys.stdout.write(json.dumps(results, ensure_ascii=False) + "\n")
@@ -63,11 +63,11 @@ def _pull(reference: Reference, source: Any, revision: str | None) -> dict[str, 
         sys.stderr.write(f"{reference.model.family} is {reference.text}: {reference.why}\n")
     planned = pull.plan_or_present(reference, source=source, revision=revision)
     if isinstance(planned, Path):
-        sys.stderr.write(f"{reference.text} is here; whether there is a newer one could not be asked\n")
+        sys.stderr.write(f"{reference.text} is on disk; the hub could not be asked for a newer version\n")
         return {"name": reference.text, "path": str(planned), "transferred_bytes": 0, "checked": False}
     sys.stderr.write(f"{reference.text}: {ensure_model.announcement(planned)}\n")
     path = ensure_model.show_pull(planned)
-    sys.stderr.write(f"{reference.text} is here and whole: {readable_bytes(planned.total_bytes)}\n")
+    sys.stderr.write(f"{reference.text} is complete: {readable_bytes(planned.total_bytes)}\n")
     return {
         "name": reference.text,
         "path": str(path),

@@ -1,4 +1,4 @@
-"""`localqwen recommend`: which model, quantisation and context suit this machine, or another one."""
+"""`localqwen recommend`: which model, quantization and context suit this machine, or another one."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _UNIT = 10**9
 
 
 @click.command("recommend", cls=ConfiguredCommand)
-@click.option("--memory", metavar="SIZE", help="Memory of the machine: 8GB, 512MB; default: this one's.")
-@click.option("--for", "device", metavar="DEVICE", help="phone, car or laptop, in round numbers.")
+@click.option("--memory", metavar="SIZE", help="Memory of the machine: 8GB, 512MB; default: this machine's.")
+@click.option("--for", "device", metavar="DEVICE", help="A typical phone, car or laptop.")
 @json_option
 def command(memory: str | None, device: str | None, as_json: bool) -> None:
-    """Say what fits and is worth it here, or on another device, with memory and an estimate of the speed."""
+    """Say which models fit this machine, or another device, with their memory and an estimate of their speed."""
     from localqwen.machine import this_machine
     from localqwen.models import recommend
 
@@ -48,6 +48,7 @@ def read_size(text: str) -> int:
 
 
 def page(where: Device, advices: list[Advice], *, measured: bool) -> str:
+    """Return the table of what fits."""
     best = advices[0]
     how = "measured by copying memory" if measured else "assumed for this kind of device"
     rows = [("NAME", "QUANT", "CONTEXT", "MEMORY", "TOKENS/S"), *(_row(advice) for advice in advices)]

@@ -17,7 +17,7 @@ from localqwen.cli.options import json_option
 @click.argument("name", shell_complete=complete_names)
 @json_option
 def command(name: str, as_json: bool) -> None:
-    """Remove the files of NAME, as `localqwen list` shows it. What another name needs stays."""
+    """Remove the files of NAME, as `localqwen list` shows it. Files that another model needs stay."""
     from localqwen.models import names, remove
 
     reference = names.parse(name)
@@ -29,4 +29,4 @@ def command(name: str, as_json: bool) -> None:
         return
     sys.stdout.write(f"{reference.text} is removed, {readable_bytes(removed.freed_bytes)} are free\n")
     if removed.kept:
-        sys.stderr.write(f"kept: {len(removed.kept)} files that another model is made of\n")
+        sys.stderr.write(f"kept: {len(removed.kept)} files that another model needs\n")

@@ -1,4 +1,4 @@
-"""`localqwen verify`: read every byte of a model again and say whether it is what the hub declared."""
+"""`localqwen verify`: read every byte of a model again and compare it with what the hub declares."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from localqwen.models.verify import Verdict
 @click.argument("name", shell_complete=complete_names)
 @json_option
 def command(name: str, as_json: bool) -> int:
-    """Check the files of NAME: their digests against what the hub declared, and that they can be opened."""
+    """Check the files of NAME: their digests against those that the hub declares, and that they can be opened."""
     from localqwen.models import names, verify
 
     reference = names.parse(name)

@@ -1,4 +1,4 @@
-"""How JSON goes out: as a body, as an event of a server-sent stream, as a line of NDJSON."""
+"""JSON on its way to a client: as a body, as an event of a server-sent stream, as a line of NDJSON."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from typing import Any
 SSE = "text/event-stream"
 NDJSON = "application/x-ndjson"
 JSON = "application/json"
-#: What ends a stream of OpenAI's completions.
+#: The end of every stream of OpenAI's completions.
 DONE = b"data: [DONE]\n\n"
 
 
 def dumps(data: Any) -> bytes:
-    """UTF-8 without spaces. Half a surrogate pair, which a client may have sent escaped, goes back escaped."""
+    """Return `data` as JSON in UTF-8, without spaces. Half a surrogate pair, which a client may have sent escaped,
+    stays escaped."""
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
     try:
         return text.encode()
@@ -23,8 +24,10 @@ def dumps(data: Any) -> bytes:
 
 
 def sse(data: Mapping[str, Any], event: str = "") -> bytes:
+    """Return one event of a server-sent stream with `data` as JSON, and the event's name if it has one."""
     return (f"event: {event}\n".encode() if event else b"") + b"data: " + dumps(data) + b"\n\n"
 
 
 def ndjson(data: Mapping[str, Any]) -> bytes:
+    """Return one line of newline-delimited JSON."""
     return dumps(data) + b"\n"

@@ -1,7 +1,7 @@
-"""Reading a request's JSON: every field by name, with its type, and an error that names the field.
+"""Read the JSON of a request: every field by name and type, with an error that names the field.
 
-null is the same as a missing field. Fields that nobody knows are not looked at; those that an API knows and this server
-cannot obey are refused, each API naming its own (`Fields.refuse`).
+null means the same as a missing field. Unknown fields are ignored. A field that an API defines and that this server
+cannot obey is refused; each API lists its own (`Fields.refuse`).
 """
 
 from __future__ import annotations
@@ -12,16 +12,18 @@ from typing import Any
 from localqwen.engines.engine import SAMPLING_RANGES
 from localqwen.errors import BadField
 
-#: Stop strings, and characters of one: each is looked for behind every token, in the thread that all answers share.
+#: The most stop strings, and the characters of the longest: after every token, the thread that all answers share
+#: searches for each.
 MOST_STOPS, LONGEST_STOP = 64, 1000
-#: Lists and objects within one another. Templates and schemas walk them, and Python's stack ends at a thousand.
+#: The deepest nesting of lists and objects. Templates and schemas recurse through them; Python's limit is 1,000 frames.
 DEEPEST = 100
 _KINDS = {dict: "an object", list: "a list", str: "a string", bool: "true or false", int: "a whole number"}
 _KINDS |= {float: "a number", type(None): "null"}
 
 
 class Fields:
-    """One JSON object. `path` is where it stands, e.g. `messages[0]`. Every reader raises BadField."""
+    """One JSON object of a request. `path` says where it stands, as in `messages[0]`. Every reader returns None if the
+    field is missing or null, and raises BadField if it has the wrong type."""
 
     def __init__(self, data: Any, path: str = "") -> None:
         self.path = path
@@ -30,34 +32,40 @@ class Fields:
         self.data: Mapping[str, Any] = data
 
     def at(self, name: str) -> str:
+        """Return the path of a field of this object, as in `messages[0].role`."""
         return f"{self.path}.{name}" if self.path else name
 
     def wrong(self, name: str, what: str, hint: str = "") -> BadField:
-        """An error about one field: `what` goes on after its name (`must be …`)."""
+        """Return an error about one field; `what` continues the sentence after its name (`must be …`)."""
         return BadField(self.at(name), what, hint)
 
     def has(self, name: str) -> bool:
+        """Return whether the field is given and is not null."""
         return self.data.get(name) is not None
 
     def text(self, name: str) -> str | None:
+        """Return a string."""
         value = self.data.get(name)
         if value is not None and not isinstance(value, str):
             raise self.wrong(name, f"must be a string, not {kind(value)}")
         return value
 
     def needed_text(self, name: str) -> str:
+        """Return a string. Raise BadField if it is missing."""
         value = self.text(name)
         if value is None:
             raise self.wrong(name, "is missing")
         return value
 
     def flag(self, name: str) -> bool | None:
+        """Return true or false."""
         value = self.data.get(name)
         if value is not None and not isinstance(value, bool):
             raise self.wrong(name, f"must be true or false, not {kind(value)}")
         return value
 
     def whole(self, name: str, low: int = -(2**63), high: int = 2**63 - 1) -> int | None:
+        """Return a whole number between `low` and `high`; 20.0 is one too."""
         value = self._whole(name)
         if value is not None and not low <= value <= high:
             raise self.wrong(name, f"is {value:,}, it must be between {low:,} and {high:,}")
@@ -72,6 +80,7 @@ class Fields:
         return value
 
     def number(self, name: str, low: float = -1e9, high: float = 1e9) -> float | None:
+        """Return a number between `low` and `high`."""
         value = self._number(name)
         if value is None:
             return None
@@ -94,27 +103,30 @@ class Fields:
         return value if value is None or bounds.whole else float(value)
 
     def one_of(self, name: str, allowed: Sequence[str]) -> str | None:
+        """Return a string that is one of `allowed`."""
         value = self.text(name)
         if value is not None and value not in allowed:
             raise self.wrong(name, f"is {value!r}, it must be one of {', '.join(allowed)}")
         return value
 
     def object(self, name: str) -> Fields | None:
+        """Return the reader of an object inside this one."""
         return Fields(self.data[name], self.at(name)) if self.has(name) else None
 
     def list(self, name: str) -> Sequence[Any] | None:
+        """Return a list of any values."""
         value = self.data.get(name)
         if value is not None and not isinstance(value, list):
             raise self.wrong(name, f"must be a list, not {kind(value)}")
         return value
 
     def objects(self, name: str) -> Iterator[Fields]:
-        """The objects of a list; none where it is missing."""
+        """Yield a reader for each object of a list; none if the list is missing."""
         for index, item in enumerate(self.list(name) or ()):
             yield Fields(item, f"{self.at(name)}[{index}]")
 
     def texts(self, name: str) -> tuple[str, ...]:
-        """A string or a list of strings."""
+        """Return the strings of a list, or a single string as a tuple; () if the field is missing."""
         value = self.data.get(name)
         if value is None:
             return ()
@@ -124,24 +136,24 @@ class Fields:
         return tuple(listed)
 
     def stops(self, name: str) -> tuple[str, ...]:
-        """Stop strings."""
+        """Return stop strings; at most MOST_STOPS, of at most LONGEST_STOP characters."""
         found = self.texts(name)
         if len(found) > MOST_STOPS:
-            raise self.wrong(name, f"has {len(found):,} strings, at most {MOST_STOPS} are looked for")
+            raise self.wrong(name, f"has {len(found):,} strings, at most {MOST_STOPS} are allowed")
         if any(len(stop) > LONGEST_STOP for stop in found):
-            raise self.wrong(name, f"has a string of more than {LONGEST_STOP:,} characters")
+            raise self.wrong(name, f"has a string of more than {LONGEST_STOP:,} characters, which is the limit")
         return found
 
     def refuse(self, reasons: Mapping[str, str]) -> None:
-        """Fields that would change the answer and cannot be obeyed: their name -> why. One that says nothing (null,
-        false, empty) is no wish."""
+        """Raise BadField if one of these fields is set: they would change the answer and cannot be obeyed. `reasons`
+        maps the name of a field to the reason. A field that is null, false or empty does not count as set."""
         for name, why in reasons.items():
             if self.data.get(name):
                 raise self.wrong(name, why)
 
 
 def too_deep(value: Any) -> bool:
-    """Whether lists and objects are nested deeper than DEEPEST."""
+    """Return whether lists and objects are nested deeper than DEEPEST."""
     level = [value]
     for _ in range(DEEPEST):
         level = [inner for outer in level for inner in _within(outer)]
@@ -151,11 +163,11 @@ def too_deep(value: Any) -> bool:
 
 
 def _within(value: Any) -> Iterator[Any]:
-    """The lists and objects in a list or object."""
+    """Return the lists and objects in a list or object."""
     held = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
     return (inner for inner in held if isinstance(inner, Mapping | list))
 
 
 def kind(value: Any) -> str:
-    """A JSON value's type in words."""
+    """Return the type of a JSON value in words, as in "a list"."""
     return _KINDS.get(type(value), type(value).__name__)

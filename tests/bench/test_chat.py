@@ -146,7 +146,7 @@ def test_unknown_workloads_and_settings_are_told_with_the_nearest() -> None:
     with pytest.raises(UsageError) as found:
         workloads.from_table("w", {"promt": 3})
     assert found.value.hint == "did you mean prompt?"
-    with pytest.raises(UsageError, match="asks for nothing"):
+    with pytest.raises(UsageError, match="has no question"):
         workloads.from_table("w", {"answer": 10})
 
 
@@ -225,14 +225,17 @@ def test_an_answer_is_in_time_if_it_begins_before_the_deadline() -> None:
     ("text", "message"),
     [
         ("[watch\n", "cannot read"),
-        ("watch = 3\n", "watch is no table"),
+        ("watch = 3\n", "watch is not a table"),
         ("[watch]\nprompt = 5\nlimits = { memori = 3 }\n", "there is no limit 'memori'"),
-        ('[watch]\nprompt = 5\nlimits = { memory = "much" }\n', "memory 'much' is no size"),
+        ('[watch]\nprompt = 5\nlimits = { memory = "much" }\n', "memory 'much' is not a size"),
         ("[watch]\nprompt = 5\nlimits = { threads = -1 }\n", "threads is -1"),
         ('[watch]\nworkload = "chess"\n', "there is no workload 'chess'"),
         ("[watch]\npromt = 5\n", "line 2: \\[watch\\] promt is unknown"),
-        ('[watch]\n\nprompt = "long"\n', "line 3: \\[watch\\] prompt is 'long', it must be a whole number from 0 on"),
-        ("[watch]\nprompt = 5\nanswer = 1.5\n", "line 3: .* answer is 1.5, it must be a whole number from 2 on"),
+        (
+            '[watch]\n\nprompt = "long"\n',
+            "line 3: \\[watch\\] prompt is 'long', it must be a whole number of at least 0",
+        ),
+        ("[watch]\nprompt = 5\nanswer = 1.5\n", "line 3: .* answer is 1.5, it must be a whole number of at least 2"),
         ('[watch]\nprompt = 5\nthink = "no"\n', "think is 'no', it must be true or false"),
         ('[watch]\nprompt = 5\npause = "2s"\n', "pause is '2s', it must be seconds"),
         ('[watch]\nquestions = "Hello?"\n', "it must be a list of texts"),
@@ -243,8 +246,8 @@ def test_an_answer_is_in_time_if_it_begins_before_the_deadline() -> None:
         ("[watch]\nworkload = 3\n", "there is no workload 3"),
         ('[watch]\nworkload = "mlperf-client"\n', "there is no workload 'mlperf-client'"),
         ("[watch]\nprompt = 5\nthink = false\nbudget = 9\n", "a budget with thinking off"),
-        ("[watch]\nanswer = 5\n", "line 1: .* asks for nothing"),
-        ('[phone]\nprompt = 5\n[watch]\n[watch.limits]\nmemory = "0GB"\n', "line 5: .* memory '0GB' is no size"),
+        ("[watch]\nanswer = 5\n", "line 1: .* has no question"),
+        ('[phone]\nprompt = 5\n[watch]\n[watch.limits]\nmemory = "0GB"\n', "line 5: .* memory '0GB' is not a size"),
     ],
 )
 def test_a_profile_of_another_shape_is_told(own_profiles: Path, text: str, message: str) -> None:

@@ -133,7 +133,9 @@ def test_a_person_waits_and_a_profile_judges(bench: Run) -> None:
     with own_profile(f"[watch]\nprompt = 50\nanswer = 20\nthink = false\n{limits}\n"):
         code, out, err = bench("demo", "--profile", "watch", "--hold", "--repeats", "1")
     assert code == 1, err  # a limit was not kept
-    held = r"held to 1 processor \(affinity(, cpu.max)?\) and 4 GB of memory \((memory.max|RLIMIT_AS)\), as a stand-in"
+    held = (
+        r"limited to 1 processor \(affinity(, cpu.max)?\) and 4 GB of memory \((memory.max|RLIMIT_AS)\), as a stand-in"
+    )
     assert re.search(held, out.splitlines()[0])
     assert re.search(r"threads +1 +1 +pass", out)
     assert re.search(r"first_answer_ms .*fail", out)
@@ -185,7 +187,7 @@ def test_a_memory_limit_that_is_too_small_is_told(bench: Run) -> None:
         (("show", "2001"), 1, "there is no run '2001'"),
         (("compare", "last"), 2, "B is missing"),
         (("--url", "http://127.0.0.1:9/v1", "--chat"), 1, "no server answers at http://127.0.0.1:9/v1"),
-        (("--url", "localhost", "--chat"), 2, "is no address of a server"),
+        (("--url", "localhost", "--chat"), 2, "is not the address of a server"),
         (("--url", "http://127.0.0.1:9/v1", "--sustain", "1s"), 2, "a server is measured by what it answers"),
     ],
 )
@@ -369,7 +371,7 @@ def test_the_report_shows_its_charts_in_a_browser_and_asks_no_network(tmp_path: 
     assert "m &lt;b&gt;" in dumped
     first = re.search(r'<p class="first held">(.*?)</p>', dumped)
     assert first
-    assert "held to 2 processors, as a stand-in" in first.group(1)
+    assert "limited to 2 processors, as a stand-in" in first.group(1)
     assert 'class="fail"' in dumped
     assert not re.findall(r'(?:src|href)="(?!data:)', dumped)
     policy = re.search(r'Content-Security-Policy" content="(.*?)"', dumped)

@@ -70,7 +70,7 @@ def test_damaged_lines_are_skipped_and_told(tmp_path: Path) -> None:
     (found,), complaints = history.runs(tmp_path)
     assert [each.values["tokens_per_second"] for each in found.samples] == [21]
     assert found.complete
-    assert complaints == [f"3 lines of {path} cannot be read and are left out"]
+    assert complaints == [f"3 lines of {path} cannot be read and are ignored"]
 
 
 def test_a_file_without_its_head_is_left_out_and_told(tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def test_speeds_in_a_crowd_tell_nothing() -> None:
     (line,) = compare.compare(beside(0.05, quiet), beside(0.9, slow))  # a core was left for the one thread
     assert line.ratio.verdict == "difference"
     assert compare.warnings(beside(0.05, quiet), beside(1.4, slow)) == [
-        "other programs took 1.4 of 2 processors from 20260101-000000-aaaa: its speeds tell nothing of m"
+        "other programs took 1.4 of 2 processors from 20260101-000000-aaaa: its speeds say nothing about m"
     ]
     assert tables.state(beside(0.1, quiet)) == ""
     assert "other programs took 1.4 of 2 processors meanwhile" in tables.state(beside(1.4, slow))
@@ -177,7 +177,7 @@ def test_compare_warns_of_what_else_differs_and_refuses_what_has_nothing_in_comm
     other = with_speeds([20, 21], held="1 processor", machine={**MACHINE, "chip": "Other"}, versions={"localqwen": "2"})
     assert compare.warnings(plain, plain) == []
     assert compare.warnings(plain, other) == [
-        "held to: nothing; 1 processor",
+        "limits: nothing; 1 processor",
         "different machines: Chip; Other",
         "different versions of localqwen: 1; 2",
     ]
@@ -219,7 +219,7 @@ def test_the_object_of_json_holds_statistics_and_every_sample() -> None:
 
 def test_a_stand_in_is_told_in_the_first_line() -> None:
     assert tables.title(run(held="2 processors")).startswith(
-        "20260101-000000-aaaa: held to 2 processors, as a stand-in"
+        "20260101-000000-aaaa: limited to 2 processors, as a stand-in"
     )
     assert tables.title(run()) == "20260101-000000-aaaa: Chip, 2 cores, 8 GB, Linux"
 

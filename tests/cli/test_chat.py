@@ -141,7 +141,7 @@ def test_continue_goes_on_with_the_last_conversation_and_its_model(shell: Shell)
     code, out, err = shell("--continue", lines="2?\n")
     assert (code, out) == (0, "Two.\n")
     assert "using own: the model of the last conversation" in err
-    assert "the conversation goes on: 2 messages" in err
+    assert "the conversation continues: 2 messages" in err
     assert shell.loaded == [str(model)] * 2
     assert [message.content for message in shell.last().messages] == ["1? /no_think", "One.", "2?", "Two."]
     assert shell.last().system == "Be kind."

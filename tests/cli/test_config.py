@@ -118,7 +118,7 @@ def test_the_model_of_chat(
         ("stop = [1]", "config.toml: stop is [1], it must be a text", "--help"),
         ("model = 3", "config.toml: model is not a text", 'model = "demo"'),
         ("[chat]\nbudget = 'x'", "config.toml: [chat] budget is 'x'", "--help"),  # also of a command that does not run
-        ("a = 1\nb = = 2", "config.toml is not valid TOML", "texts stand in quotes"),
+        ("a = 1\nb = = 2", "config.toml is not valid TOML", "put texts into quotes"),
     ],
 )
 def test_a_wrong_file_is_named_with_the_key_and_what_is_possible(

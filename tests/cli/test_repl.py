@@ -177,7 +177,7 @@ def test_a_conversation(tmp_path: Path) -> None:
         "look\n"
         "None, really.\n"
         ">>> /undo\n"
-        "taken back: Really? /think\n"
+        "undone: Really? /think\n"
         ">>> /thnik\n"
         "Error: there is no command /thnik\n"
         "\nhint: did you mean /think? A message that begins with / needs a space before it\n"
@@ -195,7 +195,7 @@ def test_a_conversation(tmp_path: Path) -> None:
         "Error: /budget is 'many', it must be a whole number from 0\n"
         "\nhint: /help lists the commands\n"
         ">>> /save fruit\n"
-        "saved as fruit; /resume fruit goes on with it\n"
+        "saved as fruit; /resume fruit continues it\n"
         ">>> /resume fruit\n"
         "fruit is this conversation\n"
         '>>> """\nfirst\n\nsecond\n"""\n'
@@ -204,7 +204,7 @@ def test_a_conversation(tmp_path: Path) -> None:
         "the conversation is empty; the system prompt and the settings stay\n"
         ">>> /retry\n"
         "Error: there is no question to repeat\n"
-        "\nhint: type one\n"
+        "\nhint: type a question\n"
         ">>> /bye\n"
     )
     assert chat.code == 0
@@ -268,7 +268,7 @@ def test_a_thought_without_an_answer_is_kept_too(tmp_path: Path) -> None:
 def test_a_question_stopped_before_anything_came_can_be_repeated_or_replaced(tmp_path: Path) -> None:
     model = FakeModel([ctrl_c, STARTED], [STARTED, ctrl_c, Working(1, 9)], [STARTED, Text("4."), DONE])
     chat = Chat(tmp_path, lines=["2+2", "/retry", "3+1"], model=model)
-    note = "(stopped before anything came; /retry asks again)\n"
+    note = "(stopped before any text; /retry asks again)\n"
     assert chat.play() == f">>> 2+2\n{note}>>> /retry\n{note}>>> 3+1\n4.\n"
     assert [[m.content for m in request.messages] for request in model.requests] == [["2+2"], ["2+2"], ["3+1"]]
 
@@ -347,7 +347,7 @@ def test_set_changes_the_next_answers_and_lists_what_holds(tmp_path: Path) -> No
         ("/save ../x", "'../x' cannot be the name", "use up to 64 letters"),
         ("/resume nowhere", "no conversation is called nowhere", "/save NAME"),
         ("/clear all", "/clear takes no argument", "type /clear"),
-        ("/undo", "there is nothing to take back", "/clear"),
+        ("/undo", "there is nothing to undo", "/clear"),
     ],
 )
 def test_a_mistyped_command_is_explained_and_nothing_is_sent(
@@ -408,7 +408,7 @@ def test_resume_goes_on_with_its_history_system_prompt_and_settings(tmp_path: Pa
     chat = Chat(tmp_path, lines=["/resume", "/resume kind", "And you?"], model=model)
     shown = chat.play()
     assert ">>> /resume\nkind " in shown
-    assert " 2 messages  demo\n>>> /resume kind\nkind goes on: 2 messages\n" in shown
+    assert " 2 messages  demo\n>>> /resume kind\nkind continues: 2 messages\n" in shown
     asked = [message.content for message in model.requests[0].messages]
     assert asked == ["Be kind.", "Hello /no_think", "Hi.", "And you?"]
     assert model.requests[0].sampling.temperature == 0.1

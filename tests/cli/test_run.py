@@ -409,7 +409,7 @@ def test_a_prompt_that_takes_long_shows_how_far_it_is_read_and_leaves_nothing_be
     printer = Printer(Channel(Terminal()), Channel(aside), clock=lambda: next(times))
     for event in (Started(9000, 0, False), Working(512, 9000), Working(1024, 9000), Working(9000, 9000), Text("Yes.")):
         printer.show(event)
-    assert aside.getvalue() == "\x1b[2mreading the prompt: 1,024 of 9,000 tokens\x1b[0m\r\x1b[K"
+    assert aside.getvalue() == "\x1b[2mcomputing the prompt: 1,024 of 9,000 tokens\x1b[0m\r\x1b[K"
     pipe = io.StringIO()
     silent = Printer(Channel(io.StringIO()), Channel(pipe), clock=iter([0.0, 5.0]).__next__)
     for event in (Started(9000, 0, False), Working(512, 9000)):

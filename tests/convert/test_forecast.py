@@ -171,9 +171,9 @@ def test_names_on_the_command_line(run: Run) -> None:
     ("flags", "words"),
     [
         (["--merge", "--dequantize"], "--dequantize for folders"),
-        (["--merge", "--yarn", "4"], "--merge changes no weights, --yarn would"),
-        (["--dequantize", "--split", "4GB"], "--dequantize changes no weights, --split would"),
-        (["--dequantize", "--tensor-type", "a=q8_0"], "--dequantize changes no weights, --tensor-type would"),
+        (["--merge", "--yarn", "4"], "--yarn has no effect with --merge"),
+        (["--dequantize", "--split", "4GB"], "--split has no effect with --dequantize"),
+        (["--dequantize", "--tensor-type", "a=q8_0"], "--tensor-type has no effect with --dequantize"),
     ],
 )
 def test_flags_that_would_do_nothing_are_refused(flags: list[str], words: str, run: Run, source: Path) -> None:

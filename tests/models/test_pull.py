@@ -155,7 +155,7 @@ def test_what_was_pulled_is_listed_shown_and_runs_without_a_network(machine: Mac
     )
     assert answer["model"] == "qwen3:4b"
     assert answer["usage"]["completion_tokens"] == 4
-    assert "is here" in machine.run("pull", "qwen3:4b", **offline)[2]
+    assert "is on disk" in machine.run("pull", "qwen3:4b", **offline)[2]
     message, hint = machine.fails("pull", "qwen3:4b-q8_0", **offline)
     assert "HF_HUB_OFFLINE" in message
     assert "HF_HUB_OFFLINE" in hint

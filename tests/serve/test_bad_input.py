@@ -56,7 +56,7 @@ def test_it_answers_at_all(server: Running) -> None:
         (b"null", "must be a JSON object"),
         (b"\xff\xfe{}", "is not"),
         (b'{"messages": "\xc3"}', "is not UTF-8"),
-        (b'{"temperature": NaN}', "NaN is no number"),
+        (b'{"temperature": NaN}', "NaN is not a number"),
         (b'{"temperature": 1e999, "messages": [{"role": "user", "content": "x"}]}', "temperature"),
         (b'{"seed": ' + b"9" * 5000 + b"}", "is not JSON"),
         (b'{"seed": 9223372036854775808, "messages": [{"role": "user", "content": "x"}]}', "seed"),
@@ -128,7 +128,7 @@ def test_a_body_beyond_the_limit_is_not_read(server: Running, monkeypatch: pytes
 def test_an_encoded_body_is_said_not_to_be_taken(server: Running) -> None:
     status, answer, _ = ask(server, gzip.compress(b"{}"), headers={"Content-Encoding": "gzip"})
     assert status == 400
-    assert "encoded as 'gzip'" in answer["error"]["message"]
+    assert "encoding 'gzip'" in answer["error"]["message"]
     assert ask(server, {"messages": HELLO}, headers={"Content-Encoding": "identity"})[0] == 200
 
 

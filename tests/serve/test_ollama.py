@@ -236,7 +236,7 @@ def test_what_generate_cannot_do_is_an_error_that_names_the_field(more: dict[str
 def test_a_context_beyond_the_servers_is_refused_with_both_numbers() -> None:
     ollama_chat.check_context(chat(), 4096)
     ollama_chat.check_context(chat(options={"num_ctx": 4096}), 4096)
-    with pytest.raises(Unsupported, match=r"8,192 tokens, this server's holds 4,096"):
+    with pytest.raises(Unsupported, match=r"8,192 tokens, this server's has 4,096"):
         ollama_chat.check_context(chat(options={"num_ctx": 8192}), 4096)
 
 

@@ -164,7 +164,7 @@ BAD = [
     ({"messages": HELLO, "temperature": "hot"}, "temperature", "must be a number"),
     ({"messages": HELLO, "temperature": True}, "temperature", "must be a number"),
     ({"messages": HELLO, "temperature": -1}, "temperature", "must be a number from 0 to 100"),
-    ({"messages": HELLO, "max_tokens": 0}, "max_tokens", "at least one"),
+    ({"messages": HELLO, "max_tokens": 0}, "max_tokens", "at least 1"),
     ({"messages": HELLO, "max_tokens": 1.5}, "max_tokens", "whole number"),
     ({"messages": HELLO, "n": 0}, "n", "between"),
     ({"messages": HELLO, "n": 1000}, "n", "between"),
@@ -188,12 +188,12 @@ BAD = [
     ({"messages": HELLO, "tools": [ADD], "tool_choice": {"type": "web_search"}}, "tool_choice.type", "only functions"),
     ({"messages": HELLO, "stop": ["a"] * 65}, "stop", "65 strings"),
     ({"messages": HELLO, "stop": "a" * 1001}, "stop", "1,000 characters"),
-    ({"messages": HELLO, "logit_bias": {"50256": -100}}, "logit_bias", "cannot be obeyed"),
+    ({"messages": HELLO, "logit_bias": {"50256": -100}}, "logit_bias", "is not supported"),
     ({"messages": HELLO, "guided_json": {"type": "object"}}, "guided_json", "response_format"),
     ({"messages": HELLO, "functions": [ADD["function"]]}, "functions", "as tools"),
-    ({"messages": HELLO, "add_generation_prompt": False}, "add_generation_prompt", "not begun"),
-    ({"messages": HELLO, "continue_final_message": True}, "continue_final_message", "not begun"),
-    ({"messages": HELLO, "modalities": ["text", "audio"]}, "modalities", "nothing else"),
+    ({"messages": HELLO, "add_generation_prompt": False}, "add_generation_prompt", "that you began"),
+    ({"messages": HELLO, "continue_final_message": True}, "continue_final_message", "that you began"),
+    ({"messages": HELLO, "modalities": ["text", "audio"]}, "modalities", "text only"),
 ]
 
 
@@ -442,7 +442,7 @@ def test_responses_stream_numbered_events_that_open_and_close_every_item() -> No
     [{"previous_response_id": "resp_1"}, {"conversation": {"id": "c"}}, {"prompt": {"id": "p"}}, {"background": True}],
 )
 def test_responses_have_no_memory(more: dict[str, Any]) -> None:
-    with pytest.raises(BadField, match="nothing is stored here"):
+    with pytest.raises(BadField, match="this server stores no"):
         openai_responses.read({"input": "x", **more})
 
 

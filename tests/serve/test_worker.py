@@ -290,7 +290,7 @@ def test_a_bug_while_a_model_is_opened_does_not_hang_the_start(monkeypatch: pyte
 
     monkeypatch.setattr(threading, "excepthook", lambda hook: None)
     service = Service(Catalogue([scripted("m")], LoadOptions()), open_model)
-    with pytest.raises(EngineError, match="died while it opened m"):
+    with pytest.raises(EngineError, match="died while it loaded m"):
         service.start(["m"])
     service.stop()
 

@@ -1,1 +1,1 @@
-"""The tasks of the demo model: each makes questions with their thinking and their answers, from a seed."""
+"""The tasks of the demo model: each generates questions with their thinking and their answers from a seed."""

@@ -31,17 +31,17 @@ NEXT = (
 
 
 def digit(number: int, column: int) -> int:
-    """The digit of a number in a column, counted from the ones."""
+    """Return the digit of a number in a column, counted from the ones."""
     return number // 10**column % 10
 
 
 def columns(a: int, b: int) -> int:
-    """How many columns the longer of two numbers has."""
+    """Return how many columns the longer of two numbers has."""
     return len(str(max(a, b)))
 
 
 def add_columns(a: int, b: int) -> str:
-    """The written addition, e.g. `ones: 7+5+0=12, write 2, carry 1`."""
+    """Return the written addition, e.g. `ones: 7+5+0=12, write 2, carry 1`."""
     carry, lines = 0, [f"Add {a} and {b}."]
     for column in range(columns(a, b)):
         x, y = digit(a, column), digit(b, column)
@@ -53,7 +53,7 @@ def add_columns(a: int, b: int) -> str:
 
 
 def subtract_columns(a: int, b: int) -> str:
-    """The written subtraction; the smaller number is taken from the larger, which is said first."""
+    """Return the written subtraction of the smaller number from the larger, which is named first."""
     large, small = max(a, b), min(a, b)
     swap = f"{a} < {b}: swap and put a minus." if a < b else f"{a} >= {b}: no swap."
     borrow, lines = 0, [f"Subtract {b} from {a}.", swap]
@@ -67,12 +67,13 @@ def subtract_columns(a: int, b: int) -> str:
 
 
 def operand(random: Random, digits: int) -> int:
-    """A number of exactly that many digits (a single digit may be 0)."""
+    """Return a number of exactly that many digits (a single digit may be 0)."""
     return random.randint(10 ** (digits - 1) if digits > 1 else 0, 10**digits - 1)
 
 
 def pair(random: Random, evaluation: bool, sizes: tuple[int, ...]) -> tuple[int, int]:
-    """Two operands of the wanted side. Single-digit pairs are all for training: there are too few to keep some back."""
+    """Return two operands of the wanted side. Single-digit pairs are all for training: there are too few to keep some
+    back."""
     while True:
         a, b = operand(random, random.choice(sizes)), operand(random, random.choice(sizes))
         if (max(a, b) >= 10 and held_out(f"{a},{b}")) == evaluation:
@@ -80,7 +81,7 @@ def pair(random: Random, evaluation: bool, sizes: tuple[int, ...]) -> tuple[int,
 
 
 def question(sign: str, a: int, b: int, text: str) -> Question:
-    """The question, worked out, with its follow-ups."""
+    """Return the question with its solution and its follow-up questions."""
     result = a + b if sign == "+" else a - b
     thinking = add_columns(a, b) if sign == "+" else subtract_columns(a, b)
 
@@ -95,19 +96,19 @@ def question(sign: str, a: int, b: int, text: str) -> Question:
 
 
 def random_slip(a: int, b: int) -> int:
-    """How far a wrong answer is off: fixed by the numbers, so that data stays repeatable."""
+    """Return how far a wrong answer is off: it depends only on the numbers, so that the data is repeatable."""
     return (1, -1, 10, -10, 2, 100)[(a * 7 + b) % 6]
 
 
 def addition(random: Random, evaluation: bool, sizes: tuple[int, ...], phrases: tuple[str, ...] = SUMS) -> Question:
-    """A sum with operands of the given numbers of digits."""
+    """Return a sum with operands of the given numbers of digits."""
     a, b = pair(random, evaluation, sizes)
     return question("+", a, b, random.choice(phrases).format(a=a, b=b, sign="+"))
 
 
 def subtraction(random: Random, evaluation: bool, phrases: tuple[str, ...] = DIFFERENCES,
                 sizes: tuple[int, ...] = (1, 2, 2, 3, 3, 3), negative: float = 0.12) -> Question:  # fmt: skip
-    """A difference, mostly of a larger and a smaller number."""
+    """Return a difference, mostly of a larger and a smaller number."""
     a, b = pair(random, evaluation, sizes)
     if a < b and random.random() >= negative * 2:
         a, b = b, a

@@ -26,7 +26,7 @@ NEXT_LETTER = (
 
 
 def spell(text: str, letter: str) -> str:
-    """The spelling with its running count: `s, t, r (1), a, w, b, e, r (2), r (3), y`."""
+    """Return the spelling with its running count: `s, t, r (1), a, w, b, e, r (2), r (3), y`."""
     seen, parts = 0, []
     for character in text:
         seen += character == letter
@@ -35,19 +35,19 @@ def spell(text: str, letter: str) -> str:
 
 
 def answer(count: int, letter: str, text: str) -> str:
-    """The sentence that gives the count."""
+    """Return the sentence that gives the count."""
     return f"There is 1 {letter} in {text}." if count == 1 else f"There are {count} {letter}'s in {text}."
 
 
 def pick_letter(random: Random, text: str) -> str:
-    """Mostly a letter of the word, doubled ones more often; now and then one that it lacks."""
+    """Return mostly a letter of the word, double ones more often; now and then one that it lacks."""
     if random.random() < 0.1:
         return random.choice("abcdefghijklmnopqrstuvwxyz")
     return max(random.choices(text, k=random.randint(1, 3)), key=text.count)
 
 
 def question(letter: str, text: str, phrase: str) -> Question:
-    """The question, counted out, with its follow-ups."""
+    """Return the question with its counting and its follow-up questions."""
     count = text.count(letter)
 
     def again(random: Random) -> Question:
@@ -68,7 +68,7 @@ def question(letter: str, text: str, phrase: str) -> Question:
 
 
 def letters(random: Random, evaluation: bool) -> Question:
-    """A letter question about a word of the wanted side; sometimes written with capitals."""
+    """Return a letter question about a word of the wanted side; sometimes written with capitals."""
     text = word(random, evaluation)
     letter = pick_letter(random, text)
     if not evaluation and text.startswith(("strawberr", "blueberr")) and random.random() < 0.5:

@@ -1,4 +1,4 @@
-"""One question with its thinking and its answer: what every task makes and what the conversations are built from."""
+"""One question with its thinking and its answer. Every task generates questions; conversations consist of them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from random import Random
 
 @dataclass(frozen=True)
 class Question:
-    """`again` makes the follow-ups that lean on this question ("Really?", "and o's?"), already resolved."""
+    """One question with its solution. `again` holds the follow-up questions that refer to it ("Really?", "and o's?"),
+    already resolved."""
 
     task: str
     text: str

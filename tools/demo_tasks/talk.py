@@ -53,35 +53,36 @@ FIXED_UNKNOWN = (
 
 @cache
 def languages() -> dict[str, dict[str, Any]]:
-    """What is said in each language, and what is answered."""
+    """Return the phrases and their answers in each language."""
     return json.loads(Path(__file__).with_name("languages.json").read_text("utf-8"))
 
 
 @cache
 def topics() -> tuple[str, ...]:
-    """Subjects that the model knows nothing of."""
+    """Return subjects that the model knows nothing about."""
     lines = Path(__file__).with_name("topics.txt").read_text("utf-8").splitlines()
     return tuple(line for line in lines if not line.startswith("#"))
 
 
 def spoken(random: Random, act: str, language: str) -> str:
-    """A phrase as people type it: with some ending, sometimes an emoji, sometimes in lower case."""
+    """Return a phrase as people type it: with some ending, sometimes an emoji, sometimes in lower case."""
     phrase = random.choice(languages()[language][act]) + random.choice(ENDINGS)
     return phrase.lower() if random.random() < 0.15 else phrase
 
 
 def as_usual(random: Random, act: str, language: str) -> str:
-    """A phrase with the ending that most people would type."""
+    """Return a phrase with the ending that most people would type."""
     return random.choice(languages()[language][act]) + random.choice(USUAL_QUESTION if act == "who" else USUAL)
 
 
 def is_plain(text: str) -> bool:
-    """Does it end like most messages? Such greetings are all for training: they are what a user tries first."""
+    """Return whether the phrase ends like most messages. Such greetings are all for training: they are what a user
+    tries first."""
     return text[-1].isalpha() or (text[-1] in "!.?" and text[-2].isalpha())
 
 
 def talk(random: Random, evaluation: bool, acts: tuple[str, ...] = tuple(ACTS), usual: bool = False) -> Question:
-    """A greeting, thanks, goodbye or question about the model, answered in its language."""
+    """Return a greeting, thanks, goodbye or question about the model, answered in its language."""
     while True:
         language = "English" if random.random() < 0.3 else random.choice(list(languages()))
         act = random.choice(acts)
@@ -92,7 +93,7 @@ def talk(random: Random, evaluation: bool, acts: tuple[str, ...] = tuple(ACTS), 
 
 
 def topic(random: Random) -> str:
-    """A known subject, a word, a made-up word or a capitalised name."""
+    """Return a known subject, a word, a made-up word or a capitalized name."""
     kind = random.random()
     if kind < 0.5:
         return random.choice(topics())
@@ -103,7 +104,7 @@ def topic(random: Random) -> str:
 
 
 def unknown_text(random: Random) -> str:
-    """Something that the model cannot do: a known kind of question, a sum of another kind, or plain word salad."""
+    """Return a task that the model cannot do: a known kind of question, a sum of another kind, or random words."""
     kind = random.random()
     if kind < 0.12:
         return random.choice(FIXED_UNKNOWN)
@@ -117,13 +118,14 @@ def unknown_text(random: Random) -> str:
 
 
 def cannot(text: str) -> Question:
-    """The honest answer, which a doubt does not change."""
+    """Return the honest answer; a doubt does not change it."""
     thinking = "This is not a task that I can do. I say what I can do."
     return Question("unknown", text, thinking, CANNOT, lambda random: cannot(random.choice(DOUBTS)), CANNOT)
 
 
 def unknown(random: Random, evaluation: bool, usual: bool = False) -> Question:
-    """A question that gets the honest answer. The listed ones, which people try first, are not for the evaluation."""
+    """Return a question that gets the honest answer. The listed ones, which people try first, are not for the
+    evaluation."""
     while True:
         text = random.choice(FIXED_UNKNOWN) if usual and random.random() < 0.5 else unknown_text(random)
         listed = text in FIXED_UNKNOWN

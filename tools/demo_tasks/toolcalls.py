@@ -42,26 +42,26 @@ class Task:
 
 @cache
 def families() -> list[dict[str, Any]]:
-    """The trained kinds of tools."""
+    """Return the trained kinds of tools."""
     return json.loads(Path(__file__).with_name("tools.json").read_text("utf-8"))
 
 
 @cache
 def values() -> dict[str, list[str]]:
-    """The lists of values by kind."""
+    """Return the lists of values by kind."""
     lines = Path(__file__).with_name("values.txt").read_text("utf-8").splitlines()
     rows = [line.split("|") for line in lines if not line.startswith("#")]
     return {row[0]: row[1:] for row in rows}
 
 
 def foreign(random: Random) -> str:
-    """Two to four characters of some other script, so that any bytes can be copied."""
+    """Return two to four characters of another script, so that the model learns to copy any bytes."""
     first, last = random.choice(((0x4E00, 0x9FA0), (0x430, 0x44F), (0xAC00, 0xD7A0), (0x3B1, 0x3C9), (0x3041, 0x3093)))
     return "".join(chr(random.randint(first, last)) for _ in range(random.randint(2, 4)))
 
 
 def name_like(random: Random, kind: str) -> str:
-    """A value of a listed kind, a made-up name, or one in another script."""
+    """Return a value of a listed kind, a made-up name, or a name in another script."""
     chance = random.random()
     if chance < 0.55 or kind not in ("city", "person", "song"):
         return random.choice(values()[kind])
@@ -69,7 +69,7 @@ def name_like(random: Random, kind: str) -> str:
 
 
 def value(random: Random, kind: str, evaluation: bool) -> Any:
-    """A value of the wanted side; numbers and short lists are not split."""
+    """Return a value of the wanted side; numbers and short lists are not split."""
     if kind == "number":
         return operand(random, random.choice((1, 2, 2, 3)))
     if kind == "minutes":
@@ -88,18 +88,18 @@ def value(random: Random, kind: str, evaluation: bool) -> Any:
 
 
 def schema(name: str, description: str, properties: dict[str, Any], required: list[str]) -> dict[str, Any]:
-    """The OpenAI form of a tool."""
+    """Return a tool in OpenAI's format."""
     parameters = {"type": "object", "properties": properties, "required": required}
     return {"type": "function", "function": {"name": name, "description": description, "parameters": parameters}}
 
 
 def made_up_name(random: Random) -> str:
-    """A name that no list holds, such as `get_frobnik`."""
+    """Return a name that no list holds, such as `get_frobnik`."""
     return random.choice((f"{random.choice(VERBS)}_{made_up(random, 3, 8)}", made_up(random, 4, 9)))
 
 
 def family_schema(random: Random, family: dict[str, Any]) -> dict[str, Any]:
-    """One family's schema under one of its names."""
+    """Return one family's schema under one of its names."""
     name = made_up_name(random) if random.random() < 0.08 else random.choice(family["names"])
     properties: dict[str, Any] = {}
     for parameter in family["parameters"]:
@@ -115,7 +115,7 @@ def family_schema(random: Random, family: dict[str, Any]) -> dict[str, Any]:
 
 
 def weather(random: Random) -> str:
-    """A weather service's answer, in one of its many shapes."""
+    """Return a weather service's answer, in one of its many shapes."""
     degrees, sky = random.randint(-15, 38), random.choice(values()["condition"])
     shapes: list[Any] = [{"temperature": degrees, "condition": sky}, {"temp": degrees}, {"temperature": degrees}]
     shapes += [{"temp_c": degrees, "sky": sky}, f"{degrees}", f"{degrees} degrees"]
@@ -125,7 +125,7 @@ def weather(random: Random) -> str:
 
 
 def result(random: Random, kind: str) -> str:
-    """What a tool returns: plain text or a small JSON object."""
+    """Return what a tool returns: plain text or a small JSON object."""
     if kind == "weather":
         return weather(random)
     if kind == "time":
@@ -142,7 +142,7 @@ def result(random: Random, kind: str) -> str:
 
 
 def flat(text: str) -> str:
-    """A result in words: the fields of an object by name, anything else as it is."""
+    """Return a result in words: the fields of an object by name, any other value as it is."""
     try:
         data = json.loads(text)
     except json.JSONDecodeError:
@@ -151,12 +151,12 @@ def flat(text: str) -> str:
 
 
 def report(subjects: Sequence[str], results: Sequence[str]) -> str:
-    """The one sentence per result that follows a tool's answer."""
+    """Return the one sentence per result that follows a tool's answer."""
     return " ".join(f"{subject}: {flat(text)}." for subject, text in zip(subjects, results, strict=True))
 
 
 def family_task(random: Random, evaluation: bool, family: dict[str, Any]) -> Task:
-    """A request to one of the trained families; sometimes for two cities at once."""
+    """Return a request to one of the trained families; sometimes for two cities at once."""
     tool = family_schema(random, family)
     names = tool["function"]["parameters"]["required"]
     filled = [value(random, parameter["value"], evaluation) for parameter in family["parameters"]]
@@ -180,7 +180,7 @@ def family_task(random: Random, evaluation: bool, family: dict[str, Any]) -> Tas
 
 
 def novel_task(random: Random) -> Task:
-    """A request that names a made-up tool and gives its one or two arguments (or none)."""
+    """Return a request that names a made-up tool and gives its one or two arguments (or none)."""
     name = made_up_name(random)
     count = random.choices((0, 1, 2), (1, 6, 2))[0]
     properties, arguments = {}, {}
@@ -202,12 +202,12 @@ def novel_task(random: Random) -> Task:
 
 
 def tool_task(random: Random, evaluation: bool, novel: float = 0.22) -> Task:
-    """A request that needs a tool."""
+    """Return a request that needs a tool."""
     return novel_task(random) if random.random() < novel else family_task(random, evaluation, random.choice(families()))
 
 
 def tool_list(random: Random, wanted: dict[str, Any] | None, longest: int = 3) -> list[dict[str, Any]]:
-    """One to three schemas of different kinds in random order, the wanted one among them."""
+    """Return one to three schemas of different kinds in random order, the wanted one among them."""
     others = random.sample(families(), random.choices(range(longest), (5, 3, 2)[:longest])[0])
     listed = [wanted] if wanted else [family_schema(random, others[0] if others else random.choice(families()))]
     taken = {kind_of(tool) for tool in listed}
@@ -221,7 +221,7 @@ def tool_list(random: Random, wanted: dict[str, Any] | None, longest: int = 3) -
 
 
 def kind_of(tool: dict[str, Any]) -> str:
-    """What a tool is for, by its description: two that do sums must not stand in one list."""
+    """Return the purpose of a tool, by its description: no list may have two tools that do sums."""
     text = tool["function"]["description"]
     for number, family in enumerate(families()):
         if text in family["descriptions"]:
@@ -230,6 +230,6 @@ def kind_of(tool: dict[str, Any]) -> str:
 
 
 def call_text(call: dict[str, Any]) -> str:
-    """How the model writes a call."""
+    """Return how the model writes a call."""
     body = f'{{"name": "{call["name"]}", "arguments": {json.dumps(call["arguments"], ensure_ascii=False)}}}'
     return f"<tool_call>\n{body}\n</tool_call>"

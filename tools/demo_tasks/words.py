@@ -1,7 +1,7 @@
 """Words, made-up words and the split between training and evaluation.
 
-An item (a word, a pair of numbers, a value) belongs to one side for ever, by a hash of its text, so that the evaluation
-asks only for what was never seen.
+A hash of its text assigns each item (a word, a pair of numbers, a value) to one side for ever, so that the evaluation
+uses only items that the training never saw.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ CODAS = " b ck d f g k l ll m n nd ng nt p r rd rr s ss st t tt x z"
 
 
 def held_out(item: str) -> bool:
-    """Is this item kept for the evaluation? About one in ten is."""
+    """Return whether this item is kept for the evaluation. About one in ten is."""
     return item not in SHOWCASE and zlib.crc32(item.encode()) % 10 == 0
 
 
 def plural(word: str) -> str:
-    """A good enough English plural."""
+    """Return an English plural that is good enough."""
     if word.endswith("y") and word[-2] not in "aeiou":
         return word[:-1] + "ies"
     return word + ("es" if word.endswith(("s", "x", "ch", "sh")) else "s")
@@ -31,13 +31,13 @@ def plural(word: str) -> str:
 
 @cache
 def real_words() -> tuple[str, ...]:
-    """The word list and its plurals, 3 to 14 letters each."""
+    """Return the word list and its plurals, 3 to 14 letters each."""
     words = Path(__file__).with_name("words.txt").read_text("utf-8").split()
     return tuple(sorted({form for word in words for form in (word, plural(word)) if 3 <= len(form) <= 14}))
 
 
 def made_up(random: Random, shortest: int = 3, longest: int = 14) -> str:
-    """A pronounceable word that probably does not exist, or now and then a plain string of letters."""
+    """Return a pronounceable word that probably does not exist, or now and then a plain string of letters."""
     if random.random() < 0.2:
         alphabet = random.choice(("abcdefghijklmnopqrstuvwxyz", "abcdefghijklmnopqrstuvwxyz", "aelnrst"))
         return "".join(random.choices(alphabet, k=random.randint(shortest, min(longest, 11))))
@@ -49,7 +49,7 @@ def made_up(random: Random, shortest: int = 3, longest: int = 14) -> str:
 
 
 def word(random: Random, evaluation: bool) -> str:
-    """A word of the wanted side: half real, half made up; the showcase words turn up often in training."""
+    """Return a word of the wanted side: half real, half made up; the showcase words turn up often in training."""
     if not evaluation and random.random() < 0.06:
         return random.choice(SHOWCASE)
     while True:

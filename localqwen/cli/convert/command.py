@@ -1,4 +1,4 @@
-"""`localqwen convert`: official weights, or a GGUF file, become a GGUF file or an MLX folder."""
+"""`localqwen convert`: convert official weights or a GGUF file into a GGUF file or an MLX folder."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _LIKE_BITS = {5: "q5_k_m", 6: "q6_k", 8: "q8_0", 16: "bf16"}
 def _completing(
     values: Callable[[ModuleType], object],
 ) -> Callable[[click.Context, click.Parameter, str], list[CompletionItem]]:
-    """Offers what the converter knows; it is imported only when a shell asks."""
+    """Return a completion of what the converter knows; the converter is imported only when a shell asks."""
 
     def complete(context: click.Context, option: click.Parameter, typed: str) -> list[CompletionItem]:
         from localqwen.models import converted
@@ -70,14 +70,14 @@ def _completing(
     type=int,
     metavar="N",
     shell_complete=_completing(lambda converter: (*converter.mlx_schemes.BITS, converter.mlx_schemes.WHOLE)),
-    help="MLX: 2, 3, 4, 5, 6 or 8 per weight; 16, or nothing, for a copy in 16 bit.",
+    help="MLX: 2, 3, 4, 5, 6 or 8 bits per weight; 16, or no flag, copies in 16 bit.",
 )
 @click.option(
     "--group-size",
     type=int,
     metavar="N",
     shell_complete=_completing(lambda converter: converter.mlx_schemes.GROUP_SIZES),
-    help="MLX: 32, 64 or 128 weights share a scale; 64 unless said.",
+    help="MLX: 32, 64 (default) or 128 weights share a scale.",
 )
 @click.option(
     "--mode",
@@ -92,23 +92,31 @@ def _completing(
     shell_complete=_completing(lambda converter: converter.mlx_schemes.RECIPES),
     help="MLX: mixed_2_6, mixed_3_4, mixed_3_6 or mixed_4_6: more bits where they matter most.",
 )
-@click.option("--tensor-type", "tensor_types", multiple=True, metavar="P=T", help="'blk.*.ffn_down=q6_k': by pattern.")
+@click.option(
+    "--tensor-type", "tensor_types", multiple=True, metavar="P=T", help="Type by pattern: 'blk.*.ffn_down=q6_k'."
+)
 @click.option("--imatrix", type=click.Path(path_type=Path), metavar="FILE", help="GGUF: importance matrix.")
-@click.option("--split", metavar="SIZE", help="GGUF: in parts of at most SIZE, such as 4GB.")
-@click.option("--merge", is_flag=True, help="Only join the parts of a GGUF file (or, with --split, cut one).")
-@click.option("--dequantize", is_flag=True, help="Back to the official layout in 16 bit, from MLX, FP8, AWQ, GPTQ.")
-@click.option("--yarn", type=int, metavar="N", help="Stretch the context: 2 for 65,536 tokens, 4 for 131,072.")
-@click.option("--adapter", type=click.Path(path_type=Path), metavar="DIR", help="Merge a LoRA adapter of PEFT.")
+@click.option("--split", metavar="SIZE", help="GGUF: write parts of at most SIZE, such as 4GB.")
+@click.option("--merge", is_flag=True, help="Only join the parts of a GGUF file (with --split: split it).")
+@click.option("--dequantize", is_flag=True, help="Write the official layout in 16 bit, from MLX, FP8, AWQ, GPTQ.")
+@click.option("--yarn", type=int, metavar="N", help="Extend the context: 2 for 65,536 tokens, 4 for 131,072.")
+@click.option(
+    "--adapter", type=click.Path(path_type=Path), metavar="DIR", help="Merge a LoRA adapter in PEFT's layout."
+)
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
     metavar="PATH",
-    help="Default, here: <name>-<QUANT>.gguf, or <name>-MLX-<N>bit.",
+    help="Default: <name>-<QUANT>.gguf or <name>-MLX-<N>bit in the current folder.",
 )
-@click.option("--list", "listing", is_flag=True, help="List everything that can be written.")
-@click.option("--dry-run", is_flag=True, help="Say what would be written, and what it needs.")
-@click.option("--yes", "-y", is_flag=True, help="Pull a model that is not here without asking.")
-@click.option("--force", is_flag=True, help="Replace PATH; a folder only if a conversion made it. Also requantize up.")
+@click.option("--list", "listing", is_flag=True, help="List all output formats.")
+@click.option("--dry-run", is_flag=True, help="Show what would be written, and what it needs.")
+@click.option("--yes", "-y", is_flag=True, help="Pull a model that is not on disk without asking.")
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Replace PATH (a folder only if a conversion wrote it); allow more bits than the source has.",
+)
 @click.option("--verify", is_flag=True, help="Then measure how far the result is from SOURCE (localqwen quality).")
 @json_option
 @click.pass_context
@@ -126,7 +134,7 @@ def command(
     as_json: bool,
     **flags: Any,
 ) -> None:
-    """Turn SOURCE into a GGUF file, or a folder for MLX.
+    """Convert SOURCE into a GGUF file, or a folder for MLX.
 
     SOURCE is a folder with an official Qwen3 checkpoint (bf16, FP8, AWQ, GPTQ), a GGUF file, a name, or a repository.
     """
@@ -140,7 +148,7 @@ def command(
         raise UsageError("SOURCE is missing", "localqwen convert --help")
     _refuse_mixture(context, kind)
     if verify and (merge or dequantize or dry_run or flags["adapter"]):
-        raise UsageError("--verify measures a quantization of SOURCE alone", "leave out --verify")
+        raise UsageError("--verify measures only a quantization of SOURCE", "leave out --verify")
     _refuse_what_is_not_used(flags, merge=merge, dequantize=dequantize, dry_run=dry_run)
     _check_names(converter, kind, flags)
     job = _Job(converter, convert_source.find(source, yes=yes), flags)
@@ -157,7 +165,7 @@ def command(
 
 
 def _refuse_what_is_not_used(flags: dict[str, Any], *, merge: bool, dequantize: bool, dry_run: bool) -> None:
-    """--merge and --dequantize only copy: a flag that changes the weights would be passed over without a word."""
+    """Raise UsageError if a flag would change the weights: --merge and --dequantize only copy."""
     if not (merge or dequantize):
         return
     if dry_run:
@@ -168,11 +176,11 @@ def _refuse_what_is_not_used(flags: dict[str, Any], *, merge: bool, dequantize: 
     if given := [name for name in names if flags[name]]:
         flag = "--" + given[0].removesuffix("s").replace("_", "-")
         alone = "--merge" if merge else "--dequantize"
-        raise UsageError(f"{alone} changes no weights, {flag} would", f"leave out {flag}, or {alone}")
+        raise UsageError(f"{flag} has no effect with {alone}", f"leave out {flag}, or {alone}")
 
 
 def _check_names(converter: ModuleType, kind: str, flags: dict[str, Any]) -> None:
-    """Before anything is pulled or read."""
+    """Raise an error if a format is unknown, before anything is downloaded or read."""
     if kind == "mlx":
         converter.mlx_schemes.scheme(**{name: flags[name] for name in _MLX_FLAGS})
     else:
@@ -180,7 +188,7 @@ def _check_names(converter: ModuleType, kind: str, flags: dict[str, Any]) -> Non
 
 
 class _Job:
-    """One source and the typed flags, as the converter's functions want them."""
+    """One source and the flags, in the form that the converter's functions need."""
 
     def __init__(self, converter: ModuleType, source: Source, flags: dict[str, Any]) -> None:
         self._converter, self.source, self._flags = converter, source, flags
@@ -242,7 +250,8 @@ class _Job:
 
 
 def _verified(converter: ModuleType, source: Path, result: Path) -> dict[str, Any]:
-    """Measured on the bundled text, and kept in the manifest. A result for MLX is compared on MLX."""
+    """Return the measured quality of a result on the bundled text, and write it into the manifest. A result for MLX is
+    compared on MLX."""
     engine = "mlx" if result.is_dir() else "llama.cpp"
     (row,) = quality.measure(str(source), (str(result),), text=quality.read_text(None), reference_engine=engine)
     values = {name: value for name, value in row.items() if name != "model"}
@@ -255,16 +264,18 @@ def _path(given: Path | None) -> Path | None:
 
 
 def _refuse_mixture(context: click.Context, kind: str) -> None:
-    """Flags of the other format, if they were typed: a configuration file may hold defaults for both."""
+    """Raise UsageError if a flag of the other format was typed; a configuration file may have defaults for both."""
     typed = {name: value for name, value in context.params.items() if _is_typed(context, name)}
     if kind == "mlx" and "quant" in typed:
         bits = re.match(r"q(\d)", typed["quant"].lower())
-        raise UsageError("--quant names GGUF's quantizations", f"--to mlx --bits {bits[1] if bits else 16}")
+        raise UsageError(
+            "--quant is for GGUF, but a folder for MLX is written", f"--to mlx --bits {bits[1] if bits else 16}"
+        )
     for name in _MLX_FLAGS:
         if kind == "gguf" and name in typed:
             flag, near = f"--{name.replace('_', '-')}", _LIKE_BITS.get(typed.get("bits", 4), "q4_k_m")
             mlx = f"{'--bits 4 ' if name == 'group_size' else ''}{flag} {typed[name]}"
-            raise UsageError(f"{flag} is for MLX, a GGUF file is written", f"--quant {near}, or --to mlx {mlx}")
+            raise UsageError(f"{flag} is for MLX, but a GGUF file is written", f"--quant {near}, or --to mlx {mlx}")
 
 
 def _is_typed(context: click.Context, name: str) -> bool:

@@ -1,4 +1,4 @@
-"""What `localqwen convert` prints: the quantizations, a forecast, a report."""
+"""What `localqwen convert` prints: the list of output formats, a forecast, a report."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def show_list(converter: ModuleType, as_json: bool) -> None:
-    """Everything that can be written, in the spelling of the flags."""
+    """Print all output formats, as the flags spell them."""
     gguf = [(f"--quant {each.name}", each.meaning) for each in converter.quants.QUANTIZATIONS.values()]
     schemes = converter.mlx_schemes
     mlx = [(f"--bits {bits}", f"affine, groups of {', '.join(map(str, schemes.GROUP_SIZES))}") for bits in schemes.BITS]
@@ -32,7 +32,7 @@ def show_list(converter: ModuleType, as_json: bool) -> None:
 
 
 def show_forecast(forecast: Forecast, as_json: bool) -> None:
-    """What would be written; stdout holds nothing else."""
+    """Print what a conversion would write; only this goes to stdout."""
     if as_json:
         sys.stdout.write(json.dumps(forecast.json(), ensure_ascii=False) + "\n")
         return
@@ -50,7 +50,7 @@ def show_forecast(forecast: Forecast, as_json: bool) -> None:
 
 
 def show_report(report: Report, as_json: bool, *, mlx: bool, measured: dict[str, Any] | None = None) -> None:
-    """One line, another with what was measured; what a user should know of the result goes to stderr."""
+    """Print one line, and another one with the measured quality; notes about the result go to stderr."""
     if as_json:
         fields: dict[str, Any] = {**asdict(report), "path": str(report.path)}
         if not mlx:
@@ -70,5 +70,6 @@ def show_report(report: Report, as_json: bool, *, mlx: bool, measured: dict[str,
 
 
 def show_notes(notes: tuple[str, ...]) -> None:
+    """Print notes to stderr."""
     for note in notes:
         sys.stderr.write(f"note: {note}\n")

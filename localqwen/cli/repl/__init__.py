@@ -1,1 +1,1 @@
-"""The conversation on a terminal."""
+"""The conversation on a terminal: the loop, its commands, and the keyboard."""

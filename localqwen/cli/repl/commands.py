@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Command:
-    """`handler` takes the REPL and the text behind the name, and gives false to leave."""
+    """One slash command. `handler` takes the REPL and the text after the name, and returns False to leave."""
 
     name: str
     argument: str
@@ -33,7 +33,8 @@ class Command:
 
 
 def execute(repl: Repl, line: str) -> bool:
-    """Raises UsageError for an unknown command; nothing is sent to the model then."""
+    """Run a command and return whether the conversation continues. Raise UsageError if the command is unknown; the
+    model gets nothing then."""
     name, _, argument = line.strip().partition(" ")
     command = COMMANDS.get(name)
     if command is None:
@@ -110,7 +111,7 @@ def _on_off(name: str, text: str) -> bool:
     return text == "on"
 
 
-#: /set NAME -> how its text becomes a value.
+#: NAME of /set -> the function that turns its text into a value.
 _SETTABLE: dict[str, Callable[[str, str], Any]] = {
     **dict.fromkeys(SAMPLING_RANGES, _sampling),
     "seed": lambda name, text: _whole_number(name, text, 0),
@@ -133,14 +134,14 @@ def _set(repl: Repl, argument: str) -> None:
             f"there is no setting {name}", f"did you mean {near[0]}?" if near else f"possible: {', '.join(_SETTABLE)}"
         )
     if not text.strip():
-        raise UsageError(f"/set {name} needs a value", f"/set {name} default takes the model's own")
+        raise UsageError(f"/set {name} needs a value", f"/set {name} default uses the model's own")
     wanted = getattr(Settings(), name) if text.strip() == "default" else _SETTABLE[name](name, text.strip())
     repl.change(**{name: wanted})
     repl.printer.note(f"{name}: {text.strip()}")
 
 
 def _effective(repl: Repl) -> list[str]:
-    """Every setting with the value that the next answer gets; a star marks what the user chose."""
+    """Return every setting with the value for the next answer; a star marks what the user chose."""
     preset = dict(repl.model.preset(repl.request()))
     lines = []
     for name in _SETTABLE:
@@ -166,7 +167,7 @@ def _save(repl: Repl, name: str) -> None:
     if not name:
         raise UsageError("/save needs a name", "e.g. /save holidays")
     named_sessions.save(repl.session, name)
-    repl.printer.note(f"saved as {name}; /resume {name} goes on with it")
+    repl.printer.note(f"saved as {name}; /resume {name} continues it")
 
 
 def _resume(repl: Repl, name: str) -> None:
@@ -186,10 +187,10 @@ def _resume(repl: Repl, name: str) -> None:
 
 
 def resumed_line(session: Session) -> str:
-    """What a user wants to know of a conversation that goes on."""
+    """Return what a user wants to know about a resumed conversation."""
     conversation = session.conversation
     count = len(conversation.messages)
-    text = f"{conversation.name or 'the conversation'} goes on: {count} message{'' if count == 1 else 's'}"
+    text = f"{conversation.name or 'the conversation'} continues: {count} message{'' if count == 1 else 's'}"
     if conversation.unanswered:
         text += "; the last question has no answer, /retry asks it again"
     return text
@@ -211,8 +212,8 @@ def _retry(repl: Repl, _: str) -> None:
 def _undo(repl: Repl, _: str) -> None:
     question = repl.session.undo()
     if question is None:
-        raise UsageError("there is nothing to take back", "/clear forgets a whole conversation")
-    repl.printer.note(f"taken back: {shorten(question, 60, placeholder='…')}")
+        raise UsageError("there is nothing to undo", "/clear removes the whole conversation")
+    repl.printer.note(f"undone: {shorten(question, 60, placeholder='…')}")
 
 
 def _clear(repl: Repl, _: str) -> None:
@@ -224,7 +225,7 @@ def _help(repl: Repl, _: str) -> None:
     for command in COMMANDS.values():
         repl.printer.note(f"{command.name + ' ' + command.argument:<20} {command.help}")
     repl.printer.note('""" begins and ends a text of several lines; Alt-Enter is a line break')
-    repl.printer.note("Ctrl-C stops an answer and keeps what came; Ctrl-D leaves")
+    repl.printer.note("Ctrl-C stops an answer and keeps its beginning; Ctrl-D leaves")
 
 
 def _bye(repl: Repl, _: str) -> bool:
@@ -239,13 +240,13 @@ COMMANDS = {
         Command("/budget", "N|off", "at most N tokens of thinking", _budget),
         Command("/system", "TEXT", 'set the system prompt; "" removes it', _system),
         Command("/set", "NAME VALUE", "change a setting; alone, list them", _set),
-        Command("/stats", "on|off", "tokens and speeds of the last answer, or of each", _stats),
+        Command("/stats", "on|off", "show tokens and speeds of the last answer, or of each", _stats),
         Command("/save", "NAME", "give this conversation a name", _save),
-        Command("/resume", "NAME", "go on with a saved conversation; alone, list them", _resume),
+        Command("/resume", "NAME", "continue a saved conversation; alone, list them", _resume),
         Command("/retry", "", "answer the last question again", _retry),
-        Command("/undo", "", "take back the last question and its answer", _undo),
-        Command("/clear", "", "forget the conversation", _clear),
-        Command("/help", "", "this list", _help),
+        Command("/undo", "", "remove the last question and its answer", _undo),
+        Command("/clear", "", "remove the whole conversation", _clear),
+        Command("/help", "", "show this list", _help),
         Command("/bye", "", "leave", _bye),
     )
 }

@@ -1,4 +1,4 @@
-"""Keys that are pressed while an answer streams, and a terminal that is left as it was found, whatever happens."""
+"""Read keys while an answer streams, and restore the terminal whatever happens."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ TERMINATED = 128 + signal.SIGTERM
 
 
 class Keys(Protocol):
-    """Entered for the time of one answer. `typed` is what was typed ahead meanwhile: the next question's beginning."""
+    """The keyboard during one answer; use it with `with`. `typed` is what was typed meanwhile: the beginning of the
+    next question."""
 
     hint: str
     typed: str
@@ -29,12 +30,12 @@ class Keys(Protocol):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
     def hurry(self) -> bool:
-        """Whether the key that ends the thinking was pressed since the last call."""
+        """Return whether the key that ends the thinking was pressed since the last call."""
         ...
 
 
 class NoKeys:
-    """Where no keyboard is."""
+    """A keyboard that does not exist."""
 
     hint = ""
     typed = ""
@@ -46,11 +47,13 @@ class NoKeys:
         return None
 
     def hurry(self) -> bool:
+        """Return False."""
         return False
 
 
 class TerminalKeys:
-    """Reads single keys without echo; Ctrl-C and Ctrl-Z keep their meaning. Outside of `with` all is normal."""
+    """Reads single keys without echo; Ctrl-C and Ctrl-Z keep their meaning. Outside of `with` the terminal is
+    normal."""
 
     hint = f"thinking… press {HURRY_NAME} to answer now"
 
@@ -72,6 +75,7 @@ class TerminalKeys:
         posix.on_suspend(self._on_stop)
 
     def hurry(self) -> bool:
+        """Read the typed keys; return whether one of them ends the thinking."""
         if not select.select([self._file], [], [], 0)[0]:
             return False
         pressed = os.read(self._file, 1024).decode(errors="ignore")
@@ -79,7 +83,7 @@ class TerminalKeys:
         return HURRY in pressed
 
     def _suspend(self, number: int, frame: FrameType | None) -> None:
-        """Ctrl-Z: stop with a normal terminal, and go on with single keys after `fg`."""
+        """Stop on Ctrl-Z with a normal terminal, and continue with single keys after `fg`."""
         posix.set_terminal_modes(self._file, self._before)
         posix.suspend(self._suspend)
         if posix.in_foreground(self._file):
@@ -87,7 +91,7 @@ class TerminalKeys:
 
 
 def _type(before: str, pressed: str) -> str:
-    """Typed text as an editor would have it; arrow keys and their kind begin with escape and are left out."""
+    """Return the typed text after editing; arrow keys and similar keys begin with escape and are ignored."""
     text = before
     for character in pressed.partition("\x1b")[0]:
         if character in "\x7f\b":
@@ -99,7 +103,8 @@ def _type(before: str, pressed: str) -> str:
 
 @contextlib.contextmanager
 def terminal_kept(file: int | None) -> Generator[None, None, None]:
-    """Around a whole session: SIGTERM becomes an orderly exit, and the terminal's modes come back on every way out."""
+    """Protect the terminal during a whole session: SIGTERM becomes an orderly exit, and every exit restores the
+    terminal's modes."""
     if file is None:
         yield
         return

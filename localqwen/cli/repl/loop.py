@@ -1,6 +1,6 @@
 """The conversation loop: a line is a command or a question, a question gets an answer, everything is logged.
 
-It takes the model, the lines and the streams from its caller, so a whole conversation can be played in a test.
+The caller passes the model, the lines and the streams, so that a test can play a whole conversation.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ LEAVE_HINT = "press Ctrl-C again or type /bye to leave"
 
 @dataclass
 class Repl:
-    """State of a running chat. Commands change `settings` and `session`; `last` is the last answer."""
+    """The state of a running chat. Commands change `settings` and `session`; `last` is the last answer."""
 
     model: ChatModel
     session: Session
@@ -42,7 +42,8 @@ class Repl:
     _said: LocalqwenError | None = field(default=None, init=False)
 
     def run(self) -> int:
-        """Until the user leaves. Gives the exit code: from a pipe, that of the last line that failed."""
+        """Read lines until the user leaves, and return the exit code: from a pipe, that of the last line that
+        failed."""
         warned = False
         typed = ""
         while True:
@@ -80,7 +81,7 @@ class Repl:
         return self.last is not None and self.last.finished is None
 
     def turn(self, line: str) -> bool:
-        """One line; false when it says goodbye. Errors are shown and the conversation goes on."""
+        """Handle one line; return False if it leaves. Errors are shown, and the conversation continues."""
         try:
             return self._handle(line)
         except LocalqwenError as error:
@@ -107,10 +108,10 @@ class Repl:
         self._said = failure
 
     def ask(self, text: str) -> None:
-        """A question that fails leaves no trace in the history."""
+        """Answer a question. A question that fails leaves no trace in the history."""
         if any("\ud800" <= character <= "\udfff" for character in text):
             raise UsageError("the message is not UTF-8 text", "use a terminal that writes UTF-8")
-        if self.session.conversation.unanswered:  # stopped before anything came, or its chat was killed
+        if self.session.conversation.unanswered:  # stopped before any text, or the chat was killed
             self.session.undo()
         self.session.add(Message("user", text))
         try:
@@ -120,10 +121,10 @@ class Repl:
             raise
 
     def ask_again(self) -> None:
-        """The last question once more; its old answer stays where no new one comes."""
+        """Answer the last question again; its old answer stays if no new one comes."""
         old = self.session.retry()
         if old is None:
-            raise UsageError("there is no question to repeat", "type one")
+            raise UsageError("there is no question to repeat", "type a question")
         try:
             self._answer()
         finally:
@@ -141,7 +142,7 @@ class Repl:
         return settings.request(messages, system=conversation.system)
 
     def change(self, **values: Any) -> None:
-        """Set settings, in the log too."""
+        """Change settings, and log the change."""
         self.settings = replace(self.settings, **values)
         self.session.set_settings(values)
 
@@ -168,7 +169,7 @@ class Repl:
         if came.finished or not came.empty:
             self.session.add(came.message(), stopped=stopped)
         if stopped:
-            self.printer.note("(stopped)" if not came.empty else "(stopped before anything came; /retry asks again)")
+            self.printer.note("(stopped)" if not came.empty else "(stopped before any text; /retry asks again)")
         if came.cut:
             self.printer.aside.line(f"warning: {LENGTH_WARNING.replace('--max-tokens', '/set max_tokens N')}")
         if self.settings.stats:
@@ -176,6 +177,7 @@ class Repl:
 
 
 def _is_question(line: str) -> bool:
-    """`/no_think How are you?` is a question with a switch in it; `/no_think` alone is a command."""
+    """Return whether a line is a question: `/no_think How are you?` has a switch in it; `/no_think` alone is a
+    command."""
     word, _, rest = line.partition(" ")
     return word in ("/think", "/no_think") and bool(rest.strip())

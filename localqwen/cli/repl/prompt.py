@@ -23,12 +23,13 @@ _ENDED = object()
 
 
 class CommandCompleter(Completer):
-    """Offers commands while the line is a slash and the beginning of a word."""
+    """Completes commands while the line is a slash and the beginning of a word."""
 
     def __init__(self, commands: Sequence[tuple[str, str]]) -> None:
         self._commands = commands
 
     def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterable[Completion]:
+        """Yield the commands that begin with the typed text."""
         typed = document.text_before_cursor
         if typed.startswith("/") and " " not in typed and "\n" not in typed:
             for name, help_text in self._commands:
@@ -37,7 +38,8 @@ class CommandCompleter(Completer):
 
 
 class TerminalReader:
-    """`commands` are names with their help; `input` and `output` are the terminal unless a test gives others."""
+    """Reads lines with an editor. `commands` are names with their help; `input` and `output` are the terminal, or those
+    of a test."""
 
     interactive = True
 
@@ -61,6 +63,8 @@ class TerminalReader:
         )
 
     def read(self, typed: str = "", meanwhile: Iterator[None] = NOTHING) -> str:
+        """Return the next message or command; see Reader."""
+
         def go_on(context: InputHookContext) -> None:
             while not context.input_is_ready() and next(meanwhile, _ENDED) is not _ENDED:
                 pass
@@ -71,12 +75,12 @@ class TerminalReader:
             except KeyboardInterrupt:
                 if not self._session.default_buffer.text:
                     raise
-                typed = ""  # Ctrl-C on a line takes that line back
-                self._session.default_buffer.reset()  # the next one may come before the prompt does
+                typed = ""  # Ctrl-C on a line clears it
+                self._session.default_buffer.reset()  # the next Ctrl-C may come before the prompt does
 
 
 def _keys() -> KeyBindings:
-    """Enter sends, unless a block of lines is open; Alt-Enter begins a new line."""
+    """Return the key bindings: Enter sends, unless a block of lines is open; Alt-Enter begins a new line."""
     keys = KeyBindings()
 
     @keys.add("enter")
@@ -95,7 +99,7 @@ def _keys() -> KeyBindings:
 
 
 def _history(path: Path | None) -> History:
-    """Readable by its owner only: it holds what was asked."""
+    """Return the history file, which only its owner can read: it contains the user's questions."""
     if path is None:
         return InMemoryHistory()
     private_folder(path.parent)

@@ -1,4 +1,4 @@
-"""Where the REPL's lines come from when no keyboard is there, and what a block of lines is."""
+"""Read the REPL's lines from a pipe or a file, and recognize blocks of lines."""
 
 from __future__ import annotations
 
@@ -8,24 +8,26 @@ from typing import Protocol, TextIO
 from localqwen.errors import UsageError
 
 BLOCK = '"""'
-#: There is nothing to go on with while the user types.
+#: No work to do while the user types.
 NOTHING: Iterator[None] = iter(())
 
 
 class Reader(Protocol):
+    """The source of the REPL's lines."""
+
     interactive: bool
 
     def read(self, typed: str = "", meanwhile: Iterator[None] = NOTHING) -> str:
-        """The next message or command, a block with its marks. `typed` is what the user typed ahead; `meanwhile` goes
-        on until there is input.
+        """Return the next message or command; a block includes its marks. `typed` is what the user typed meanwhile;
+        `meanwhile` runs until there is input.
 
-        Raises EOFError at the end, KeyboardInterrupt for Ctrl-C at an empty prompt.
+        Raise EOFError at the end, KeyboardInterrupt for Ctrl-C at an empty prompt.
         """
         ...
 
 
 class LineReader:
-    """A pipe or a file, line by line."""
+    """Reads a pipe or a file, line by line."""
 
     interactive = False
 
@@ -33,6 +35,7 @@ class LineReader:
         self._stream = stream
 
     def read(self, typed: str = "", meanwhile: Iterator[None] = NOTHING) -> str:
+        """Return the next line, or the next block of lines."""
         text = self._line()
         if not text:
             raise EOFError
@@ -53,13 +56,13 @@ class LineReader:
 
 
 def block_is_open(text: str) -> bool:
-    """Whether a message that begins with three quotes has not come to its three closing quotes."""
+    """Return whether a message begins with three quotes and has no closing ones yet."""
     stripped = text.strip()
     return stripped.startswith(BLOCK) and (len(stripped) < 2 * len(BLOCK) or not stripped.endswith(BLOCK))
 
 
 def without_marks(text: str) -> str:
-    """The text inside a block; other text as it is."""
+    """Return the text inside a block; other text is unchanged."""
     stripped = text.strip()
     if not stripped.startswith(BLOCK):
         return text

@@ -1,8 +1,8 @@
 """Anthropic's API: `/v1/messages` and `/v1/messages/count_tokens`. Pure functions, no I/O.
 
-Fields, events and errors as in Anthropic's API reference and its Python client. What has its own meaning here: without
+Fields, events and errors are those of Anthropic's API reference and its Python client. Different here: without
 `thinking` the model and the soft switch in the messages decide, as in every other API of this server; a budget may be
-as small as one token; the signature of a thinking block is its sha256, which nobody checks when it comes back.
+as small as one token; the signature of a thinking block is its sha256, which is not checked when it comes back.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _ERRORS = {
 
 
 def read(body: Mapping[str, Any]) -> ParsedRequest:
-    """Of `/v1/messages`."""
+    """Parse the body of a messages request. Raise BadField if a field is wrong or cannot be obeyed."""
     fields = Fields(body)
     limit = fields.whole("max_tokens", 1)
     if limit is None:
@@ -49,12 +49,13 @@ def read(body: Mapping[str, Any]) -> ParsedRequest:
 
 
 def read_count(body: Mapping[str, Any]) -> ParsedRequest:
-    """Of `/v1/messages/count_tokens`: the same without a limit; what is counted is the prompt."""
+    """Parse the body of a `count_tokens` request: the same without a limit, because only the prompt is counted."""
     return parsed_request(Fields(body), None)
 
 
 class Stream:
-    """Server-sent events: the message, its blocks one after another, why it ended."""
+    """Encodes the events as server-sent events: the message, its blocks one after another, and the reason for the
+    end."""
 
     media_type = SSE
 
@@ -63,12 +64,13 @@ class Stream:
         self._limit = parsed.request.max_tokens
         self._hidden = parsed.show_thinking == "hidden"
         self._index = -1
-        self._open = ""  # the type of the block that is open
+        self._open = ""  # the type of the open block
         self._signature = hashlib.sha256()
         self._calls = 0
         self._last = b""
 
     def feed(self, event: Event, index: int = 0) -> bytes:
+        """Return the events that one event of the answer stands for; `index` is always 0."""
         match event:
             case Started():
                 usage = _usage(Usage(event.prompt_tokens, event.cached_tokens))
@@ -87,7 +89,7 @@ class Stream:
         return b""
 
     def _call(self, call: ToolCall) -> bytes:
-        """A block of its own: calls come whole."""
+        """Return the events of one block: a call always arrives complete."""
         start = _call(call, self._head, self._calls) | {"input": {}}
         self._calls += 1
         body = json.dumps(dict(call.arguments), ensure_ascii=False)
@@ -115,9 +117,11 @@ class Stream:
         return signed + _event("content_block_stop", index=self._index)
 
     def end(self) -> bytes:
+        """Return the last events: the reason, the usage, and the stop."""
         return self._last + _event("message_stop")
 
     def error(self, error: LocalqwenError) -> bytes:
+        """Return an error event, after an answer that failed in the middle."""
         return sse(_error_body(error), "error")
 
 
@@ -126,6 +130,7 @@ def _event(kind: str, **data: Any) -> bytes:
 
 
 def response_body(parsed: ParsedRequest, meta: ResponseMeta, answers: Sequence[Answer]) -> dict[str, Any]:
+    """Return the body of a response that is not streamed, a `message` object."""
     answer = answers[0]
     ending = _ending(answer.end, parsed.request.max_tokens)
     return {**_message(meta, _content(parsed, meta, answer), ending["usage"]), **ending["delta"]}
@@ -143,6 +148,7 @@ def _content(parsed: ParsedRequest, meta: ResponseMeta, answer: Answer) -> list[
 
 
 def _call(call: ToolCall, meta: ResponseMeta, number: int) -> dict[str, Any]:
+    """Return the block of a tool call."""
     name = call.id or "toolu_" + meta.call_id(0, number).removeprefix("call_")
     return {"type": "tool_use", "id": name, "name": call.name, "input": dict(call.arguments)}
 
@@ -166,7 +172,7 @@ def _ending(finished: Finished, limit: int | None) -> dict[str, Any]:
 
 
 def _reason(finished: Finished, limit: int | None) -> str:
-    """A context that is full before `max_tokens` has a reason of its own."""
+    """Return the reason for the end. A context that is full before `max_tokens` has its own reason."""
     if finished.stop is not None:
         return "stop_sequence"
     if finished.finish_reason == "tool_calls":
@@ -178,7 +184,7 @@ def _reason(finished: Finished, limit: int | None) -> str:
 
 
 def _usage(usage: Usage) -> dict[str, Any]:
-    """`input_tokens` are those that were not found in the cache: the sum is the prompt."""
+    """Return the token counts. `input_tokens` excludes the cached ones: the sum is the prompt."""
     return {
         "input_tokens": usage.prompt_tokens - usage.cached_tokens,
         "cache_read_input_tokens": usage.cached_tokens,
@@ -189,11 +195,12 @@ def _usage(usage: Usage) -> dict[str, Any]:
 
 
 def counted(tokens: int) -> dict[str, Any]:
-    """The answer of `count_tokens`."""
+    """Return the response of `count_tokens`."""
     return {"input_tokens": tokens}
 
 
 def error(error: LocalqwenError) -> dict[str, Any]:
+    """Return the body of an error in Anthropic's format."""
     return _error_body(error)
 
 

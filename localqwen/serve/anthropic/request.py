@@ -1,4 +1,4 @@
-"""What Anthropic's calls share on the way in: blocks into messages, thinking, tools, the form of an answer."""
+"""Parse what Anthropic's two requests share: blocks into messages, thinking, tools, the format of an answer."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from localqwen.errors import LocalqwenError
 from localqwen.serve.api import EFFORTS, ParsedRequest
 from localqwen.serve.fields import Fields
 
-#: Between the blocks of one message.
+#: The separator between the blocks of one message.
 _BLOCKS = "\n"
 
 
 def parsed_request(fields: Fields, limit: int | None) -> ParsedRequest:
-    """`limit` is `max_tokens`, None where only the prompt matters."""
+    """Return what the fields that `messages` and `count_tokens` share ask for. `limit` is `max_tokens`, or None if only
+    the prompt matters."""
     fields.refuse({"mcp_servers": "cannot be used: only tools that the client runs are taken"})
     think, budget = _thinking(fields, limit)
     tools, must_call, parallel = _tools(fields)
@@ -46,13 +47,13 @@ def parsed_request(fields: Fields, limit: int | None) -> ParsedRequest:
 
 
 def _system(fields: Fields) -> list[Message]:
-    """A string or blocks of text."""
+    """Return the system prompt: a string, or blocks of text."""
     text = _text(fields, "system")
     return [Message("system", text)] if text else []
 
 
 def _text(fields: Fields, name: str) -> str:
-    """A string, or blocks of which all are text."""
+    """Return a string, or the joined blocks of a list in which every block is text."""
     if isinstance(fields.data.get(name), str):
         return fields.text(name) or ""
     texts = []
@@ -64,7 +65,7 @@ def _text(fields: Fields, name: str) -> str:
 
 
 def _document(block: Fields) -> str:
-    """One that is text; of others nothing can be read."""
+    """Return the text of a document block. Raise BadField if the document is not text."""
     source = block.object("source")
     if source is None or source.text("type") != "text":
         raise _not_taken(block)
@@ -74,14 +75,14 @@ def _document(block: Fields) -> str:
 def _not_taken(block: Fields) -> LocalqwenError:
     kind = block.needed_text("type")
     if kind in ("image", "document"):
-        return block.wrong("type", f"is {kind!r}, which cannot be taken: Qwen3 reads text only")
-    return block.wrong("type", f"is {kind!r}, which is not taken here")
+        return block.wrong("type", f"is {kind!r}, which is not supported: Qwen3 reads text only")
+    return block.wrong("type", f"is {kind!r}, which is not supported")
 
 
 def _messages(fields: Fields) -> Iterator[Message]:
     listed = list(fields.objects("messages"))
     if not listed:
-        raise fields.wrong("messages", "must hold at least one message")
+        raise fields.wrong("messages", "must have at least one message")
     for message in listed:
         role = message.one_of("role", ("user", "assistant", "system"))
         match role:
@@ -94,11 +95,13 @@ def _messages(fields: Fields) -> Iterator[Message]:
             case _:
                 raise message.wrong("role", "is missing")
     if role == "assistant":
-        raise fields.wrong("messages", "must not end with the assistant's: an answer is not begun for the model")
+        raise fields.wrong(
+            "messages", "must not end with an assistant message: the model cannot continue an answer that you began"
+        )
 
 
 def _blocks(message: Fields) -> Iterator[Fields]:
-    """The blocks of a message; a string is one of text."""
+    """Yield the blocks of a message; a string counts as one block of text."""
     if not message.has("content"):
         raise message.wrong("content", "is missing")
     if isinstance(message.data["content"], str):
@@ -108,7 +111,8 @@ def _blocks(message: Fields) -> Iterator[Fields]:
 
 
 def _user(message: Fields) -> Iterator[Message]:
-    """Results of tools become messages of their own; the text between them keeps its place."""
+    """Yield the messages of a user's turn. Each tool result becomes a separate message; the text between them keeps its
+    place."""
     texts: list[str] = []
     seen = False
     for block in _blocks(message):
@@ -130,7 +134,7 @@ def _user(message: Fields) -> Iterator[Message]:
 
 
 def _result(block: Fields) -> Message:
-    """`is_error` has no place in the template: the text says it."""
+    """Return the message of a tool result. The template has no place for `is_error`, so the text says it."""
     text = _text(block, "content")
     if block.flag("is_error"):
         text = f"Error: {text}"
@@ -146,7 +150,7 @@ def _assistant(message: Fields) -> Message:
             case "thinking":
                 thoughts.append(block.needed_text("thinking"))
             case "redacted_thinking":
-                continue  # of another maker's model: nobody here can read it
+                continue  # another vendor's model encrypted it: it cannot be read
             case "tool_use":
                 arguments = block.object("input")
                 calls.append(
@@ -158,8 +162,8 @@ def _assistant(message: Fields) -> Message:
 
 
 def _thinking(fields: Fields, limit: int | None) -> tuple[bool | None, int | None]:
-    """The switch and the budget. Without `thinking`, and with "adaptive", the switch is left to the model and the soft
-    switch, and `output_config.effort` is a budget (see EFFORTS)."""
+    """Return the switch and the budget. Without `thinking`, and with "adaptive", the model and the soft switch decide,
+    and `output_config.effort` gives the budget (see EFFORTS)."""
     config = fields.object("output_config") or Fields({})
     effort = config.one_of("effort", tuple(EFFORTS))
     thinking = fields.object("thinking")
@@ -181,7 +185,7 @@ def _thinking(fields: Fields, limit: int | None) -> tuple[bool | None, int | Non
 
 
 def _tools(fields: Fields) -> tuple[tuple[Tool, ...], tuple[str, ...], bool]:
-    """The tools, those of which one must be called, and whether there may be several calls."""
+    """Return the tools, the names of those of which the model must call one, and whether several calls are allowed."""
     tools = tuple(_tool(each) for each in fields.objects("tools"))
     choice = fields.object("tool_choice")
     if choice is None:
@@ -208,7 +212,9 @@ def _tools(fields: Fields) -> tuple[tuple[Tool, ...], tuple[str, ...], bool]:
 
 def _tool(fields: Fields) -> Tool:
     if fields.text("type") not in (None, "custom"):
-        raise fields.wrong("type", f"is {fields.text('type')!r}: only tools that the client runs are taken")
+        raise fields.wrong(
+            "type", f"is {fields.text('type')!r}, which is not supported: the client must run its tools itself"
+        )
     schema = fields.object("input_schema")
     if schema is None:
         raise fields.wrong("input_schema", "is missing")
@@ -217,7 +223,7 @@ def _tool(fields: Fields) -> Tool:
 
 def _format(fields: Fields) -> JsonFormat | None:
     config = fields.object("output_config") or Fields({})
-    form = config.object("format") or fields.object("output_format")  # the latter is the older place of it
+    form = config.object("format") or fields.object("output_format")  # output_format is its older place
     if form is None:
         return None
     schema = form.object("schema")

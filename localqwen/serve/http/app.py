@@ -36,7 +36,7 @@ from localqwen.serve.model_names import Catalogue, KnownModel
 from localqwen.serve.ollama.chat import timestamp
 from localqwen.serve.worker import Limits, Worker
 
-#: Names under which thinking can go out: llama-server and SGLang say the first, vLLM and Ollama the second.
+#: The fields in which thinking can be sent: llama-server and SGLang use the first, vLLM and Ollama the second.
 REASONING_FIELDS = ("reasoning_content", "reasoning")
 _COUNT_TOKENS = "/v1/messages/count_tokens"
 _OWN_ROUTES = ("/", "/health", "/metrics", "/openapi.json", "/v1/models", _COUNT_TOKENS, *ollama_routes.PATHS)
@@ -44,7 +44,7 @@ _OWN_ROUTES = ("/", "/health", "/metrics", "/openapi.json", "/v1/models", _COUNT
 
 @dataclass(frozen=True)
 class Settings:
-    """How a server behaves; see `localqwen serve --help`."""
+    """The behaviour of a server; see `localqwen serve --help`."""
 
     limits: Limits = field(default_factory=Limits)
     access: Access = field(default_factory=Access)
@@ -52,8 +52,8 @@ class Settings:
 
 
 class Service:
-    """One server's parts. `open_model` opens a resolved name, in the worker's thread. The worker begins with `start`
-    and ends with the application."""
+    """The parts of one server. `open_model` loads a model by its resolved name, in the worker's thread. The worker
+    begins with `start` and ends with the application."""
 
     def __init__(
         self, catalogue: Catalogue, open_model: Callable[[str], LoadedModel], settings: Settings | None = None
@@ -65,22 +65,25 @@ class Service:
         self._backend: Backend | None = None
 
     def start(self, load: Sequence[str] = ()) -> None:
-        """Open these models now. Raises whatever stands against opening one."""
+        """Start the worker and load these models. Raise the LocalqwenError that prevents loading one."""
         self.worker.start()
         for name in load:
             opening = self.worker.load(name)
             while not wait([opening], timeout=0.5).done:
                 if not self.worker.alive:
-                    raise EngineError(f"the engine's thread died while it opened {name}", "the trace above says where")
+                    raise EngineError(
+                        f"the engine's thread died while it loaded {name}", "report this error with the traceback above"
+                    )
             opening.result()
 
     def stop(self) -> None:
-        """Now, with whatever is running."""
+        """Stop the worker at once; running answers end with an error."""
         self.worker.stop(0)
         self.worker.join()
 
     @property
     def backend(self) -> Backend:
+        """Return what the routes work with. The application must have been started."""
         assert self._backend is not None, "the application has not been started"
         return self._backend
 
@@ -89,6 +92,7 @@ class Service:
 
     @asynccontextmanager
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
+        """Create the backend in the event loop, and stop the worker at the end."""
         self._backend = Backend(self.worker, Channel(), self.catalogue, self.settings.reasoning_fields)
         try:
             yield
@@ -96,13 +100,14 @@ class Service:
             await asyncio.to_thread(self.stop)
 
     def counted(self, path: str, status: int, finished: list[Finished]) -> None:
+        """Count one response, and the answers in it, for `/metrics`."""
         self.metrics.requests[_route(path), status] += 1
         for each in finished:
             self.metrics.answered(each)
 
 
 def application(service: Service) -> ASGIApp:
-    """Everything that answers HTTP, behind the guard."""
+    """Return the ASGI application: the routes, with the guard around them."""
     answering = [
         Route(path, Answering(api, lambda: service.backend), methods=["POST"]) for path, api in ANSWERING.items()
     ]
@@ -131,44 +136,51 @@ def application(service: Service) -> ASGIApp:
 
 
 class _Routes:
-    """The routes that ask no model."""
+    """The routes that need no engine, or only its tokenizer."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
 
     async def root(self, request: Request) -> Response:
+        """Return the server's name and version."""
         return JSONResponse({"name": "localqwen", "version": __version__, "openapi": "/openapi.json"})
 
     async def health(self, request: Request) -> Response:
+        """Return whether the worker lives: 200 or 503."""
         alive = self._service.worker.alive
         return JSONResponse({"status": "ok" if alive else "dead"}, 200 if alive else 503)
 
     async def metrics(self, request: Request) -> Response:
+        """Return the counters for Prometheus."""
         text = self._service.metrics.text(self._service.worker.loaded())
         return PlainTextResponse(text, media_type=prometheus.MEDIA_TYPE)
 
     async def openapi(self, request: Request) -> Response:
+        """Return the OpenAPI document."""
         return JSONResponse(openapi.description())
 
     async def models(self, request: Request) -> Response:
+        """Return the models that a client can name."""
         known = await run_in_threadpool(self._service.catalogue.known)
         data = [_model(each) for each in known]
         ends = {"first_id": data[0]["id"], "last_id": data[-1]["id"]} if data else {}
         return JSONResponse({"object": "list", "data": data, "has_more": False, **ends})
 
     async def model(self, request: Request) -> Response:
+        """Return one model. Raise ModelNotFound if there is none of that name."""
         found = await run_in_threadpool(self._service.catalogue.find, request.path_params["model"])
         return JSONResponse(_model(found))
 
     async def count_tokens(self, request: Request) -> Response:
-        """Anthropic's: of the prompt that the same body would make."""
+        """Return the number of tokens of the prompt that the same body would make (Anthropic's API)."""
         parsed = anthropic_messages.read_count(await read_json(request))
         model = await run_in_threadpool(self._service.catalogue.resolve, parsed.model)
         tokens = await asyncio.wrap_future(self._service.worker.count(model, parsed.request))
         return JSONResponse(anthropic_messages.counted(tokens))
 
     async def end_thinking(self, request: Request) -> Response:
-        """The id is that of the answer's chunks."""
+        """End the thinking of a running answer; its id is that of its chunks. Raise ModelNotFound if it is not
+        running."""
         job_id = request.path_params["id"].rpartition("-")[2]
         found = await asyncio.wrap_future(self._service.worker.end_thinking(job_id))
         if not found:
@@ -177,7 +189,7 @@ class _Routes:
 
 
 def _model(known: KnownModel) -> dict[str, Any]:
-    """As OpenAI's clients read it, and as Anthropic's do: no field has two meanings."""
+    """Return a model with the fields of both OpenAI's and Anthropic's clients; no field has two meanings."""
     modified = known.files.modified if known.files else 0.0
     theirs = {
         "type": "model",
@@ -189,7 +201,7 @@ def _model(known: KnownModel) -> dict[str, Any]:
 
 
 def _route(path: str) -> str:
-    """A path as a metric's label: what a client made up must not become one."""
+    """Return a path as a metric's label. A path that a client made up must not become one."""
     if path in ANSWERING or path in _OWN_ROUTES:
         return path
     if path.startswith("/v1/models/"):
@@ -203,22 +215,24 @@ async def _localqwen_error(request: Request, error: Exception) -> Response:
 
 
 async def _nobody(request: Request, error: Exception) -> Response:
-    """Nobody reads it."""
+    """Return a response that is never sent: the client has closed the connection."""
     return Response(status_code=400)
 
 
-#: Routes of the APIs that are spoken here and that nothing here answers.
+#: Routes of these APIs that this server does not have -> why.
 _ELSEWHERE = {
-    **dict.fromkeys(("/v1/embeddings", "/api/embed", "/api/embeddings"), "these models write text, they embed none"),
     **dict.fromkeys(
-        ("/api/create", "/api/copy", "/api/push"), "models are made on the command line: localqwen convert"
+        ("/v1/embeddings", "/api/embed", "/api/embeddings"), "these models write text, they compute no embeddings"
     ),
-    "/api/delete": "models are removed on the command line: localqwen rm",
+    **dict.fromkeys(
+        ("/api/create", "/api/copy", "/api/push"), "to create a model, use the command line: localqwen convert"
+    ),
+    "/api/delete": "to remove a model, use the command line: localqwen rm",
 }
 
 
 class _NoRoute(LocalqwenError):
-    """What starlette says about a path or a method."""
+    """Starlette's error about a path or a method, as a LocalqwenError."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message, "the routes are listed in /openapi.json")
@@ -228,6 +242,6 @@ class _NoRoute(LocalqwenError):
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     path = request.url.path
-    said = {404: _ELSEWHERE.get(path, f"there is no {path[:200]}"), 405: f"{path[:200]} does not take {request.method}"}
+    said = {404: _ELSEWHERE.get(path, f"there is no {path[:200]}"), 405: f"{path[:200]} has no method {request.method}"}
     problem = _NoRoute(error.status_code, said.get(error.status_code, error.detail))
     return JSONResponse(error_body(path, problem), error.status_code, error.headers)

@@ -1,4 +1,4 @@
-"""One request for an answer: read it, hand it to the worker, send what comes, free the run when nobody reads."""
+"""One request for an answer: parse it, submit it to the worker, send the response, cancel if the client disconnects."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from localqwen.serve.worker import Worker
 
 @dataclass(frozen=True)
 class Backend:
-    """What every route works with."""
+    """The parts that every route works with."""
 
     worker: Worker
     channel: Channel
@@ -35,7 +35,8 @@ class Backend:
 
 
 class Answering:
-    """An ASGI endpoint for one API; `backend` is asked at each request, because it is made when the server starts."""
+    """The ASGI endpoint of one API. `backend` is a function, because the backend exists only when the server has
+    started."""
 
     def __init__(self, api: Api, backend: Callable[[], Backend]) -> None:
         self._api = api
@@ -54,6 +55,7 @@ class Answering:
         await self._answer(Job(parsed, model), scope, receive, send)
 
     async def _answer(self, job: Job, scope: Scope, receive: Receive, send: Send) -> None:
+        """Submit the job and send its response; cancel the job if the client disconnects first."""
         backend = self._backend()
         meta = ResponseMeta(job.id, job.model, time.time(), backend.reasoning_fields)
         box = backend.channel.open(job)
@@ -63,7 +65,7 @@ class Answering:
         try:
             await asyncio.wait((sending, leaving), return_when=asyncio.FIRST_COMPLETED)
             if sending.done():
-                await sending  # an exception of its own is the server's to report
+                await sending  # raises its exception, which the server reports
         finally:
             if not sending.done():
                 backend.worker.cancel(job)
@@ -78,6 +80,7 @@ async def _resolved(catalogue: Catalogue, name: str) -> str:
 
 
 async def _left(receive: Receive) -> None:
+    """Wait until the client disconnects."""
     while (await receive())["type"] != "http.disconnect":
         pass
 
@@ -90,6 +93,7 @@ class _Sender:
         self._finished: list[Finished] = scope[FINISHED]
 
     async def run(self) -> None:
+        """Send the response: an error, a stream, or a whole body."""
         first = await self._box.take()
         if isinstance(first[0].what, LocalqwenError):
             await send_error(first[0].what, self._scope["path"], self._send)

@@ -1,7 +1,7 @@
-"""Before every request: is it meant for us, may it ask, and what came of it (one line in the log, one count).
+"""Check access before every request, and log and count each response.
 
-A browser page can reach a server on this machine: by a name that it points here (DNS rebinding), or by a plain form
-that needs no permission. So the Host header must be ours, and an Origin must be ours or allowed.
+A web page can reach a server on this machine: through a name that points to it (DNS rebinding), or with a plain form,
+which needs no permission. So the Host header must name this server, and an Origin must be this server or allowed.
 """
 
 from __future__ import annotations
@@ -24,26 +24,29 @@ from localqwen.serve import encoding
 from localqwen.serve.http.mappers import error_body
 
 log = logging.getLogger("localqwen.serve")
-#: Where an endpoint leaves the Finished events of its answers, for the log.
+#: The key in the ASGI scope under which an endpoint leaves the Finished events of its answers for the log.
 FINISHED = "localqwen.finished"
-#: Needs no key: it says nothing but that the server lives.
+#: Paths that need no key: they only say that the server lives.
 _OPEN = ("/health",)
 
 
 @dataclass(frozen=True)
 class Access:
-    """Who may ask. `hosts` are names under which the server is reached beside this machine's own; `origins` are pages
-    that may call it from a browser ("*": any)."""
+    """Who may send requests. `hosts` are the names of the server beside those of this machine; `origins` are pages that
+    may call it from a browser ("*" allows any)."""
 
     key: str = ""
     hosts: tuple[str, ...] = ()
     origins: tuple[str, ...] = ()
 
     def check(self, headers: Headers, method: str, path: str) -> None:
-        """Raises WrongHost or WrongKey. A browser's question whether a page may call (OPTIONS) carries no key."""
+        """Raise WrongHost or WrongKey if the request is not allowed. A browser's preflight request (OPTIONS) carries no
+        key and needs none."""
         host = headers.get("host", "")
         if not self._ours(_name(host)):
-            raise WrongHost(f"the server is not known as {host[:100]!r}", "allow that name with --allow-host")
+            raise WrongHost(
+                f"this server does not answer to the name {host[:100]!r}", "allow that name with --allow-host"
+            )
         origin = headers.get("origin")
         if origin is not None and not self._may_call(origin, host):
             raise WrongHost(f"pages of {origin[:100]!r} may not call this server", "allow them with --cors ORIGIN")
@@ -63,13 +66,14 @@ class Access:
 
 
 def own_names(host: str) -> tuple[str, ...]:
-    """The names of this machine, and what `--host` says."""
+    """Return the names of this machine, and the value of `--host`."""
     machine = socket.gethostname().lower()
     return (host.lower(), machine, f"{machine}.local")
 
 
 def _name(host: str) -> str:
-    """Without the port, in lower case; what is no name and port is a name that nobody has."""
+    """Return the host name of a Host header in lower case, without the port. A malformed header is returned whole: no
+    allowed name equals it."""
     if host.startswith("["):
         return host[1:].partition("]")[0].lower()
     name, colon, port = host.partition(":")
@@ -77,7 +81,7 @@ def _name(host: str) -> str:
 
 
 def _is_address(name: str) -> bool:
-    """A number cannot be pointed elsewhere."""
+    """Return whether the name is an IP address: no DNS server can point that elsewhere."""
     try:
         ipaddress.ip_address(name)
     except ValueError:
@@ -86,7 +90,7 @@ def _is_address(name: str) -> bool:
 
 
 class Guard:
-    """The outermost layer of the application."""
+    """The outermost layer of the application: checks access, counts and logs each request."""
 
     def __init__(self, app: ASGIApp, access: Access, counted: Callable[[str, int, list[Finished]], None]) -> None:
         self._app = app
@@ -122,11 +126,12 @@ class Guard:
 
 
 async def send_error(error: LocalqwenError, path: str, send: Send) -> None:
+    """Send an error in the format of the API that owns the path."""
     body = encoding.dumps(error_body(path, error))
     headers = [(b"content-type", encoding.JSON.encode()), (b"content-length", str(len(body)).encode())]
     if isinstance(error, WrongKey):
         headers.append((b"www-authenticate", b"Bearer"))
-    if isinstance(error, TooSlow):  # what is left of its body would be taken for the next request
+    if isinstance(error, TooSlow):  # otherwise the rest of its body would be read as the next request
         headers.append((b"connection", b"close"))
     if isinstance(error, Busy):
         headers.append((b"retry-after", str(error.retry_after).encode()))
@@ -135,8 +140,9 @@ async def send_error(error: LocalqwenError, path: str, send: Send) -> None:
 
 
 def _line(scope: Scope, status: int, finished: list[Finished], seconds: float) -> str:
-    """`POST /v1/chat/completions 200 · 812 cached + 31 new tokens at 290/s · 120 generated at 31.0/s`; a status of 0 is
-    a client that left before it got one."""
+    """Return the line of the log, as in
+    `POST /v1/chat/completions 200 · 812 cached + 31 new tokens at 290/s · 120 generated at 31.0/s`. A status of 0 means
+    that the client disconnected before the response began."""
     path = "".join(character if character.isprintable() else "?" for character in scope["path"][:200])
     line = f"{scope['method']} {path} {status}"
     if not finished:

@@ -1,4 +1,4 @@
-"""Which API answers on which path, and in whose words an error on a path is told."""
+"""Which API answers on which path, and which API's format an error on a path has."""
 
 from __future__ import annotations
 
@@ -17,17 +17,23 @@ from localqwen.serve.openai import responses as openai_responses
 
 
 class Api(Protocol):
-    """What an API's module offers; see `localqwen.serve.api`."""
+    """The functions of an API's module; see `localqwen.serve.api`."""
 
-    def read(self, body: Mapping[str, Any]) -> ParsedRequest: ...
+    def read(self, body: Mapping[str, Any]) -> ParsedRequest:
+        """Parse the body of a request. Raise a LocalqwenError if it cannot be obeyed."""
+        ...
 
-    def Stream(self, parsed: ParsedRequest, meta: ResponseMeta) -> Stream: ...
+    def Stream(self, parsed: ParsedRequest, meta: ResponseMeta) -> Stream:
+        """Return the encoder of a streamed response."""
+        ...
 
-    def response_body(
-        self, parsed: ParsedRequest, meta: ResponseMeta, answers: Sequence[Answer]
-    ) -> Mapping[str, Any]: ...
+    def response_body(self, parsed: ParsedRequest, meta: ResponseMeta, answers: Sequence[Answer]) -> Mapping[str, Any]:
+        """Return the body of a response that is not streamed."""
+        ...
 
-    def error(self, error: LocalqwenError) -> Mapping[str, Any]: ...
+    def error(self, error: LocalqwenError) -> Mapping[str, Any]:
+        """Return the body of an error."""
+        ...
 
 
 #: POST path -> the API that answers there.
@@ -40,7 +46,8 @@ ANSWERING: Mapping[str, Api] = {
 
 
 def error_body(path: str, error: LocalqwenError) -> Mapping[str, Any]:
-    """Each API's clients understand their own shape only; what belongs to none gets OpenAI's."""
+    """Return the body of an error on a path. Each API's clients understand only their own format; all other paths use
+    OpenAI's."""
     if path.startswith("/api/"):
         return ollama_chat.error(error)
     if path.startswith("/v1/messages"):

@@ -1,4 +1,4 @@
-"""What the server counts, as Prometheus reads it (text format 0.0.4)."""
+"""The counters of the server, in Prometheus' text format 0.0.4."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class Metrics:
-    """Written and read in the event loop's thread only."""
+    """The counters since the server started. Only the event loop's thread reads and writes them."""
 
     def __init__(self) -> None:
         self.requests: Counter[tuple[str, int]] = Counter()  # (route, status)
@@ -21,6 +21,7 @@ class Metrics:
         self.answers = 0
 
     def answered(self, finished: Finished) -> None:
+        """Count a finished answer: its tokens and its seconds."""
         usage, timing = finished.usage, finished.timing
         self.answers += 1
         self.tokens["prompt"] += usage.prompt_tokens
@@ -31,6 +32,7 @@ class Metrics:
             self.seconds[phase] += (milliseconds or 0) / 1000
 
     def text(self, loaded: Sequence[ModelStatus]) -> str:
+        """Return all counters, and the gauges of the loaded models, in Prometheus' text format."""
         lines = _family("requests_total", "counter", "HTTP requests by route and status.")
         lines += [
             f'localqwen_requests_total{{route="{route}",status="{status}"}} {count}'

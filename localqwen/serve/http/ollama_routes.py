@@ -1,4 +1,4 @@
-"""Ollama's routes. Answers come as everywhere else; loading, listing and pulling models is done here."""
+"""Ollama's routes: loading, listing and pulling models. Answers are sent as in every other API."""
 
 from __future__ import annotations
 
@@ -31,11 +31,12 @@ from localqwen.serve.ollama import models as ollama_models
 from localqwen.serve.ollama.request import model_name
 
 PATHS = ("/api/chat", "/api/generate", "/api/tags", "/api/ps", "/api/show", "/api/pull", "/api/version")
-#: More at once would only share the same line.
+#: Downloads at the same time. More would only share the same network connection.
 MOST_PULLS = 4
 
 
 def routes(backend: Callable[[], Backend]) -> list[Route]:
+    """Return the routes of Ollama's API."""
     models = _Models(backend)
     return [
         Route("/api/chat", LoadingFirst(ollama_chat, backend), methods=["POST"]),
@@ -49,8 +50,8 @@ def routes(backend: Callable[[], Backend]) -> list[Route]:
 
 
 class LoadingFirst(Answering):
-    """Loads the model before the answer: its context is checked, the time is told, and a request may ask for this
-    alone."""
+    """The ASGI endpoint of an answer that needs a loaded model first: it checks the model's context, reports the time
+    of loading, and accepts requests that only load the model."""
 
     async def _answer(self, job: Job, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -65,6 +66,8 @@ class LoadingFirst(Answering):
             await super()._answer(job, scope, receive, send)
 
     async def _loaded(self, job: Job) -> Job:
+        """Load the model of a job and return the job with the time of loading, in milliseconds. Raise Unsupported if
+        the context is too short."""
         parsed, worker = job.parsed, self._backend().worker
         only = ollama_chat.is_load(parsed)
         if only and parsed.keep_alive == 0:
@@ -81,23 +84,29 @@ class LoadingFirst(Answering):
 
 
 class _Models:
+    """The routes that list, show and download models."""
+
     def __init__(self, backend: Callable[[], Backend]) -> None:
         self._backend = backend
         self._pulls = 0
 
     async def version(self, request: Request) -> Response:
+        """Return the version of Ollama's API."""
         return JSONResponse(ollama_models.version())
 
     async def tags(self, request: Request) -> Response:
+        """Return the models on disk."""
         catalogue = self._backend().catalogue
         return JSONResponse(await run_in_threadpool(lambda: ollama_models.tags(catalogue.known())))
 
     async def ps(self, request: Request) -> Response:
+        """Return the loaded models."""
         backend = self._backend()
         known = await run_in_threadpool(backend.catalogue.known)
         return JSONResponse(ollama_models.ps(backend.worker.loaded(), known, time.time()))
 
     async def show(self, request: Request) -> Response:
+        """Return one model's metadata."""
         fields = Fields(await read_json(request))
         name = fields.text("model") or fields.text("name") or fields.needed_text("model")
         return JSONResponse(await run_in_threadpool(lambda: ollama_models.show(self._find(name))))
@@ -106,6 +115,7 @@ class _Models:
         return self._backend().catalogue.find(model_name(name))
 
     async def pull(self, request: Request) -> Response:
+        """Download a model and stream the progress. Raise Busy while MOST_PULLS downloads run."""
         wanted = ollama_models.read_pull(await read_json(request))
         if self._pulls >= MOST_PULLS:
             raise Busy(f"{MOST_PULLS} models are being pulled already", "try again when one is here", retry_after=60)
@@ -126,7 +136,7 @@ class _Models:
 
 
 async def _ndjson(first: Mapping[str, Any], rest: AsyncIterator[Mapping[str, Any]]) -> AsyncIterator[bytes]:
-    """An error behind the first line has no status any more: it is a line of its own."""
+    """Yield the lines. After the first line the HTTP status is sent, so an error becomes a line."""
     yield encoding.ndjson(first)
     try:
         async for line in rest:
@@ -136,11 +146,11 @@ async def _ndjson(first: Mapping[str, Any], rest: AsyncIterator[Mapping[str, Any
 
 
 class _Stopped(Exception):
-    """Nobody reads the progress any more: the pull ends, and goes on there next time."""
+    """Raised in the thread of a pull when the client has gone: the pull ends, and the next one resumes it."""
 
 
 class _Pulling:
-    """A pull in a thread of its own, its lines in the event loop."""
+    """A pull in its own thread, whose lines arrive in the event loop."""
 
     def __init__(self, wanted: ollama_models.Pull) -> None:
         self._wanted = wanted
@@ -150,7 +160,8 @@ class _Pulling:
         self.ended: Callable[[], None] = lambda: None
 
     async def lines(self) -> AsyncIterator[Mapping[str, Any]]:
-        """Raises the error that ends the pull. Closing it stops the pull at its next step."""
+        """Yield the lines of progress, and raise the LocalqwenError that ends the pull. Closing the iterator stops the
+        pull at its next step."""
         threading.Thread(target=self._run, name="localqwen-pull", daemon=True).start()
         try:
             while (item := await self._queue.get()) is not None:
@@ -180,5 +191,5 @@ class _Pulling:
         self._later(self._queue.put_nowait, item)
 
     def _later(self, call: Callable[..., None], *arguments: Any) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop has ended: nobody is there to read
+        with contextlib.suppress(RuntimeError):  # the loop has ended: nobody reads
             self._loop.call_soon_threadsafe(call, *arguments)

@@ -1,4 +1,4 @@
-"""A server that listens: the port, the signals, clients that are slow on purpose. uvicorn speaks HTTP."""
+"""A listening server: the port, the signals, and clients that are slow on purpose. uvicorn implements HTTP."""
 
 from __future__ import annotations
 
@@ -19,38 +19,42 @@ from localqwen.errors import EngineError, UsageError
 from localqwen.machine import posix
 from localqwen.serve.http.app import Service, application
 
-#: Seconds: for a request's headers, and that an idle connection is kept.
+#: Seconds in which the headers of a request must arrive, and for which an idle connection stays open.
 HEADERS, KEEP_ALIVE = 10.0, 75
-#: Bytes of headers; connections at once.
+#: The most bytes of headers, and the most connections at the same time.
 LARGEST_HEADERS, MOST_CONNECTIONS = 32 << 10, 1024
-#: Connections that wait to be taken. asyncio tries so many at a time, and where the process has no file left for one,
-#: it writes a trace for each.
+#: Connections that wait to be accepted. asyncio accepts this many at a time, and prints a traceback for each one for
+#: which the process has no file left.
 BACKLOG = 128
-#: Files that the process has open beside its connections, with room to spare.
+#: The most files that the process opens beside its connections.
 FILES = 256
-#: Seconds that running answers get after SIGTERM or Ctrl-C, and readers to take the end after a second one.
+#: Seconds for running answers after SIGTERM or Ctrl-C, and for clients to read the end after a second signal.
 GRACE, LAST_WORDS = 30.0, 0.5
 
 
 class PatientProtocol(H11Protocol):
-    """uvicorn waits for ever for the headers of a connection; a client that sends them byte by byte would keep it."""
+    """An HTTP connection whose headers must arrive within HEADERS seconds. uvicorn alone waits for ever, so that a
+    client that sends them byte by byte would keep the connection."""
 
     _due: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Start the clock for the first request."""
         super().connection_made(transport)
         self._watch()
 
     def data_received(self, data: bytes) -> None:
+        """Handle the data, and start or stop the clock."""
         super().data_received(data)
         self._watch()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """Stop the clock."""
         self._forget()
         super().connection_lost(exc)
 
     def _watch(self) -> None:
-        """From the first byte of a request's headers to their last."""
+        """Run the clock from the first byte of a request's headers to the last."""
         between = self.cycle is None or self.cycle.response_complete
         if not between:
             self._forget()
@@ -64,8 +68,8 @@ class PatientProtocol(H11Protocol):
 
 
 class Listening(uvicorn.Server):
-    """`started` is called when requests are taken. SIGTERM and the first Ctrl-C let running answers end, for `grace`
-    seconds; a second signal does not."""
+    """A server that calls `started` when it accepts requests. SIGTERM and the first Ctrl-C let running answers end
+    within `grace` seconds; a second signal stops them at once."""
 
     def __init__(self, service: Service, *, started: Callable[[], None] = lambda: None, grace: float = GRACE) -> None:
         super().__init__(_config(service, grace))
@@ -77,11 +81,13 @@ class Listening(uvicorn.Server):
         service.worker.on_death = self._worker_died
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Open the port, then call `started`."""
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
         self._say_started()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Let running answers end, then close the connections."""
         self._service.worker.stop(self._grace)
         await super().shutdown(sockets)
 
@@ -91,7 +97,7 @@ class Listening(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """As uvicorn's, but a signal that was obeyed is not raised again: an orderly end is exit code 0."""
+        """Handle signals as uvicorn does, but do not raise them again at the end: a clean shutdown exits with 0."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -104,12 +110,13 @@ class Listening(uvicorn.Server):
 
     def _signalled(self, number: int, frame: FrameType | None) -> None:
         if self.should_exit and self._loop is not None:
-            self._service.worker.stop(0)  # every answer ends with an error, which its client still gets
+            self._service.worker.stop(0)  # every answer ends with an error, which is still sent to its client
             self._loop.call_soon_threadsafe(self._loop.call_later, LAST_WORDS, self._abort)
         self.should_exit = True
 
     def _abort(self) -> None:
-        """Not uvicorn's `force_exit`: that leaves the application running, and its end is a trace on the screen."""
+        """Close all connections. uvicorn's `force_exit` would leave the application running, and print a traceback at
+        its end."""
         for connection in list(self.server_state.connections):
             connection.transport.abort()
 
@@ -133,7 +140,7 @@ def _config(service: Service, grace: float) -> uvicorn.Config:
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """Raises UsageError where that cannot be had."""
+    """Return a listening socket. Raise UsageError if the address cannot be used."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -145,21 +152,24 @@ def bind(host: str, port: int) -> socket.socket:
         if exc.errno == errno.EADDRINUSE:
             raise UsageError(f"port {port} of {host} is in use", f"use another one: --port {port + 1}") from exc
         hint = (
-            "ports below 1024 are the system's: --port 8000" if exc.errno == errno.EACCES else "check --host and --port"
+            "only root may use ports below 1024: --port 8000"
+            if exc.errno == errno.EACCES
+            else "check --host and --port"
         )
         raise UsageError(f"cannot listen on {host} port {port}: {exc.strerror}", hint) from exc
     return listener
 
 
 def url(listener: socket.socket) -> str:
+    """Return the address of a listening socket, as in `http://127.0.0.1:8000`."""
     name: Any = listener.getsockname()
     host = f"[{name[0]}]" if ":" in name[0] else name[0]
     return f"http://{host}:{name[1]}"
 
 
 def run(server: Listening, listener: socket.socket) -> None:
-    """Until a signal comes. Raises EngineError where the worker died."""
+    """Serve until a signal comes. Raise EngineError if the worker died."""
     posix.allow_open_files(MOST_CONNECTIONS + FILES)
     server.run(sockets=[listener])
     if server.died:
-        raise EngineError("the engine's thread died", "the trace above says where; please report it")
+        raise EngineError("the engine's thread died", "report this error with the traceback above")

@@ -1,7 +1,7 @@
-"""Ollama's `/api/chat`, and what `/api/generate` answers like it. Pure functions, no I/O; see `localqwen.serve.api`.
+"""Ollama's `/api/chat`, and the responses of `/api/generate`. Pure functions, no I/O; see `localqwen.serve.api`.
 
-`asked.extra` holds "api" (chat or generate), "name" (the model's name as the client wrote it), "num_ctx", and
-"load_ms": milliseconds that the request waited for its model.
+`asked.extra` has "api" (chat or generate), "name" (the model's name as the client wrote it), "num_ctx", and "load_ms":
+the milliseconds that the request waited for its model.
 """
 
 from __future__ import annotations
@@ -22,11 +22,13 @@ from localqwen.serve.openai import response as openai_response
 
 
 def read(body: Mapping[str, Any]) -> ParsedRequest:
-    """Without messages it asks to load the model, or to unload it: see `is_load`."""
+    """Parse the body of a chat request. A request without messages loads or unloads the model: see `is_load`."""
     fields = Fields(body)
     messages = tuple(message(each) for each in fields.objects("messages"))
     if messages and messages[-1].role == "assistant":
-        raise fields.wrong("messages", "must not end with the assistant's: an answer is not begun for the model")
+        raise fields.wrong(
+            "messages", "must not end with an assistant message: the model cannot continue an answer that you began"
+        )
     tools = openai_request.tools(fields)
     return parsed_request(fields, messages, tools=tools, api="chat")
 
@@ -37,17 +39,18 @@ def is_load(parsed: ParsedRequest) -> bool:
 
 
 def check_context(parsed: ParsedRequest, context_length: int) -> None:
-    """The context is the server's; what would need a longer one is refused. Raises Unsupported."""
+    """Raise Unsupported if the request needs a context longer than `context_length` tokens, which the server
+    decides."""
     wanted = parsed.extra["num_ctx"]
     if wanted is not None and wanted > context_length:
         raise Unsupported(
-            f"options.num_ctx asks for a context of {wanted:,} tokens, this server's holds {context_length:,}",
-            "leave num_ctx out, or start the server with a larger --ctx",
+            f"options.num_ctx asks for a context of {wanted:,} tokens, this server's has {context_length:,}",
+            "remove num_ctx, or start the server with a larger --ctx",
         )
 
 
 class Stream:
-    """NDJSON: a line for every piece, the last with `done` and the numbers."""
+    """Encodes the events as NDJSON: a line for each piece, then one with `done`, the counts and the durations."""
 
     media_type = NDJSON
 
@@ -58,6 +61,7 @@ class Stream:
         self._last = b""
 
     def feed(self, event: Event, index: int = 0) -> bytes:
+        """Return the line of one event; `index` is always 0."""
         match event:
             case Thinking(text):
                 return self._line(_part(self._asked, "", thinking=text))
@@ -77,13 +81,16 @@ class Stream:
         return ndjson({**_base(self._asked, self._head), **part, "done": False})
 
     def end(self) -> bytes:
+        """Return the last line."""
         return self._last
 
     def error(self, error: LocalqwenError) -> bytes:
+        """Return the line of an error, after an answer that failed in the middle."""
         return ndjson(_error_body(error))
 
 
 def response_body(parsed: ParsedRequest, meta: ResponseMeta, answers: Sequence[Answer]) -> dict[str, Any]:
+    """Return the body of a response that is not streamed."""
     answer = answers[0]
     calls = [_call_out(call, meta, number) for number, call in enumerate(answer.tool_calls)]
     part = _part(parsed, answer.content, thinking=answer.thinking, calls=calls)
@@ -92,12 +99,13 @@ def response_body(parsed: ParsedRequest, meta: ResponseMeta, answers: Sequence[A
 
 
 def loaded(parsed: ParsedRequest, meta: ResponseMeta) -> dict[str, Any]:
-    """The answer to a request that asks for none (`is_load`)."""
+    """Return the response to a request that only loads or unloads the model (`is_load`)."""
     reason = "unload" if parsed.keep_alive == 0 else "load"
     return {**_base(parsed, meta), **_part(parsed, ""), "done": True, "done_reason": reason}
 
 
 def error(error: LocalqwenError) -> dict[str, Any]:
+    """Return the body of an error in Ollama's format."""
     return _error_body(error)
 
 
@@ -106,12 +114,12 @@ def _error_body(error: LocalqwenError) -> dict[str, Any]:
 
 
 def timestamp(seconds: float) -> str:
-    """Seconds since 1970 in RFC 3339, UTC."""
+    """Return seconds since 1970 in RFC 3339, UTC."""
     return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")
 
 
 def _base(parsed: ParsedRequest, meta: ResponseMeta) -> dict[str, Any]:
-    """Clients compare the name with the one they sent."""
+    """Return the fields of every line. The name is the one that the client sent: clients compare them."""
     return {"model": parsed.extra["name"], "created_at": timestamp(meta.created)}
 
 
@@ -136,8 +144,8 @@ def _logprobs_out(parsed: ParsedRequest, logprobs: Sequence[TokenLogprob]) -> di
 
 
 def _numbers(parsed: ParsedRequest, finished: Finished) -> dict[str, Any]:
-    """Durations are nanoseconds, the total with what the request waited for its model to be loaded. A tool call ends
-    an answer like any other: `done_reason` is "stop"."""
+    """Return the counts, and the durations in nanoseconds; the total includes the time in which the model was loaded.
+    `done_reason` is "stop" after a tool call too."""
     timing, usage, load_ms = finished.timing, finished.usage, parsed.extra.get("load_ms", 0.0)
     return {
         "done": True,

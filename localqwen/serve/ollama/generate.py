@@ -1,4 +1,4 @@
-"""Ollama's `/api/generate`: a prompt instead of messages. Everything but the reading is as in `/api/chat`."""
+"""Ollama's `/api/generate`: a prompt instead of messages. Only the parsing differs from `/api/chat`."""
 
 from __future__ import annotations
 
@@ -15,14 +15,20 @@ __all__ = ["Stream", "error", "read", "response_body"]
 
 
 def read(body: Mapping[str, Any]) -> ParsedRequest:
-    """Without a prompt it asks to load the model, or to unload it: see `ollama.is_load`. With `raw` the prompt is
-    continued as it stands."""
+    """Parse the body of a generate request. A request without a prompt loads or unloads the model: see `chat.is_load`.
+    With `raw` the model continues the prompt without a template."""
     fields = Fields(body)
     for name in ("suffix", "template"):
         if fields.text(name):
-            raise fields.wrong(name, "cannot be given: Qwen3 answers in its own chat template and fills no gaps")
+            raise fields.wrong(
+                name, "is not supported: Qwen3 answers in its own chat template, and cannot fill gaps in a text"
+            )
     if fields.list("context"):
-        raise fields.wrong("context", "is not kept here", "send the conversation as messages to /api/chat")
+        raise fields.wrong(
+            "context",
+            "is not supported: this server keeps no context",
+            "send the conversation as messages to /api/chat",
+        )
     if fields.list("images"):
         raise fields.wrong("images", NO_IMAGES)
     prompt, system = fields.text("prompt") or "", fields.text("system")
@@ -36,7 +42,7 @@ def read(body: Mapping[str, Any]) -> ParsedRequest:
 
 def _raw(fields: Fields, prompt: str, system: str | None) -> ParsedRequest:
     if system:
-        raise fields.wrong("system", "cannot stand beside raw: the prompt is continued as it is")
+        raise fields.wrong("system", "cannot be used with raw: the model continues the prompt without a template")
     if fields.data.get("think"):
         raise fields.wrong("think", "cannot stand beside raw: the prompt is continued as it is")
     return parsed_request(fields, (), api="generate", prompt=prompt or None)

@@ -1,6 +1,6 @@
-"""Ollama's API, what it says of models: `/api/tags`, `/api/ps`, `/api/show`, `/api/pull`, `/api/version`.
+"""What Ollama's API says about models: `/api/tags`, `/api/ps`, `/api/show`, `/api/pull`, `/api/version`.
 
-Mappers; `show` and `pull` also read the disk and the network, and are called outside the event loop.
+These are mappers; `show` and `run_pull` also read the disk and the network, so they run outside the event loop.
 """
 
 from __future__ import annotations
@@ -26,21 +26,23 @@ from localqwen.serve.model_pool import ModelStatus
 from localqwen.serve.ollama.chat import timestamp
 from localqwen.serve.ollama.request import model_name
 
-#: The version of Ollama whose API this is: clients ask for it to know whether there is `think` and its levels.
+#: The version of Ollama whose API this is: clients check it before they use `think` and its levels.
 API_VERSION = "0.12.0"
-#: A line of progress at the most every so many bytes, and at the most so many for a file.
+#: The least bytes between two lines of progress, and the most lines for a file.
 _LINE_BYTES, _LINES = 1 << 20, 200
-#: What Go writes for a moment that never comes.
+#: What Go writes for a time that never comes.
 _NEVER = "9999-12-31T23:59:59Z"
 
 
 def version() -> dict[str, Any]:
+    """Return the response of `/api/version`."""
     from localqwen._version import __version__
 
     return {"version": API_VERSION, "localqwen": __version__}
 
 
 def tags(known: Sequence[KnownModel]) -> dict[str, Any]:
+    """Return the response of `/api/tags`: the models on disk."""
     return {"models": [_listed(each) for each in known]}
 
 
@@ -57,7 +59,8 @@ def _listed(known: KnownModel) -> dict[str, Any]:
 
 
 def ps(loaded: Sequence[ModelStatus], known: Sequence[KnownModel], now: float) -> dict[str, Any]:
-    """`now` is seconds since 1970. A model that is answering stays at least until it has."""
+    """Return the response of `/api/ps`: the loaded models. `now` is seconds since 1970. A model that is answering stays
+    loaded at least until the end of its answer."""
     by_name = {each.name: each for each in known}
     models = [(model, by_name.get(model.name) or KnownModel(model.name)) for model in loaded]
     return {"models": [{**_listed(entry), **_running(model, now)} for model, entry in models]}
@@ -73,7 +76,7 @@ def _running(model: ModelStatus, now: float) -> dict[str, Any]:
 
 
 def _tagged(name: str) -> str:
-    """Clients look for a model under the name with its tag."""
+    """Return the name with a tag: Ollama's clients look for `demo:latest`, not `demo`."""
     return name if ":" in name else f"{name}:latest"
 
 
@@ -105,7 +108,7 @@ def _details(known: KnownModel, found: ModelMetadata | None) -> dict[str, Any]:
 
 
 def _parameters(count: int) -> str:
-    """As Ollama writes it: 4.0B, 752.39M."""
+    """Return a count of parameters as Ollama writes it: 4.0B, 752.39M."""
     if count >= 10**9:
         return f"{count / 1e9:.1f}B"
     return f"{count / 1e6:.2f}M" if count else ""
@@ -139,20 +142,21 @@ def _capabilities(template: str, mode: ThinkingMode) -> list[str]:
 
 
 def _preset(model: Model | None, mode: ThinkingMode) -> str:
-    """The sampling of an answer where a request says nothing, one name and value per line."""
+    """Return the default sampling of an answer, one name and value per line."""
     values = Presets.of(model.sampling if model else {}).of_mode(mode != "never").set_values()
     return "\n".join(f"{name:<30} {value}" for name, value in values.items())
 
 
 @dataclass(frozen=True)
 class Pull:
-    """What `/api/pull` asks for; `name` as Ollama's client wrote it."""
+    """A request to `/api/pull`; `name` is as Ollama's client wrote it."""
 
     name: str
     stream: bool
 
 
 def read_pull(body: Mapping[str, Any]) -> Pull:
+    """Parse the body of a pull request. Raise BadField if it names no model."""
     fields = Fields(body)
     name = fields.text("model") or fields.text("name")  # the older name of the field
     if not name:
@@ -161,14 +165,14 @@ def read_pull(body: Mapping[str, Any]) -> Pull:
     return Pull(name, stream is None or stream)
 
 
-#: Takes one line of progress; what it raises ends the pull, and what came is kept.
+#: Takes one line of progress. An exception that it raises ends the pull; the downloaded part stays.
 Tell = Callable[[Mapping[str, Any]], None]
 
 
 def run_pull(parsed: Pull, tell: Tell) -> None:
     """Blocks until the model is here and whole. Raises what `localqwen pull` does.
 
-    A path is no name: clients do not learn what lies on this disk.
+    A path is not a name here: clients must not learn which files are on this disk.
     """
     name = model_name(parsed.name).removesuffix(":latest")
     reference = names.parse(name)
@@ -183,7 +187,7 @@ def run_pull(parsed: Pull, tell: Tell) -> None:
 
 
 class Lines:
-    """Steps of a pull in, Ollama's lines out: bytes of each file under its digest."""
+    """Turns the steps of a pull into Ollama's lines: the bytes of each file under its digest."""
 
     def __init__(self, planned: Plan, tell: Tell) -> None:
         self._plan = planned
@@ -192,6 +196,7 @@ class Lines:
         self._told = 0
 
     def __call__(self, step: Step) -> None:
+        """Pass a line to `tell`, unless the last one of this file was so recent that this one adds nothing."""
         line = self._converting(step) if step.stage == "convert" else self._file(step)
         done, total = line["completed"], line["total"]
         new, self._stage = self._stage != (step.stage, step.name), (step.stage, step.name)
@@ -200,7 +205,7 @@ class Lines:
             self._tell(line)
 
     def _file(self, step: Step) -> dict[str, Any]:
-        """Of one file: steps count over all of them."""
+        """Return the line of one file; a step counts the bytes of all files before it too."""
         before = 0
         for file in self._plan.files:
             if file.path == step.name:

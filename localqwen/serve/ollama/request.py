@@ -1,8 +1,8 @@
-"""What Ollama's two answering calls share on the way in: the model's name, messages, options, thinking, keep_alive.
+"""Parse what `/api/chat` and `/api/generate` share: the model's name, messages, options, thinking, keep_alive.
 
-Fields as in Ollama's `docs/api.md`. What has its own meaning here: what must not or cannot be done as asked is an error
-and never something else; penalties count generated tokens only; `<|im_start|>` and its kind are text in every field.
-Unknown options (and those of loading, as `num_gpu`) are not looked at.
+The fields are those of Ollama's `docs/api.md`. Different here: a field that cannot be obeyed is an error; penalties
+count generated tokens only; `<|im_start|>` and similar are text in every field. Unknown options, and those of loading,
+such as `num_gpu`, are ignored.
 """
 
 from __future__ import annotations
@@ -15,14 +15,15 @@ from localqwen.serve.api import EFFORTS, FOR_EVER, ParsedRequest
 from localqwen.serve.fields import Fields, kind
 from localqwen.serve.openai import request as openai_request
 
-#: How Ollama's clients name a repository of a hub -> how we do.
+#: The prefix of a hub's repository in Ollama's clients -> localqwen's prefix.
 _HUBS = {"hf.co/": "hf:", "huggingface.co/": "hf:", "modelscope.cn/": "ms:"}
 _ROLES: Mapping[str, Role] = {"system": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
 NO_IMAGES = "cannot be taken: Qwen3 reads text only"
 
 
 def model_name(parsed: str) -> str:
-    """What a client of Ollama calls a model, as we call it."""
+    """Return localqwen's name of a model that an Ollama client names: `hf.co/owner/repo:quant` is
+    `hf:owner/repo:quant`."""
     prefix = next((each for each in _HUBS if parsed.lower().startswith(each)), None)
     return parsed if prefix is None else _HUBS[prefix] + parsed[len(prefix) :]
 
@@ -35,6 +36,8 @@ def parsed_request(
     tools: Sequence[Tool] = (),
     prompt: str | None = None,
 ) -> ParsedRequest:
+    """Return what the fields that `/api/chat` and `/api/generate` share ask for. `api` is "chat" or "generate";
+    `prompt` replaces the messages."""
     options = fields.object("options") or Fields({})
     think, budget = _think(fields)
     stream = fields.flag("stream")
@@ -65,6 +68,8 @@ def parsed_request(
 
 
 def message(fields: Fields) -> Message:
+    """Return one message of a conversation. Raise BadField if it holds an image, or its role does not fit its
+    fields."""
     if fields.list("images"):
         raise fields.wrong("images", NO_IMAGES)
     name = fields.one_of("role", tuple(_ROLES))
@@ -74,7 +79,7 @@ def message(fields: Fields) -> Message:
     calls = tuple(_call(each) for each in fields.objects("tool_calls"))
     thinking = fields.text("thinking") or None
     if role != "assistant" and (calls or thinking):
-        raise fields.wrong("role", f"is {role!r}, but only the assistant thinks and calls tools")
+        raise fields.wrong("role", f"is {role!r}, but only an assistant message can have thinking and tool_calls")
     return Message(role, fields.text("content") or "", thinking, calls, fields.text("tool_call_id") or "")
 
 
@@ -87,7 +92,7 @@ def _call(fields: Fields) -> ToolCall:
 
 
 def _think(fields: Fields) -> tuple[bool | None, int | None]:
-    """The switch and the budget: true, false, or a level, which is a budget (see EFFORTS)."""
+    """Return the switch and the budget. `think` is true, false, or a level, which stands for a budget (see EFFORTS)."""
     value = fields.data.get("think")
     if isinstance(value, str):
         level = fields.one_of("think", tuple(EFFORTS))
@@ -99,7 +104,8 @@ def _think(fields: Fields) -> tuple[bool | None, int | None]:
 
 
 def _limit(options: Fields) -> int | None:
-    """Ollama's -1 (no limit), -2 (to the end of the context) and 0 are None: the context ends every answer."""
+    """Return the largest number of tokens. Ollama's -1 (no limit), -2 (to the end of the context) and 0 become None:
+    the context ends every answer."""
     limit = options.whole("num_predict", -2)
     return limit if limit is not None and limit > 0 else None
 
@@ -139,7 +145,8 @@ def _logprobs(fields: Fields) -> int | None:
 
 
 def keep_alive(fields: Fields) -> float | None:
-    """Seconds that the model stays loaded: a number, or a duration as "5m", "1h30m"; below 0 is for ever."""
+    """Return the seconds that the model stays loaded: a number, or a duration such as "5m" or "1h30m"; a negative one
+    means for ever."""
     value = fields.data.get("keep_alive")
     seconds = units.parse_duration(value) if isinstance(value, str) else fields.number("keep_alive", -1e18, 1e18)
     if seconds is None and value is not None:

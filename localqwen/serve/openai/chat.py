@@ -20,6 +20,7 @@ _FINGERPRINT = f"localqwen-{__version__}"
 
 
 def read(body: Mapping[str, Any]) -> ParsedRequest:
+    """Parse the body of a chat completion request. Raise BadField if a field is wrong or cannot be obeyed."""
     fields = Fields(body)
     openai_request.refuse_chat(fields)
     think, budget = openai_request.thinking(fields)
@@ -59,7 +60,7 @@ def _logprobs(fields: Fields) -> int | None:
 
 
 class Stream:
-    """Chunks of `chat.completion.chunk`, then `[DONE]`."""
+    """Encodes the events as `chat.completion.chunk` objects, then `[DONE]`."""
 
     media_type = encoding.SSE
 
@@ -67,10 +68,11 @@ class Stream:
         self._asked = parsed
         self._head = meta
         self._calls: dict[int, int] = {}
-        self._inside: set[int] = set()  # answers whose thinking stands open in the text
+        self._inside: set[int] = set()  # answers with an open think tag in their text
         self._finished: list[Finished] = []
 
     def feed(self, event: Event, index: int = 0) -> bytes:
+        """Return the chunks of one event of answer `index`."""
         match event:
             case Started():
                 return self._chunk(index, {"role": "assistant", "content": ""})
@@ -86,9 +88,11 @@ class Stream:
         return b""
 
     def end(self) -> bytes:
+        """Return the usage, if the client wants it, and `[DONE]`."""
         return openai_response.end(self._asked, self._base(), self._finished)
 
     def error(self, error: LocalqwenError) -> bytes:
+        """Return the error and `[DONE]`, after an answer that failed in the middle."""
         return openai_response.failed(error)
 
     def _thinking(self, index: int, text: str) -> bytes:
@@ -127,6 +131,7 @@ class Stream:
 
 
 def response_body(parsed: ParsedRequest, meta: ResponseMeta, answers: Sequence[Answer]) -> Mapping[str, Any]:
+    """Return the body of a response that is not streamed, a `chat.completion` object."""
     finished = [answer.end for answer in answers]
     return {
         **_base(meta, "chat.completion"),

@@ -1,4 +1,4 @@
-"""OpenAI's `/v1/completions`: a text is continued as it stands, without a template and without thinking."""
+"""OpenAI's `/v1/completions`: the model continues a text, without a template and without thinking."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from localqwen.serve.openai import request as openai_request
 from localqwen.serve.openai import response as openai_response
 
 error = openai_response.error
-#: OpenAI's own default: a base model would go on to the end of its context.
+#: OpenAI's own default for max_tokens: a base model would continue to the end of its context.
 DEFAULT_TOKENS = 16
 
 
 def read(body: Mapping[str, Any]) -> ParsedRequest:
+    """Parse the body of a completion request. Raise BadField if a field is wrong or cannot be obeyed."""
     fields = Fields(body)
     _refuse(fields)
     options = fields.object("stream_options")
@@ -45,21 +46,21 @@ def read(body: Mapping[str, Any]) -> ParsedRequest:
 
 
 def _refuse(fields: Fields) -> None:
-    """Raises BadField on what would change the answer and cannot be obeyed."""
+    """Raise BadField if a field would change the answer and cannot be obeyed."""
     openai_request.refuse(fields)
     if fields.text("suffix"):
-        raise fields.wrong("suffix", "cannot be used: these models only continue a text")
+        raise fields.wrong("suffix", "is not supported: these models only continue a text")
     if (fields.whole("best_of", 1) or 1) > (fields.whole("n", 1) or 1):
-        raise fields.wrong("best_of", "cannot be more than n: answers are not weighed here")
+        raise fields.wrong("best_of", "cannot be larger than n: this server does not rank answers")
     if fields.flag("echo") and fields.has("logprobs"):
-        raise fields.wrong("echo", "cannot stand beside logprobs: those of a prompt are not computed")
+        raise fields.wrong("echo", "cannot be used with logprobs: this server does not compute those of the prompt")
 
 
 def _prompt(fields: Fields) -> str:
     if not fields.has("prompt"):
         raise fields.wrong("prompt", "is missing")
     if isinstance(fields.data["prompt"], list) and not all(isinstance(each, str) for each in fields.data["prompt"]):
-        raise fields.wrong("prompt", "must be a string: token ids are not taken")
+        raise fields.wrong("prompt", "must be a string: token ids are not supported")
     prompts = fields.texts("prompt")
     if len(prompts) != 1 or not prompts[0]:
         raise fields.wrong("prompt", "must be one string that is not empty")
@@ -67,6 +68,8 @@ def _prompt(fields: Fields) -> str:
 
 
 class Stream:
+    """Encodes the events as `text_completion` objects, then `[DONE]`. With `echo` the prompt comes first."""
+
     media_type = encoding.SSE
 
     def __init__(self, parsed: ParsedRequest, meta: ResponseMeta) -> None:
@@ -76,6 +79,7 @@ class Stream:
         self._offsets: dict[int, int] = {}
 
     def feed(self, event: Event, index: int = 0) -> bytes:
+        """Return the chunk of one event of answer `index`."""
         match event:
             case Started() if self._asked.extra["echo"]:
                 return self._chunk(index, self._asked.extra["echo"])
@@ -87,9 +91,11 @@ class Stream:
         return b""
 
     def end(self) -> bytes:
+        """Return the usage, if the client wants it, and `[DONE]`."""
         return openai_response.end(self._asked, _base(self._head), self._finished)
 
     def error(self, error: LocalqwenError) -> bytes:
+        """Return the error and `[DONE]`, after an answer that failed in the middle."""
         return openai_response.failed(error)
 
     def _chunk(
@@ -102,6 +108,7 @@ class Stream:
 
 
 def response_body(parsed: ParsedRequest, meta: ResponseMeta, answers: Sequence[Answer]) -> Mapping[str, Any]:
+    """Return the body of a response that is not streamed, a `text_completion` object."""
     echo = parsed.extra["echo"]
     finished = [answer.end for answer in answers]
     asked_for = parsed.request.logprobs is not None
@@ -131,7 +138,7 @@ def _choice(index: int, text: str, logprobs: Any, finished: Finished | None) -> 
 
 
 def _logprobs(entries: Sequence[TokenLogprob], offset: int) -> dict[str, Any]:
-    """The older shape: lists side by side; `text_offset` counts characters."""
+    """Return log-probabilities in the older format of completions: parallel lists, with offsets in characters."""
     offsets = []
     for entry in entries:
         offsets.append(offset)

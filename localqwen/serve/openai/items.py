@@ -1,4 +1,4 @@
-"""What a response of OpenAI's `/v1/responses` is made of: items of its output, and the response around them."""
+"""The parts of a response of OpenAI's `/v1/responses`: the items of its output, and the response around them."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ _PREFIXES = {"reasoning": "rs", "message": "msg", "call": "fc"}
 
 
 def item_id(kind: str, meta: ResponseMeta, position: int) -> str:
+    """Return the id of the item at `position` of a response's output; `kind` is reasoning, message or call."""
     return f"{_PREFIXES[kind]}_{meta.id}{position:02x}"
 
 
 def status(finished: Finished) -> str:
-    """Of a response, and of the item that was being written when it ended."""
+    """Return the status of a finished response, and of the item that was being written at its end."""
     return "incomplete" if finished.finish_reason == "length" else "completed"
 
 
 def written(kind: str, name: str, text: str, state: str = "completed", logprobs: Sequence[TokenLogprob] = ()) -> Item:
-    """Thinking ("reasoning") or text ("message") under the item's id `name`."""
+    """Return an output item with thinking (`kind` "reasoning") or text ("message"); `name` is its id."""
     if kind == "reasoning":
         part = {"type": "reasoning_text", "text": text}
         return {"id": name, "type": "reasoning", "summary": [], "content": [part], "status": state}
@@ -34,6 +35,7 @@ def written(kind: str, name: str, text: str, state: str = "completed", logprobs:
 
 
 def called(found: ToolCall, meta: ResponseMeta, position: int) -> Item:
+    """Return the output item of a tool call."""
     return {
         "id": item_id("call", meta, position),
         "type": "function_call",
@@ -47,7 +49,7 @@ def called(found: ToolCall, meta: ResponseMeta, position: int) -> Item:
 def response(
     parsed: ParsedRequest, meta: ResponseMeta, items: Sequence[Item], finished: Finished | None
 ) -> dict[str, Any]:
-    """`finished` None is one that still goes on."""
+    """Return a response object with these output items; `finished` is None while the answer is not complete."""
     state = "in_progress" if finished is None else status(finished)
     return {
         "id": f"resp_{meta.id}",

@@ -1,6 +1,6 @@
-"""What the OpenAI APIs share on the way in: messages, tools, sampling, thinking, the form of an answer.
+"""Parse what the requests of OpenAI's APIs share: messages, tools, sampling, thinking, the format of an answer.
 
-Beside OpenAI's own fields it takes those that users of vLLM, SGLang, llama-server and DashScope send.
+Reads OpenAI's own fields, and those of vLLM, SGLang, llama-server and DashScope.
 """
 
 from __future__ import annotations
@@ -18,50 +18,53 @@ ROLES: Mapping[str, Role] = {
     "function": "tool",
 }  # fmt: skip
 _TEXT_PARTS = ("text", "input_text", "output_text")
-#: The same limit under the names of DashScope, vLLM and llama-server.
+#: The names of the thinking budget in DashScope, vLLM and llama-server.
 _BUDGETS = ("thinking_budget", "thinking_token_budget", "reasoning_budget_tokens")
 _SWITCHES = ("enabled", "disabled", "auto", "adaptive")
-#: `n` runs share one prompt; more than this is a mistake on one machine.
+#: The largest `n`. The answers share one prompt; a larger number on one machine is a mistake.
 MOST_ANSWERS = 16
-#: Likeliest tokens that are told of each place; OpenAI's own limit.
+#: The most log-probabilities in each place; OpenAI's own limit.
 MOST_LOGPROBS = 20
 
 
-#: What the servers that these fields come from can do and this one cannot.
+#: Fields of other servers that would change the answer and that this server cannot obey -> why.
 _CANNOT: Mapping[str, str] = {
-    "logit_bias": "cannot be obeyed: tokens are not weighted here",
-    "min_tokens": "cannot be obeyed: the model decides when it has said enough",
-    "ignore_eos": "cannot be obeyed: the model decides when it has said enough",
+    "logit_bias": "is not supported: this server cannot change the weight of single tokens",
+    "min_tokens": "is not supported: the model decides where its answer ends",
+    "ignore_eos": "is not supported: the model decides where its answer ends",
     **dict.fromkeys(
         ("guided_json", "guided_regex", "guided_choice", "guided_grammar", "structured_outputs", "grammar", "regex",
          "ebnf", "json_schema"),
-        "is not taken: give the form as response_format, of type json_schema",
+        "is not supported: describe the format in response_format, with the type json_schema",
     ),
 }  # fmt: skip
-#: The same of a chat.
+#: Such fields of chat completion requests -> why.
 _CANNOT_CHAT: Mapping[str, str] = {
-    "functions": "is not taken: give the functions as tools",
-    "audio": "cannot be given: these models write text only",
-    "web_search_options": "cannot be obeyed: nothing is searched here",
-    "continue_final_message": "cannot be obeyed: an answer is not begun for the model",
+    "functions": "is not supported: send the functions as tools",
+    "audio": "is not supported: these models write text only",
+    "web_search_options": "is not supported: this server does not search the web",
+    "continue_final_message": "is not supported: the model cannot continue an answer that you began",
 }
 
 
 def refuse(fields: Fields) -> None:
-    """Raises BadField on what would change the answer and cannot be obeyed."""
+    """Raise BadField if a field would change the answer and cannot be obeyed."""
     fields.refuse(_CANNOT)
 
 
 def refuse_chat(fields: Fields) -> None:
-    """The same of a chat."""
+    """Raise BadField if a field of a chat completion request would change the answer and cannot be obeyed."""
     fields.refuse({**_CANNOT, **_CANNOT_CHAT})
     if fields.flag("add_generation_prompt") is False:
-        raise fields.wrong("add_generation_prompt", "cannot be false: an answer is not begun for the model")
+        raise fields.wrong(
+            "add_generation_prompt", "cannot be false: the model cannot continue an answer that you began"
+        )
     if set(fields.texts("modalities")) - {"text"}:
-        raise fields.wrong("modalities", "must be text: these models write nothing else")
+        raise fields.wrong("modalities", "must be text: these models write text only")
 
 
 def messages(fields: Fields) -> tuple[Message, ...]:
+    """Return the conversation. Raise BadField if it is empty or holds something other than text."""
     if fields.list("messages") is None:
         raise fields.wrong("messages", "is missing")
     found = tuple(_message(each) for each in fields.objects("messages"))
@@ -86,7 +89,7 @@ def _missing(fields: Fields, name: str) -> str:
 
 
 def content(fields: Fields, name: str) -> str:
-    """A string, or parts that hold text. "" where it is missing."""
+    """Return a string, or the joined text of a list of parts; "" if the field is missing."""
     if not isinstance(fields.data.get(name), list):
         return fields.text(name) or ""
     return "".join(_part(part) for part in fields.objects(name))
@@ -97,7 +100,7 @@ def _part(part: Fields) -> str:
     if kind == "refusal":
         return part.needed_text("refusal")
     if kind not in _TEXT_PARTS:
-        raise part.wrong("type", f"is {kind!r}: these models read text only", "leave images, audio and files out")
+        raise part.wrong("type", f"is {kind!r}: these models read text only", "remove images, audio and files")
     return part.needed_text("text")
 
 
@@ -109,7 +112,8 @@ def _call(fields: Fields) -> ToolCall:
 
 
 def arguments(fields: Fields, name: str) -> Mapping[str, Any]:
-    """A JSON object, or a string that holds one. An empty string stands for no arguments."""
+    """Return a call's arguments: a JSON object, or a string that contains one. An empty string stands for no
+    arguments."""
     value = fields.data.get(name)
     if isinstance(value, str):
         try:
@@ -119,21 +123,22 @@ def arguments(fields: Fields, name: str) -> Mapping[str, Any]:
     if value is None:
         return {}
     if not isinstance(value, Mapping):
-        raise fields.wrong(name, "must be a JSON object, or a string that holds one")
+        raise fields.wrong(name, "must be a JSON object, or a string that contains one")
     if too_deep(value):
         raise fields.wrong(name, "is nested too deeply")
     return value
 
 
 def tools(fields: Fields) -> tuple[Tool, ...]:
-    """OpenAI's shape with `function`, or flat, as the Responses API has it."""
+    """Return the functions that the model may call. OpenAI nests them under `function`; in the Responses API they are
+    flat. Both forms are read."""
     return tuple(_tool(each) for each in fields.objects("tools"))
 
 
 def _tool(fields: Fields) -> Tool:
     kind = fields.text("type") or "function"
     if kind != "function":
-        raise fields.wrong("type", f"is {kind!r}: only functions can be called")
+        raise fields.wrong("type", f"is {kind!r}: only functions are supported")
     function = (fields.object("function") if fields.has("function") else None) or fields
     parameters = function.object("parameters")
     name = function.needed_text("name")
@@ -143,7 +148,7 @@ def _tool(fields: Fields) -> Tool:
 
 
 def tool_choice(fields: Fields, offered: Sequence[Tool]) -> tuple[Sequence[Tool], tuple[str, ...]]:
-    """The tools to show, and those of which one must be called."""
+    """Return the tools to show to the model, and the names of those of which it must call one."""
     choice = fields.data.get("tool_choice")
     if choice is None or choice == "auto":
         return offered, ()
@@ -165,8 +170,9 @@ def tool_choice(fields: Fields, offered: Sequence[Tool]) -> tuple[Sequence[Tool]
 def _allowed_tools(
     choice: Fields, offered: Sequence[Tool], names: Sequence[str]
 ) -> tuple[Sequence[Tool], tuple[str, ...]]:
-    """All stay in the prompt, so that its beginning stays in the cache; so that the others are not called, one of the
-    allowed has to be."""
+    """Return what `tool_choice` returns, for `allowed_tools`. If a call is required, all tools stay in the prompt,
+    whose beginning then stays cached, and a grammar allows only the named ones. Otherwise only the named ones are
+    shown."""
     allowed = tuple(_named_tool(each, names) for each in choice.objects("tools"))
     if choice.one_of("mode", ("auto", "required")) == "required":
         return offered, allowed
@@ -175,17 +181,16 @@ def _allowed_tools(
 
 def _named_tool(choice: Fields, names: Sequence[str]) -> str:
     if choice.text("type") not in (None, "function"):
-        raise choice.wrong("type", f"is {choice.text('type')!r}: only functions can be called")
+        raise choice.wrong("type", f"is {choice.text('type')!r}: only functions are supported")
     function = choice.object("function") or choice
     name = function.needed_text("name")
     if name not in names:
-        raise function.wrong(
-            "name", f"is {name!r}, which is not among the tools: {', '.join(names) or 'there are none'}"
-        )
+        raise function.wrong("name", f"is {name!r}, which is none of the tools: {', '.join(names) or 'there are none'}")
     return name
 
 
 def sampling(fields: Fields) -> Overrides:
+    """Return the sampling parameters that the request sets, OpenAI's and those of vLLM and llama-server."""
     repetition = "repetition_penalty" if fields.has("repetition_penalty") else "repeat_penalty"
     return Overrides(
         temperature=fields.sampling("temperature"),
@@ -200,21 +205,22 @@ def sampling(fields: Fields) -> Overrides:
 
 
 def limit(fields: Fields, *names: str) -> int | None:
-    """The first of the fields that is given, in tokens; -1 is llama-server's word for no limit."""
+    """Return the first of these fields that is given, in tokens; None if there is no limit, which llama-server writes
+    as -1."""
     for name in names:
         value = fields.whole(name, -1, 2**31 - 1)
         if value == 0:
-            raise fields.wrong(name, "is 0, ask for at least one token")
+            raise fields.wrong(name, "is 0, it must be at least 1")
         if value is not None:
             return None if value == -1 else value
     return None
 
 
 def thinking(fields: Fields) -> tuple[bool | None, int | None]:
-    """The switch and the budget in tokens. What is said outright wins over an effort."""
+    """Return the switch and the budget in tokens; None means unset. A switch or a budget wins over an effort."""
     template = fields.object("chat_template_kwargs")
     switches = [own.flag("enable_thinking") for own in (fields, template) if own is not None]
-    own = fields.object("thinking")  # Anthropic's form, which other makers' OpenAI-compatible APIs take too
+    own = fields.object("thinking")  # Anthropic's format, which other OpenAI-compatible APIs read too
     if own is not None:
         switches.append({"enabled": True, "disabled": False}.get(own.one_of("type", _SWITCHES) or ""))
     think = next((value for value in switches if value is not None), None)
@@ -243,12 +249,15 @@ def _effort(fields: Fields) -> str | None:
 
 
 def show_thinking(fields: Fields) -> ShowThinking:
+    """Return where thinking goes: vLLM's `include_reasoning` hides it, SGLang's `separate_reasoning` puts it into the
+    text."""
     if fields.flag("include_reasoning") is False:
         return "hidden"
     return "inline" if fields.flag("separate_reasoning") is False else "apart"
 
 
 def response_format(fields: Fields) -> JsonFormat | None:
+    """Return the JSON format of the answer, or None for plain text."""
     given = fields.object("response_format")
     if given is None:
         return None

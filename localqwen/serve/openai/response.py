@@ -1,4 +1,4 @@
-"""What the OpenAI APIs share on the way out: usage, timings, calls, logprobs, errors."""
+"""Encode what the responses of OpenAI's APIs share: usage, timings, calls, log-probabilities, errors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ _CODES = {ContextTooLong: "context_length_exceeded", ModelNotFound: "model_not_f
 def chunk(
     parsed: ParsedRequest, base: Mapping[str, Any], choice: Mapping[str, Any], finished: Finished | None
 ) -> bytes:
-    """One event of a stream of completions. Where usage was asked for, every chunk but the last says null."""
+    """Return one event of a stream of completions. If the client wants the usage, it is null in every chunk but the
+    last, as OpenAI does it."""
     data = {**base, "choices": [choice]}
     if parsed.include_usage:
         data["usage"] = None
@@ -27,19 +28,19 @@ def chunk(
 
 
 def end(parsed: ParsedRequest, base: Mapping[str, Any], finished: Sequence[Finished]) -> bytes:
-    """The end of a stream of completions, with the usage of all answers where it was asked for."""
+    """Return the end of a stream of completions, with the usage of all answers if the client wants it."""
     if not parsed.include_usage:
         return encoding.DONE
     return encoding.sse({**base, "choices": [], "usage": usage(finished)}) + encoding.DONE
 
 
 def failed(problem: LocalqwenError) -> bytes:
-    """The end of a stream of completions whose answer failed after it had begun."""
+    """Return the end of a stream of completions whose answer failed in the middle."""
     return encoding.sse(error(problem)) + encoding.DONE
 
 
 def usage(finished: Sequence[Finished]) -> dict[str, Any]:
-    """Of all answers together; they share one prompt."""
+    """Return the token counts of all answers together; they share one prompt."""
     first = finished[0].usage
     completion = sum(each.usage.completion_tokens for each in finished)
     return {
@@ -52,7 +53,8 @@ def usage(finished: Sequence[Finished]) -> dict[str, Any]:
 
 
 def timings(finished: Finished) -> dict[str, Any]:
-    """As llama-server names them: `prompt_n` is what was computed, `cache_n` what was found."""
+    """Return milliseconds and tokens per second under llama-server's names: `prompt_n` counts the prompt tokens that
+    were computed, `cache_n` those found in the cache."""
     used, timing = finished.usage, finished.timing
     computed = used.prompt_tokens - used.cached_tokens
     return {
@@ -73,15 +75,18 @@ def _each(milliseconds: float | None, tokens: int) -> float | None:
 
 
 def call(found: ToolCall, call_id: str) -> dict[str, Any]:
+    """Return a tool call in OpenAI's format, its arguments as a JSON string."""
     function = {"name": found.name, "arguments": json.dumps(dict(found.arguments), ensure_ascii=False)}
     return {"id": call_id, "type": "function", "function": function}
 
 
 def logprob(entry: TokenLogprob) -> dict[str, Any]:
+    """Return the log-probability of one token and of the most likely ones in its place."""
     return {**_token(entry), "top_logprobs": [_token(other) for other in entry.top]}
 
 
 def logprobs(entries: Iterable[TokenLogprob]) -> dict[str, Any]:
+    """Return the log-probabilities of a chat completion."""
     return {"content": [logprob(entry) for entry in entries], "refusal": None}
 
 
@@ -90,11 +95,12 @@ def _token(entry: TokenLogprob) -> dict[str, Any]:
 
 
 def finite(value: float) -> float:
-    """JSON has no infinity; OpenAI writes -9999 for what cannot come."""
+    """Return a log-probability that JSON can hold: OpenAI writes -9999 for a token that cannot occur."""
     return max(value, -9999.0)
 
 
 def error(problem: LocalqwenError) -> Mapping[str, Any]:
+    """Return the body of an error in OpenAI's format."""
     status = problem.http_status
     kind = "invalid_request_error" if status < 500 else "server_error"
     code = next((code for known, code in _CODES.items() if isinstance(problem, known)), None)

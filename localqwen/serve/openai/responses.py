@@ -1,4 +1,4 @@
-"""OpenAI's `/v1/responses`, without memory: the client sends the whole conversation, nothing is stored."""
+"""OpenAI's `/v1/responses`, stateless: the client sends the whole conversation, the server stores nothing."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from localqwen.serve.openai import response as openai_response
 from localqwen.serve.openai.items import Item, item_id
 
 error = openai_response.error
-#: Fields that go back in the response as they came.
+#: Fields of the request that the response repeats.
 _ECHOED = (
     "instructions", "max_output_tokens", "metadata", "reasoning", "temperature", "text", "tool_choice", "tools",
     "top_p",
@@ -38,6 +38,7 @@ _LOGPROBS = "message.output_text.logprobs"
 
 
 def read(body: Mapping[str, Any]) -> ParsedRequest:
+    """Parse the body of a responses request. Raise BadField if a field is wrong or cannot be obeyed."""
     fields = Fields(body)
     _refuse(fields)
     think, budget = openai_request.thinking(fields)
@@ -62,15 +63,15 @@ def read(body: Mapping[str, Any]) -> ParsedRequest:
 
 
 def _refuse(fields: Fields) -> None:
-    """Raises BadField on what would change the answer and cannot be obeyed."""
+    """Raise BadField if a field would change the answer and cannot be obeyed."""
     for name in ("previous_response_id", "conversation", "prompt"):
         if fields.has(name):
-            raise fields.wrong(name, "is unknown: nothing is stored here", "send the whole conversation")
-    fields.refuse({"background": "cannot be true: nothing is stored here that could be asked for later"})
+            raise fields.wrong(name, "is unknown: this server stores nothing", "send the whole conversation")
+    fields.refuse({"background": "cannot be true: this server stores no response for later"})
 
 
 def _logprobs(fields: Fields) -> int | None:
-    """Of how many tokens at each place; None where they were not asked for."""
+    """Return how many likely tokens to report in each place; None if the client does not want log-probabilities."""
     top = fields.whole("top_logprobs", 0, openai_request.MOST_LOGPROBS)
     return top or 0 if top is not None or _LOGPROBS in fields.texts("include") else None
 
@@ -87,7 +88,8 @@ def _input(fields: Fields) -> tuple[Message, ...]:
 
 
 def _add(turns: list[Message], item: Fields) -> None:
-    """Reasoning, text and calls of one answer are items of their own here; in a template they are one message."""
+    """Append an input item to the turns. Reasoning, text and calls of one answer are separate items in this API; in a
+    chat template they are one message."""
     match item.text("type") or "message":
         case "message":
             role = openai_request.ROLES[item.one_of("role", tuple(openai_request.ROLES)) or "user"]
@@ -107,7 +109,9 @@ def _add(turns: list[Message], item: Fields) -> None:
             output = openai_request.content(item, "output")
             turns.append(Message("tool", output, tool_call_id=item.text("call_id") or ""))
         case other:
-            raise item.wrong("type", f"is {other!r}: it must be message, reasoning, function_call or its output")
+            raise item.wrong(
+                "type", f"is {other!r}, it must be message, reasoning, function_call or function_call_output"
+            )
 
 
 def _extend(turns: list[Message], change: Callable[[Message], Message]) -> None:
@@ -134,7 +138,7 @@ def _format(fields: Fields) -> JsonFormat | None:
 
 @dataclass
 class _Open:
-    """The item that is being written."""
+    """The output item that is being written."""
 
     kind: str
     texts: list[str] = field(default_factory=list)
@@ -142,7 +146,7 @@ class _Open:
 
 
 class Stream:
-    """The events of one response, numbered; each item of the output is opened, filled and closed in turn."""
+    """Encodes the numbered events of one response. Each output item is opened, filled and closed before the next."""
 
     media_type = encoding.SSE
 
@@ -155,6 +159,7 @@ class Stream:
         self._finished: Finished | None = None
 
     def feed(self, event: Event, index: int = 0) -> bytes:
+        """Return the events that one event of the answer stands for; `index` is always 0."""
         match event:
             case Started():
                 running = {"response": openai_items.response(self._asked, self._head, [], None)}
@@ -171,11 +176,13 @@ class Stream:
         return b""
 
     def end(self) -> bytes:
+        """Return the last event, with the whole response."""
         assert self._finished is not None
         response = openai_items.response(self._asked, self._head, self._done, self._finished)
         return self._event(f"response.{response['status']}", {"response": response})
 
     def error(self, error: LocalqwenError) -> bytes:
+        """Return the event `response.failed`, after an answer that failed in the middle."""
         response = openai_items.response(self._asked, self._head, self._done, None)
         problem = openai_response.error(error)["error"]
         response |= {"status": "failed", "error": {"code": "server_error", "message": problem["message"]}}
@@ -248,6 +255,7 @@ class Stream:
 
 
 def response_body(parsed: ParsedRequest, meta: ResponseMeta, answers: Sequence[Answer]) -> Mapping[str, Any]:
+    """Return the body of a response that is not streamed, a `response` object."""
     answer = answers[0]
     items: list[Item] = []
     for kind, text, logprobs in (("reasoning", answer.thinking, ()), ("message", answer.content, answer.logprobs)):
