@@ -128,7 +128,7 @@ class _Table:
     def _size(self, text: str) -> float:
         size = units.parse_size(text)
         if size is None:
-            raise self._wrong("memory", f"memory {text!r} is no size", 'write it like "5GB"')
+            raise self._wrong("memory", f"memory {text!r} is not a size", 'write it like "5GB"')
         return float(size)
 
     def _wrong(self, key: str, message: str, hint: str) -> ConfigError:
