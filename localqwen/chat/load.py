@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from localqwen import engines
-from localqwen.chat.load_options import LoadOptions
+from localqwen.chat.load_options import LoadOptions as LoadOptions
 from localqwen.chat.local import QUEUE, LocalChatModel
 from localqwen.chat.model_info import LoadedModel, ModelInfo, info_of
 from localqwen.chat.sampling import Presets
