@@ -10,6 +10,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -205,6 +207,27 @@ def test_a_full_queue_is_busy_with_a_hint() -> None:
     model.close()
     waiting.join(10)
     assert not waiting.is_alive()
+
+
+def test_a_reader_that_was_served_meanwhile_makes_nobody_compute() -> None:
+    """Its wish for more crosses the last events: without them counted, the engine would be stepped for ever."""
+    model = LocalChatModel(ScriptedEngine(["a"]), "m")
+    stream, thread = model.stream(ask()), model._thread
+    list(stream)
+    thread.call(lambda _: thread._want(stream._outlet, stream._outlet.given - 1, None))
+    assert thread._readers == set()
+
+
+def test_a_call_that_crosses_the_closing_is_refused() -> None:
+    model = LocalChatModel(ScriptedEngine(["a"]), "m")
+    thread, late = model._thread, Future[None]()
+
+    def close_before_the_next_message(_: object) -> None:
+        thread._inbox.put(partial(thread._carry_out, lambda _: None, late))
+        thread.stop()
+
+    thread.call(close_before_the_next_message)
+    assert isinstance(late.exception(10), EngineError)
 
 
 def test_two_threads_cannot_read_one_answer() -> None:
@@ -411,8 +434,9 @@ def test_a_forked_process_is_told_to_load_the_model_itself() -> None:
         "model = load(); stream = model.stream(ask()); next(stream)\n"
         "child = os.fork()\n"
         "for call in (lambda: next(stream), lambda: model.stream(ask())):\n"
-        "    try: call(); print('answered', bool(child))\n"
-        "    except Exception as error: print(error, bool(child))\n"
+        "    try: call(); said = 'answered'\n"
+        "    except Exception as error: said = error\n"
+        "    os.write(1, f'{said} {bool(child)}\\n'.encode())\n"  # one write, which the other process cannot divide
         "model.close()\n"
         "if child: os.waitpid(child, 0)\n"
     )

@@ -21,7 +21,7 @@ from localqwen.chat.messages import (
 from localqwen.chat.model_info import info_of
 from localqwen.chat.reply import EARLY_STOP, Reply
 from localqwen.chat.stop import StopStrings
-from localqwen.engines.engine import Run
+from localqwen.engines.engine import Run, TokenOutput
 from localqwen.engines.scripted import ScriptedEngine
 from localqwen.errors import ContextTooLong, EngineError, UsageError
 
@@ -166,6 +166,18 @@ def test_a_forced_end_that_fills_the_context_is_a_finish_by_length(room: int, re
     events = list(chat.stream(ask(budget=2)))
     assert (join(events)[1], finished(events).finish_reason) == ("Yes" if room > 0 else "", reason)
     assert len(chat.engine.runs) == (2 if room > 0 else 1)  # type: ignore[attr-defined]
+
+
+def test_a_forced_end_behind_the_last_token_is_a_finish_by_length() -> None:
+    """An engine may give several tokens at once, and the last of them may spend the budget and the limit."""
+    engine = ScriptedEngine([])
+    reply = Reply(ask(budget=1, max_tokens=2), info_of(engine, "m"))
+    reply.begin(Run(reply.run.prompt, reply.run.sampling, 2))
+    first = reply.run
+    reply.feed(TokenOutput(tuple(engine.tokenize("<think>", special=True)), "<think>"))
+    events = reply.feed(TokenOutput((7,), "a"))
+    assert reply.run is first
+    assert finished(events).finish_reason == "length"
 
 
 def test_what_is_cached_of_the_prompt_is_never_more_than_the_prompt() -> None:

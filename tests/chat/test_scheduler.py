@@ -218,11 +218,15 @@ def test_a_cancelled_answer_has_no_next_turn() -> None:
     assert not desk.scheduler.can_prefill_ahead
 
 
-def test_a_conversation_that_goes_on_is_not_computed_ahead_any_more() -> None:
-    desk = Desk(["first answer", "second"], {"max_runs": 2})
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_conversation_that_goes_on_is_not_computed_ahead_any_more(begun: bool) -> None:
+    answer = "first answer " * 9
+    desk = Desk([answer, "second"], {"max_runs": 2})
     asked_and_answered(desk, "one")
+    if begun:
+        desk.scheduler.prefill_ahead()
     assert desk.scheduler.can_prefill_ahead
-    history = [Message("user", "one"), Message("assistant", "first answer"), Message("user", "more")]
+    history = [Message("user", "one"), Message("assistant", answer), Message("user", "more")]
     desk.scheduler.add(Ticket(), [Reply(Request(history, think=False), desk.info)])
     desk.scheduler.admit()
     assert not desk.scheduler.can_prefill_ahead
@@ -240,6 +244,55 @@ def test_a_conversation_that_another_one_passes_by_is_still_computed_ahead() -> 
         desk.ask("something else altogether, of many words, so that little is shared", think=False)
         desk.scheduler.admit()
         assert desk.scheduler.can_prefill_ahead
+
+
+@pytest.mark.parametrize(("shared", "goes_on"), [(12, True), (11, False)])
+def test_a_prompt_goes_on_with_one_whose_last_eight_tokens_it_may_lack(shared: int, goes_on: bool) -> None:
+    desk = Desk(["x", "y"])
+    words = "abcdefghijklmnopqrst"  # without spaces between them, one token
+    earlier = Request([], prompt=".".join(words[:10]) + ".")
+    other = Request([], prompt=(".".join(words[:10]) + ".")[:shared] + ("?" * 30))
+    for request in (earlier, other):
+        reply = Reply(request, desk.info)
+        desk.scheduler.add(Ticket(), [reply])
+        desk.scheduler.admit()
+        assert len(reply.prompt) in (20, shared + 30)
+        if request is earlier:
+            desk.run()
+    assert desk.scheduler.can_prefill_ahead is not goes_on
+
+
+def test_a_next_turn_is_known_where_it_leaves_room_in_the_context() -> None:
+    length = len(prefix_of(Desk([]), "hi", "Hello there."))
+    for context, fits in ((length, False), (length + 1, True)):
+        desk = Desk([], {"context_length": context})
+        request, answer = Request([Message("user", "hi")], think=False), Message("assistant", "Hello there.")
+        pending = desk.scheduler.next_turn(request, answer, thinking=False)
+        assert (pending is not None) is fits
+    assert desk.scheduler.next_turn(Request([], prompt="x"), Message("assistant", "y"), thinking=False) is None
+
+
+def test_of_several_answers_to_a_prompt_the_first_may_go_on() -> None:
+    desk = Desk(["one answer", "another one"])
+    desk.ask(answers=2, think=False)
+    desk.run()
+    while desk.scheduler.can_prefill_ahead:
+        desk.scheduler.prefill_ahead()
+    computed = {run.prompt for run in desk.engine.runs if not run.max_tokens}
+    assert prefix_of(desk, "hi", "one answer") in computed
+    assert prefix_of(desk, "hi", "another one") not in computed
+
+
+def test_an_answer_that_is_cancelled_by_its_last_event_has_no_next_turn() -> None:
+    def cancel(ticket: Ticket, index: int, what: Event | LocalqwenError) -> None:
+        if isinstance(what, Finished):
+            scheduler.cancel(ticket)
+
+    desk = Desk(["an answer"])
+    scheduler: Scheduler[Ticket] = Scheduler(LoadedModel(desk.engine, desk.info), cancel)
+    desk.scheduler = scheduler
+    asked_and_answered(desk, "one")
+    assert not scheduler.can_prefill_ahead
 
 
 def test_a_conversation_whose_cache_others_took_is_left_alone() -> None:
@@ -261,7 +314,7 @@ def test_a_conversation_whose_cache_others_took_is_left_alone() -> None:
     [
         ([LONGEST_SLICE / 2 - 0.01] * 3, [8, 16, 32]),  # quick ones grow
         ([LONGEST_SLICE / 2] * 3, [8, 8, 8]),  # those in between stay
-        ([LONGEST_SLICE] * 3, [8, 8, 8]),
+        ([0.0, 0.0, LONGEST_SLICE, 0.1], [8, 16, 32, 32]),
         ([0.0, 0.0, LONGEST_SLICE + 0.01, 0.1], [8, 16, 32, 16]),  # slow ones shrink
         ([LONGEST_SLICE + 0.01] * 2, [8, 8]),  # but never below the smallest
     ],
@@ -286,7 +339,8 @@ def test_a_prefix_is_complete_when_its_last_id_is_computed() -> None:
     assert not pending.complete
     ahead.compute_slice(pending)
     assert pending.complete
-    assert ahead.pending(tuple(range(9))).computed == 9
+    assert ahead.pending(tuple(range(9))).complete
+    assert not ahead.pending(tuple(range(10))).complete
 
 
 def loaded(engine: ScriptedEngine) -> LoadedModel:
