@@ -19,7 +19,7 @@ class ChatModel(Protocol):
 
     @property
     def backend_description(self) -> str:
-        """What computes at the moment, in a few words; "" where that is not known."""
+        """Return what computes at the moment, in a few words; "" where that is not known."""
         ...
 
     def stream(self, request: Request) -> Generator[Event, None, None]:

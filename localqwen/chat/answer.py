@@ -42,17 +42,17 @@ class Answer:
 
     @property
     def empty(self) -> bool:
-        """Whether nothing came that a person could read."""
+        """Return whether nothing came that a person could read."""
         return not (self.thinking or self.content or self.tool_calls)
 
     @property
     def cut(self) -> bool:
-        """Whether the answer ended because its tokens or its context ran out."""
+        """Return whether the answer ended because its tokens or its context ran out."""
         return self.finished is not None and self.finished.finish_reason == "length"
 
     @property
     def end(self) -> Finished:
-        """The last event. Raises EngineError for an answer that never finished."""
+        """Return the last event. Raise EngineError for an answer that never finished."""
         if self.finished is None:
             raise EngineError("an answer stopped before its end", "run it again")
         return self.finished

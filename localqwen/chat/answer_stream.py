@@ -26,7 +26,7 @@ class AnswerStream(Generator[Event, None, None]):
         self._begun = self._over = False
 
     def __next__(self) -> Event:
-        """Return the next event. Raises EngineError where the model is closed, and what ended the answer early."""
+        """Return the next event. Raise EngineError where the model is closed, and what ended the answer early."""
         if self._over:
             raise StopIteration
         if not self._reading.acquire(blocking=False):
@@ -63,7 +63,7 @@ class AnswerStream(Generator[Event, None, None]):
         return next(self)
 
     def end_thinking(self) -> None:
-        """End the thinking of this answer. Raises EngineError where the model is closed."""
+        """End the thinking of this answer. Raise EngineError where the model is closed."""
         self._thread.call(lambda scheduler: scheduler.end_thinking(self._outlet.id))
 
     def throw(self, typ: Any, val: Any = None, tb: TracebackType | None = None, /) -> Event:

@@ -28,16 +28,17 @@ class Conversation:
 
     @property
     def last_question(self) -> int:
-        """Index of the last user message, -1 where there is none."""
+        """Return the index of the last user message, -1 where there is none."""
         return max((i for i, message in enumerate(self.messages) if message.role == "user"), default=-1)
 
     @property
     def unanswered(self) -> bool:
+        """Return whether the last message is a question without an answer."""
         return bool(self.messages) and self.messages[-1].role == "user"
 
 
 def apply(conversation: Conversation, record: Record) -> Conversation:
-    """The conversation after one record. Records of unknown types (a later minor version) change nothing."""
+    """Return the conversation after one record. Records of unknown types (a later minor version) change nothing."""
     match record.get("type"):
         case "message":
             return _with_message(conversation, Message.from_json(record["message"]))

@@ -96,18 +96,18 @@ class EngineThread:
             self._inbox.put(message)
 
     def call(self, work: Callable[[Scheduler[Outlet]], R]) -> R:
-        """Return what `work` returns, called in the engine's thread between two steps. Raises what it raises, and
+        """Return what `work` returns, called in the engine's thread between two steps. Raise what it raises, and
         EngineError where the model is closed."""
         future: Future[R] = Future()
         self._post(partial(self._carry_out, work, future))
         return future.result()
 
     def begin(self, outlet: Outlet) -> None:
-        """Let an answer wait for its turn. Raises EngineError where the model is closed."""
+        """Let an answer wait for its turn. Raise EngineError where the model is closed."""
         self._post(partial(self._begin, outlet))
 
     def take(self, outlet: Outlet) -> Sequence[Item]:
-        """Return the next batch of an answer; wait until there is one. Raises EngineError where the model is closed."""
+        """Return the next batch of an answer; wait until there is one. Raise EngineError where the model is closed."""
         if outlet.batches.empty():
             self._post(partial(self._want, outlet, outlet.taken))
         else:
@@ -127,7 +127,7 @@ class EngineThread:
 
     @property
     def alive(self) -> bool:
-        """Whether the thread runs, in this process."""
+        """Return whether the thread runs, in this process."""
         return self._thread.is_alive()
 
     def stop(self) -> None:

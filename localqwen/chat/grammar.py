@@ -43,10 +43,10 @@ class Grammars:
         self._building = threading.Lock()
 
     def constraint(self, request: Request, *, thinking: bool) -> Callable[[], TokenConstraint] | None:
-        """What makes a fresh constraint for each run of an answer; None where the text is free. `thinking` says whether
-        the text comes behind thinking.
+        """Return what makes a fresh constraint for each run of an answer; None where the text is free. `thinking` says
+        whether the text comes behind thinking.
 
-        Raises UsageError that says what of a schema cannot be followed.
+        Raise UsageError that says what of a schema cannot be followed.
         """
         source = _source(request, _LEAD if thinking else "")
         if source is None:
@@ -87,6 +87,7 @@ class TokenConstraint:
         self.problem: EngineError | None = None
 
     def allowed(self) -> NDArray[np.bool_]:
+        """Return which tokens may come next, of shape (vocabulary size,)."""
         import numpy as np
 
         if self.problem is None:
@@ -99,6 +100,7 @@ class TokenConstraint:
         return only
 
     def accept(self, token: int) -> None:
+        """Take the token that was drawn."""
         if self.problem is None:
             self._matcher.consume_token(token)
             self._check()

@@ -61,7 +61,7 @@ class LocalChatModel:
         self._last: weakref.ref[AnswerStream] | None = None
 
     def stream(self, request: Request) -> AnswerStream:
-        """Return the events of an answer. Raises EngineError where the model is closed; the first event raises what
+        """Return the events of an answer. Raise EngineError where the model is closed; the first event raises what
         stands against the request."""
         self._thread.check_open()
         stream = AnswerStream(self._thread, request, self)
@@ -69,7 +69,7 @@ class LocalChatModel:
         return stream
 
     def end_thinking(self) -> None:
-        """End the thinking of the latest answer. Raises EngineError where the model is closed."""
+        """End the thinking of the latest answer. Raise EngineError where the model is closed."""
         self._thread.check_open()
         stream = self._last() if self._last is not None else None
         if stream is not None:
@@ -77,11 +77,11 @@ class LocalChatModel:
 
     @property
     def backend_description(self) -> str:
-        """What computes at the moment, in a few words. Raises EngineError where the model is closed."""
+        """Return what computes at the moment, in a few words. Raise EngineError where the model is closed."""
         return self._thread.call(lambda scheduler: scheduler.engine.backend_description)
 
     def preset(self, request: Request) -> Mapping[str, float | int]:
-        """Return the sampling of the first phase of an answer, by name. Raises EngineError where the model is closed,
+        """Return the sampling of the first phase of an answer, by name. Raise EngineError where the model is closed,
         Unsupported where the model cannot think as the request says."""
         self._thread.check_open()
         thinking = resolve_thinking(request, self.thinking_mode, self.name)

@@ -267,7 +267,7 @@ class TokenLogprob:
 
     @property
     def text(self) -> str:
-        """The token's bytes as text."""
+        """Return the token's bytes as text."""
         return self.token.decode(errors="replace")
 
 
@@ -293,7 +293,7 @@ class Finished:
 
     @property
     def budget_forced(self) -> bool:
-        """Whether the thinking was ended because its budget was spent."""
+        """Return whether the thinking was ended because its budget was spent."""
         return self.thinking_end == "budget"
 
 

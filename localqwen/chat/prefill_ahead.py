@@ -27,7 +27,7 @@ def next_turn(request: Request, answer: Message, model: ModelInfo, *, thinking: 
     to where the next user text (or, after calls, the first tool result) begins.
 
     The template is asked, not imitated: two prompts that differ in that text alone agree exactly so far. Returns () for
-    a request without messages. Raises TemplateError.
+    a request without messages. Raise TemplateError.
     """
     if request.prompt is not None or not request.messages:
         return ()
@@ -46,7 +46,7 @@ class PendingPrefix:
 
     @property
     def complete(self) -> bool:
-        """Whether the engine has all of it."""
+        """Return whether the engine has all of it."""
         return self.computed >= len(self.ids)
 
 
@@ -64,7 +64,7 @@ class PrefillAhead:
         return PendingPrefix(ids, self._engine.cached_prefix(ids))
 
     def compute_slice(self, pending: PendingPrefix) -> None:
-        """Compute the next ids of the prefix. Raises EngineError."""
+        """Compute the next ids of the prefix. Raise EngineError."""
         began = self._clock()
         self._compute(pending.ids[: pending.computed + self._slice])
         pending.computed += self._slice

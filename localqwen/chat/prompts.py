@@ -14,7 +14,7 @@ def encode_request(
     request: Request, messages: Sequence[Message], model: ModelInfo, thinking: bool
 ) -> tuple[list[int], str]:
     """Return the token ids and the text of the prompt that these messages make with the tools and the thinking switch
-    of the request. Raises TemplateError."""
+    of the request. Raise TemplateError."""
     tools = [tool.to_json() for tool in request.tools] or None
     # A model that cannot switch never saw the variable; passing it would be a guess about its template.
     switch = thinking if model.thinking_mode == "switch" else None

@@ -55,7 +55,7 @@ class RunSpec:
     logprobs: int | None = None
 
     def start(self, engine: Engine) -> Run:
-        """Raises what `Engine.start` does."""
+        """Start the run. Raise what `Engine.start` does."""
         return engine.start(
             self.prompt,
             self.sampling,
@@ -71,7 +71,8 @@ _OPENING = f"{OPEN}\n"
 
 
 class Reply:
-    """Raises Unsupported, UsageError, TemplateError or ContextTooLong when made; nothing has been computed then."""
+    """One answer. Making it renders and tokenizes the prompt, and raises Unsupported, UsageError, TemplateError or
+    ContextTooLong; nothing has been computed then."""
 
     def __init__(self, request: Request, model: ModelInfo, *, clock: Callable[[], float] = time.perf_counter) -> None:
         if request.max_tokens is not None and request.max_tokens < 1:
@@ -146,7 +147,7 @@ class Reply:
         return samplings.sampling_for(self.request, self.model.presets, thinking=self.thinking, phase=phase)
 
     def begin(self, run: Run) -> list[Event]:
-        """Call once, when the engine has accepted the first run."""
+        """Return the first event. To be called once, when the engine has accepted the first run."""
         self._cached_tokens = min(run.cached_tokens, len(self.prompt))  # a run may begin with forced tokens
         self._stopwatch.start_run()
         warnings = samplings.warnings_for(run.sampling, thinking=self.thinking)
@@ -158,7 +159,7 @@ class Reply:
             self._cut = "user"
 
     def feed(self, piece: TokenOutput) -> list[Event]:
-        """Raises EngineError where the answer's grammar failed."""
+        """Return the events that a token brings. Raise EngineError where the answer's grammar failed."""
         if self.finished:
             return []
         if self._held is not None and self._held.problem is not None:

@@ -1,4 +1,4 @@
-"""Which sampling an answer gets: the makers' preset of its mode, then the user's overrides."""
+"""Which sampling an answer gets: the Qwen3 preset of its mode, then the user's overrides."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ GREEDY_WARNING = "greedy sampling while thinking can repeat without end (the mak
 
 @dataclass(frozen=True)
 class Presets:
-    """Of a model: one for each of its modes."""
+    """The sampling of a model where a request says nothing: one for each of its modes."""
 
     thinking: SamplingOverrides = THINKING
     not_thinking: SamplingOverrides = NOT_THINKING
 
     @classmethod
     def of(cls, own: Mapping[str, Mapping[str, float]]) -> Presets:
-        """With what an entry of models.toml says of `thinking` and `not_thinking` laid over. Raises ConfigError."""
+        """Return the defaults of Qwen3, with what an entry of models.toml says of `thinking` and `not_thinking` in
+        their place. Raise ConfigError for a sampling that is not understood."""
         try:
             return cls(
                 thinking=SamplingOverrides(**own.get("thinking", {})).over(THINKING),  # type: ignore[arg-type]  # top_k is checked by Sampling
@@ -35,10 +36,11 @@ class Presets:
             raise ConfigError(f"models.toml: the sampling {dict(own)} is not understood: {exc}", _HINT) from exc
 
     def of_mode(self, thinking: bool) -> SamplingOverrides:
+        """Return the sampling of an answer that thinks, or of one that does not."""
         return self.thinking if thinking else self.not_thinking
 
 
-#: What the makers advise for every Qwen3 that says nothing else.
+#: What the Qwen3 authors advise for every model that says nothing else.
 QWEN_DEFAULTS = Presets()
 _HINT = "write sampling = { thinking = { temperature = 0.6 }, not_thinking = { top_p = 0.8 } }"
 
@@ -46,14 +48,15 @@ _HINT = "write sampling = { thinking = { temperature = 0.6 }, not_thinking = { t
 def chosen(
     request: Request, presets: Presets, *, thinking: bool, phase: SamplingOverrides
 ) -> Mapping[str, float | int]:
-    """Preset < the request's sampling < its overrides for the phase; by name."""
+    """Return the sampling of a phase, by name: preset < the request's sampling < its overrides for the phase."""
     return phase.over(request.sampling).over(presets.of_mode(thinking)).set_values()
 
 
 def sampling_for(request: Request, presets: Presets, *, thinking: bool, phase: SamplingOverrides) -> Sampling:
-    """What is chosen, as the engines take it. Raises UsageError on a value out of range."""
+    """Return the sampling of a phase as the engines take it. Raise UsageError for a value out of range."""
     return Sampling(**chosen(request, presets, thinking=thinking, phase=phase))  # type: ignore[arg-type]  # the names and types are those of Overrides
 
 
 def warnings_for(sampling: Sampling, *, thinking: bool) -> tuple[str, ...]:
+    """Return what a user should know of this sampling."""
     return (GREEDY_WARNING,) if thinking and sampling.temperature == 0 else ()

@@ -75,22 +75,22 @@ class Scheduler(Generic[T]):
 
     @property
     def running(self) -> int:
-        """How many answers the engine computes."""
+        """Return how many answers the engine computes."""
         return len(self._live)
 
     @property
     def waiting(self) -> int:
-        """How many answers wait for a free run."""
+        """Return how many answers wait for a free run."""
         return len(self._waiting)
 
     @property
     def busy(self) -> bool:
-        """Whether any answer runs or waits."""
+        """Return whether any answer runs or waits."""
         return bool(self._live or self._waiting)
 
     @property
     def tickets(self) -> set[T]:
-        """The tickets with an answer that runs or waits."""
+        """Return the tickets with an answer that runs or waits."""
         return {answering.ticket for answering in (*self._waiting, *self._live.values())}
 
     def add(self, ticket: T, replies: Sequence[Reply]) -> None:
@@ -150,7 +150,7 @@ class Scheduler(Generic[T]):
         return run
 
     def step(self) -> None:
-        """Compute one step of the engine for all running answers. Raises EngineError where the engine failed."""
+        """Compute one step of the engine for all running answers. Raise EngineError where the engine failed."""
         outputs = self.engine.step()
         without = self._live.keys() - {run for run, _ in outputs} if self._progress else ()
         for run, output in outputs:
@@ -213,12 +213,12 @@ class Scheduler(Generic[T]):
 
     @property
     def can_prefill_ahead(self) -> bool:
-        """Whether an idle engine has a next turn to compute."""
+        """Return whether an idle engine has a next turn to compute."""
         return bool(self._ended or self._pending)
 
     def prefill_ahead(self) -> None:
         """Compute a slice of what the next turns begin with, the latest conversation first. It leaves no run behind and
-        takes no longer than a newcomer can wait. Does nothing while an answer runs. Raises EngineError."""
+        takes no longer than a newcomer can wait. Does nothing while an answer runs. Raise EngineError."""
         self._pending.extend(self._next_turns())
         if self._pending and self.compute_prefix(self._pending[-1]) and self._pending[-1].complete:
             self._pending.pop()
@@ -237,12 +237,12 @@ class Scheduler(Generic[T]):
 
     def next_turn(self, request: Request, answer: Message, *, thinking: bool) -> PendingPrefix | None:
         """Return what every turn after this answer begins with; None where nothing is known or it does not fit the
-        context. Raises TemplateError."""
+        context. Raise TemplateError."""
         ids = next_turn(request, answer, self.info, thinking=thinking)
         return self._ahead.pending(ids) if 0 < len(ids) < self.info.context_length else None
 
     def compute_prefix(self, pending: PendingPrefix) -> bool:
-        """Compute a slice of a prefix, unless an answer runs or waits: return whether none did. Raises EngineError."""
+        """Compute a slice of a prefix, unless an answer runs or waits: return whether none did. Raise EngineError."""
         if self.busy:
             return False
         if not pending.complete:
@@ -256,7 +256,7 @@ class Scheduler(Generic[T]):
 
 def events_of(loaded: LoadedModel, request: Request) -> Generator[Event, None, None]:
     """Yield the events of one answer, computed in the calling thread, which must be the engine's. Closing the generator
-    cancels the answer. Raises what stands against the request, and EngineError where the engine fails."""
+    cancels the answer. Raise what stands against the request, and EngineError where the engine fails."""
     ticket, came = Ticket(), deque[Event | LocalqwenError]()
     scheduler = Scheduler[Ticket](loaded, lambda _, __, what: came.append(what), progress=True, prefill_ahead=False)
     scheduler.add(ticket, [Reply(request, loaded.info)])

@@ -32,7 +32,8 @@ _PARTIAL_EVERY = 1.0
 
 
 def read(path: Path) -> Conversation:
-    """Raises SessionError on a file that is missing, of another kind or damaged before its last line.
+    """Return the conversation of a log. Raise SessionError for a file that is missing, of another kind or damaged
+    before its last line.
 
     An answer that was cut off by the end of the log becomes the last message: what came is kept.
     """
@@ -83,6 +84,7 @@ class Session:
 
     @classmethod
     def new(cls, model: str, folder: Path, *, system: str = "", clock: Callable[[], float] = time.monotonic) -> Session:
+        """Return a session without a message; its log is written with the first one."""
         now = datetime.now(UTC)
         path = folder / f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(3)}.jsonl"
         return cls(Conversation(model, now.isoformat(timespec="seconds"), system=system), path, clock=clock)
@@ -109,7 +111,7 @@ class Session:
         self.close()
 
     def close(self) -> None:
-        """What an interrupted answer left is written; the log is free for other chats."""
+        """Write what an interrupted answer left, and free the log for other chats."""
         self._write_pending()
         self._close_file()
 
@@ -119,13 +121,14 @@ class Session:
             self._file = None
 
     def add(self, message: Message, *, stopped: bool = False) -> None:
+        """Add a message; `stopped` says that the user ended the answer."""
         self.create_log()
         self._pending = _nothing()
         record: dict[str, Any] = {"type": "message", "message": message.to_json(), "time": _now()}
         self._record({**record, "stopped": True} if stopped else record)
 
     def partial(self, *, thinking: str = "", content: str = "") -> None:
-        """A piece of the answer that streams, so that a killed chat keeps it; written about once per second."""
+        """Add a part of the answer that streams, so that a killed chat keeps it; written about once per second."""
         if not any(self._pending.values()):
             self._pending_since = self._clock()
         self._pending["thinking"] += thinking
@@ -140,7 +143,7 @@ class Session:
             self._record(record)
 
     def undo(self) -> str | None:
-        """Take back the last question and its answer. Gives the question, None where there is none."""
+        """Take back the last question and its answer. Return the question, None where there is none."""
         question = self.conversation.last_question
         if question < 0:
             return None
@@ -150,7 +153,7 @@ class Session:
         return text
 
     def retry(self) -> tuple[Message, ...] | None:
-        """Take back the last answer. Gives its messages, None where nothing was asked yet."""
+        """Take back the last answer. Return its messages, None where nothing was asked yet."""
         question = self.conversation.last_question
         if question < 0:
             return None
@@ -160,20 +163,24 @@ class Session:
         return dropped
 
     def clear(self) -> None:
+        """Forget every message."""
         self._record({"type": "clear"})
 
     def set_system(self, text: str) -> None:
+        """Change the system prompt."""
         self._record({"type": "system", "text": text})
 
     def set_settings(self, values: Mapping[str, Any]) -> None:
-        """`values` are merged over the earlier ones; None stands for "as by default"."""
+        """Change settings: `values` are merged over the earlier ones; None stands for "as by default"."""
         if values:
             self._record({"type": "settings", "values": dict(values)})
 
     def set_model(self, model: str) -> None:
+        """Go on with another model."""
         self._record({"type": "model", "model": model})
 
     def set_name(self, name: str) -> None:
+        """Give the conversation a name."""
         self._record({"type": "name", "name": name})
 
     def _record(self, record: Record) -> None:
@@ -182,7 +189,7 @@ class Session:
         self._append(record)
 
     def create_log(self) -> None:
-        """The file with its header and what was set so far; nothing where it exists already."""
+        """Write a file with a header and what was set so far, unless there is one already."""
         if self._file is not None or self.failure:
             return
         try:
@@ -239,6 +246,7 @@ def _drop_torn_line(file: int) -> None:
 
 
 def private_folder(folder: Path) -> None:
+    """Make a folder that its owner alone can read. Raise SessionError where that is not possible."""
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         folder.chmod(0o700)

@@ -8,7 +8,7 @@ from localqwen.chat.toolcalls import partial_tag
 
 
 class StopStrings:
-    """Feed it the answer's text; `hit` is the stop string that came. The stop string itself is not shown."""
+    """Cuts the text of an answer before the first stop string. `hit` is the stop string that came."""
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = [stop for stop in stops if stop]
@@ -16,7 +16,7 @@ class StopStrings:
         self.hit: str | None = None
 
     def feed(self, text: str) -> str:
-        """What may be shown now."""
+        """Take more text. Return what may be shown now."""
         if not self._stops:
             return text
         text = self._held + text
@@ -30,5 +30,6 @@ class StopStrings:
         return shown
 
     def finish(self) -> str:
+        """Return what was held back, when no more text comes."""
         rest, self._held = self._held, ""
         return rest

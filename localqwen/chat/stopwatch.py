@@ -8,7 +8,8 @@ from localqwen.chat.messages import Timing
 
 
 class Stopwatch:
-    """Times of one answer. Decoding is measured between tokens of one run, so that restarts do not count as tokens."""
+    """Measures the times of one answer. Decoding is measured between tokens of one run: restarts do not count as
+    tokens."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -22,9 +23,11 @@ class Stopwatch:
         self._decoded = 0
 
     def start_run(self) -> None:
+        """Note that a run starts."""
         self._run_begin, self._last = self._clock(), None
 
     def piece(self) -> None:
+        """Note that a token has come."""
         now = self._clock()
         if self._first is None:
             self._first, self._prefill = now, now - self._run_begin
@@ -34,10 +37,12 @@ class Stopwatch:
         self._last = now
 
     def answer(self) -> None:
+        """Note that a part of the answer, not of its thinking, is shown."""
         if self._first_answer is None:
             self._first_answer = self._clock()
 
     def timing(self, load_ms: float | None, computed_tokens: int) -> Timing:
+        """Return the times of the answer, which ends now. `computed_tokens` are those of its prompt."""
         return Timing(
             load_ms=load_ms,
             first_token_ms=None if self._first is None else (self._first - self._begin) * 1000,

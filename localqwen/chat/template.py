@@ -26,7 +26,7 @@ _NONCHARACTERS = [chr(code) for code in range(0xFDD0, 0xFDF0)]
 
 
 class ChatTemplate:
-    """A chat template in jinja2, with the tokens that it may name (`eos_token`, …). Raises TemplateError."""
+    """A chat template in jinja2, with the tokens that it may name (`eos_token`, …). Raise TemplateError."""
 
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
         import jinja2
@@ -46,7 +46,8 @@ class ChatTemplate:
         enable_thinking: bool | None = None,
         add_generation_prompt: bool = True,
     ) -> str:
-        """The prompt as text. `messages` and `tools` have OpenAI's shape; `enable_thinking` None is not passed on."""
+        """Return the prompt as text. `messages` and `tools` have OpenAI's shape; `enable_thinking` None is not passed
+        on."""
         import jinja2
 
         switch = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
@@ -100,7 +101,7 @@ def encode_chat(
     tools: Sequence[Mapping[str, Any]] | None = None,
     enable_thinking: bool | None = None,
 ) -> tuple[list[int], str]:
-    """Token ids of the prompt, and its text.
+    """Return the token ids of the prompt, and its text.
 
     A control token is one only where the template wrote it. Those in the data are marked before rendering, and between
     the template's own control tokens everything is encoded as plain text, so that the ids are those of an ordinary

@@ -25,7 +25,7 @@ _SOFT_SWITCH = re.compile(r"(?<!\S)/(no_)?think(?!\S)")
 
 
 def soft_switch(messages: Sequence[Message]) -> bool | None:
-    """What the last `/think` or `/no_think` in a system or user message asks for; None without one."""
+    """Return what the last `/think` or `/no_think` in a system or user message asks for; None without one."""
     for message in reversed(messages):
         if message.role in ("system", "user"):
             found = _SOFT_SWITCH.findall(message.content)
@@ -35,9 +35,10 @@ def soft_switch(messages: Sequence[Message]) -> bool | None:
 
 
 def resolve_thinking(request: Request, mode: ThinkingMode, model: str) -> bool:
-    """Whether this answer thinks. The hard switch wins, then a budget of 0, then the last soft switch, then the mode.
+    """Return whether this answer thinks. The hard switch wins, then a budget of 0, then the last soft switch, then the
+    mode.
 
-    Raises Unsupported where the model cannot do what was asked.
+    Raise Unsupported where the model cannot do what was asked.
     """
     if request.budget is not None and request.budget < 0:
         raise UsageError(f"the thinking budget is {request.budget}", "a budget is 0 (thinking off) or more tokens")
@@ -64,15 +65,16 @@ def _that_switch() -> str:
 
 
 def prompt_start(prompt: str, thinking: bool) -> Start:
-    """The parser's first state: the prompt ends inside an open block, thinking is off, or the model may open one."""
+    """Return the parser's first state: the prompt ends inside an open block, thinking is off, or the model may open
+    one."""
     if prompt.rstrip().endswith(OPEN):
         return "open"
     return "auto" if thinking else "off"
 
 
 class ThinkingParser:
-    """Feed it the text of an answer; it gives thinking, text and tool calls, without tags and without the line breaks
-    that only separate them. `finish()` gives what was held back at the end. With `calls` False they stay text."""
+    """Turns the text of an answer into thinking, text and tool calls, without tags and without the line breaks that
+    only separate them. With `calls` False calls stay text."""
 
     def __init__(self, start: Start = "auto", *, calls: bool = True) -> None:
         self._phase: Literal["before", "thinking", "answer"] = "answer" if start == "off" else "before"
@@ -85,14 +87,16 @@ class ThinkingParser:
 
     @property
     def thinking(self) -> bool:
-        """Whether the text that comes next belongs to the thinking, as far as can be told."""
+        """Return whether the text that comes next belongs to the thinking, as far as can be told."""
         return self._phase == "thinking" or (self._phase == "before" and self._open)
 
     @property
     def answering(self) -> bool:
+        """Return whether the thinking is over, or there is none."""
         return self._phase == "answer"
 
     def feed(self, text: str) -> list[Output]:
+        """Take more text. Return what is clear by now."""
         if self._phase == "answer":
             return self._answer.feed(text)
         self._buffer += text
@@ -104,7 +108,8 @@ class ThinkingParser:
         return output
 
     def finish(self) -> list[Output]:
-        """End of the output. Unfinished thinking stays thinking, but for a tool call in it that nothing closed."""
+        """Return what was held back, at the end of the output. Unfinished thinking stays thinking, but for a tool call
+        in it that nothing closed."""
         rest, self._buffer = self._buffer, ""
         if self.thinking:
             output, left = self._thought.finish(rest)
@@ -139,16 +144,18 @@ class ThinkingParser:
 
 
 class PlainParser:
-    """In the place of ThinkingParser for text that is continued as it stands: all of it is text."""
+    """Takes the place of ThinkingParser for text that is continued as it stands: all of it is text."""
 
     thinking = False
     answering = True
     closed = False
 
     def feed(self, text: str) -> list[Output]:
+        """Return the text."""
         return [Text(text)] if text else []
 
     def finish(self) -> list[Output]:
+        """Return nothing: no text is held back."""
         return []
 
 
@@ -240,6 +247,8 @@ class _AnswerText:
 
 @dataclass(frozen=True)
 class ParsedOutput:
+    """A whole answer, parsed."""
+
     thinking: str
     content: str
     tool_calls: tuple[ToolCall, ...]

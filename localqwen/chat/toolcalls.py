@@ -20,6 +20,8 @@ _JSON = frozenset('{}[]:,"+-.0123456789eEtrufalsn' + BLANK)
 
 @dataclass(frozen=True)
 class Plain:
+    """Text that is no call."""
+
     text: str
 
 
@@ -35,7 +37,7 @@ Item = Plain | Found
 
 
 def partial_tag(text: str, tag: str) -> int:
-    """Length of the longest end of `text` that `tag` could begin with (shorter than the whole tag)."""
+    """Return the length of the longest end of `text` that `tag` could begin with (shorter than the whole tag)."""
     for length in range(min(len(text), len(tag) - 1), 0, -1):
         if tag.startswith(text[-length:]):
             return length
@@ -43,7 +45,7 @@ def partial_tag(text: str, tag: str) -> int:
 
 
 def read_call(source: str) -> ToolCall | None:
-    """The call in a JSON object, or None. Arguments may be an object, a string that holds one, or left out."""
+    """Return the call in a JSON object, or None. Arguments may be an object, a string that holds one, or left out."""
     try:
         data = json.loads(source, strict=False)  # models write raw line breaks into strings
         arguments = data.get("arguments")
@@ -59,13 +61,14 @@ def read_call(source: str) -> ToolCall | None:
 
 
 class ToolCallScanner:
-    """Feed it text, get plain text and calls in order. `release()` gives back what is still undecided."""
+    """Finds tool calls in text: gives plain text and calls in their order."""
 
     def __init__(self) -> None:
         self._buffer = ""
         self._json: _JsonObject | None = None  # set once the buffer begins with OPEN
 
     def feed(self, text: str) -> list[Item]:
+        """Take more text. Return the text and calls that are clear by now."""
         self._buffer += text
         items: list[Item] = []
         while (item := self._next()) is not None:
@@ -73,7 +76,8 @@ class ToolCallScanner:
         return items
 
     def finish(self) -> list[Item]:
-        """The text is over: a call whose JSON is whole counts without its closing tag, all else is text."""
+        """Return what is undecided, at the end of the text: a call whose JSON is whole counts without its closing tag,
+        all else is text."""
         items: list[Item] = []
         while self._buffer:
             if self._json is not None and self._json.end is not None and self._closing_tag_may_follow():
@@ -84,6 +88,7 @@ class ToolCallScanner:
         return items
 
     def release(self) -> str:
+        """Return the text that is still undecided, and forget it."""
         text, self._buffer, self._json = self._buffer, "", None
         return text
 
@@ -173,13 +178,16 @@ class _JsonObject:
 
 
 class NoCalls:
-    """In the place of ToolCallScanner where calls are not looked for: all of it is text."""
+    """Takes the place of ToolCallScanner where calls are not looked for: all of it is text."""
 
     def feed(self, text: str) -> list[Item]:
+        """Return the text."""
         return [Plain(text)] if text else []
 
     def release(self) -> str:
+        """Return nothing: no text is undecided."""
         return ""
 
     def finish(self) -> list[Item]:
+        """Return nothing: no text is undecided."""
         return []

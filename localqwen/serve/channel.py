@@ -74,7 +74,7 @@ class Channel:
 
     @property
     def open_boxes(self) -> int:
-        """How many requests have a mailbox."""
+        """Return how many requests have a mailbox."""
         return len(self._boxes)
 
     def post(self, batch: Sequence[tuple[Job, JobEvent]]) -> None:

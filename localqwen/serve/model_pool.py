@@ -28,7 +28,7 @@ class PooledModel:
 
     @property
     def idle(self) -> bool:
-        """Whether nothing is computed, tokenized or waiting."""
+        """Return whether nothing is computed, tokenized or waiting."""
         return not (self.scheduler.busy or self.tokenizing)
 
 
@@ -73,7 +73,7 @@ class ModelPool:
 
     @property
     def idle(self) -> bool:
-        """Whether no model works."""
+        """Return whether no model works."""
         return all(model.idle for model in self)
 
     def get(self, name: str) -> PooledModel:
