@@ -7,6 +7,7 @@ from checkpoints import Shape, config, make_checkpoint, write_json
 
 import convert
 from localqwen.bench import targets
+from localqwen.engines import selection
 from localqwen.models import metadata
 
 MIXTURE = Shape(layers=2, experts=8, experts_used=2, tied=False)
@@ -23,7 +24,7 @@ def test_the_bytes_that_a_token_of_a_mixture_reads(form: str, engine: str, quant
         convert.convert_to_mlx(source, path, bits=4 if form == "4bit" else None)
     else:
         convert.convert(source, path, quant="q8_0", threads=1)
-    subject = targets.describe(str(path), engine)
+    subject = targets.describe(selection.resolve(path, engine), label="m")
     count = metadata.of(path).count
     assert (subject.parameters, subject.quant) == (count.parameters, quant)
     assert count.active_parameters < count.parameters / 2
@@ -35,7 +36,7 @@ def test_the_bytes_that_a_token_of_a_mixture_reads(form: str, engine: str, quant
 def test_a_folder_may_leave_the_length_of_its_heads_open(change: dict[str, None], tmp_path: Path) -> None:
     shape = Shape(layers=1, kv_heads=4)
     folder = make_checkpoint(tmp_path / "m", shape)
-    before = targets.describe(str(folder), "mlx")
+    before = targets.describe(selection.resolve(folder, "mlx"), label="m")
     write_json(folder / "config.json", config(shape) | change)
-    assert targets.describe(str(folder), "mlx") == before
+    assert targets.describe(selection.resolve(folder, "mlx"), label="m") == before
     assert before.active_bytes == before.bytes == (folder / "model.safetensors").stat().st_size
