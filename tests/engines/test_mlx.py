@@ -98,7 +98,7 @@ def test_a_folder_quantised_for_mlx_is_opened_by_name_of_its_path_alone(
     prompt = chat(engine, "What is 3 + 4?")
     assert answer(opened, prompt, max_tokens=100) == answer(engine, prompt, max_tokens=100)
     opened.close()
-    with pytest.raises(UsageError, match="quantised for MLX"):
+    with pytest.raises(UsageError, match="quantized for MLX"):
         engines.open(folder, engine="gguf")
 
 
