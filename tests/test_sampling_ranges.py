@@ -49,7 +49,7 @@ def by_sampling(name: str, value: Any) -> Any:
 
 def by_request(name: str, value: Any) -> Any:
     """The Python API, models.toml and everything that goes through a Request."""
-    request = Request([], sampling=Overrides(**{name: value}))
+    request = Request([], prompt="x", sampling=Overrides(**{name: value}))
     return getattr(sampling_for(request, Presets(), thinking=False, phase=Overrides()), name)
 
 
