@@ -178,7 +178,7 @@ class Runner(Recording):
             raise NotEnoughMemory(
                 f"{header.path.name} needs about {needed / 1e9:.2f} GB for these tests, it is held to "
                 f"{allowed / 1e9:.2f} GB",
-                "use a smaller model or quantisation, or measure it all the same with --force",
+                "use a smaller model or quantization, or measure it all the same with --force",
             )
 
     def _fit_together(self) -> bool:

@@ -119,12 +119,12 @@ class Worker:
         if self._group is not None and self._group.out_of_memory:
             return errors.NotEnoughMemory(
                 f"{self.target.label} takes more memory than it is held to: {self.target.limits.text}",
-                "use a smaller model, quantisation or context, or leave out --hold",
+                "use a smaller model, quantization or context, or leave out --hold",
             )
         if posix.was_killed(code):
             return errors.NotEnoughMemory(
                 f"the system ended the process of {self.target.label}: most often it takes more memory than there is",
-                "use a smaller model, quantisation or context",
+                "use a smaller model, quantization or context",
             )
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         return EngineError(f"the process of {self.target.label} ended with {how}", "localqwen doctor")

@@ -37,7 +37,7 @@ from localqwen.machine.limits import hold
 Answer = Mapping[str, Any]
 _NO_MEMORY = "the process may not take more memory: the model does not fit the limit that it is held to"
 _LOOK_EVERY = 1.0  # seconds
-_LESS = "use a smaller model, quantisation or context, or leave out --hold"
+_LESS = "use a smaller model, quantization or context, or leave out --hold"
 
 
 def serve(requests: TextIO, answers: Callable[[Answer], None]) -> None:

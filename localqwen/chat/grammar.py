@@ -112,7 +112,7 @@ class TokenConstraint:
 
 class _Vocabulary:
     """What llguidance asks of a tokenizer. Where a grammar leaves one text only, it allows the tokens in which the
-    model itself would write that text: so it must tokenise as the model does."""
+    model itself would write that text: so it must tokenize as the model does."""
 
     def __init__(self, tokenize: Callable[[str], list[int]], tokens: Sequence[bytes], stops: Sequence[int]) -> None:
         self.tokens = list(tokens)
@@ -123,7 +123,7 @@ class _Vocabulary:
 
     def __call__(self, text: str) -> list[int]:
         if not isinstance(text, str):
-            raise TypeError("text is tokenised as str")  # llguidance finds out by trying
+            raise TypeError("text is tokenized as str")  # llguidance finds out by trying
         return self._tokenize(text)
 
 

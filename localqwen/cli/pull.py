@@ -46,7 +46,8 @@ def command(
 
 
 def _resolved(name: str, engine: str | None, quant: str | None) -> Reference:
-    """Return what a name means: without a quantization the files of the engine that this machine would run."""
+    """Return the reference of a name. Without a quantization it means the files of the engine that runs on this
+    machine."""
     from localqwen.engines import selection
     from localqwen.models import names, pull, resolve
 

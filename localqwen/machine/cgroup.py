@@ -86,7 +86,7 @@ class Group:
 
     @property
     def out_of_memory(self) -> bool:
-        """Whether the kernel has killed a process of this group for want of memory."""
+        """Whether the kernel has killed a process of this group because memory ran out."""
         words = _words(self.path / "memory.events")  # a name and a number per line
         return "oom_kill" in words and words[words.index("oom_kill") + 1] != "0"
 

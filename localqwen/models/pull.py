@@ -140,7 +140,7 @@ def _chosen(wanted: Repository, ggufs: list[RemoteFile]) -> tuple[RemoteFile, ..
     if not wanted.quant and len(by_quant) == 1:
         return tuple(ggufs)
     listed = ", ".join(sorted(quant.lower() for quant in by_quant if quant))
-    said = f"no {wanted.quant}" if wanted.quant else "several quantisations"
+    said = f"no {wanted.quant}" if wanted.quant else "several quantizations"
     raise ModelNotFound(
         f"{wanted.repo} has {said}", f"it has {listed}: localqwen pull {Repository(wanted.source, wanted.repo).text}:…"
     )

@@ -95,7 +95,7 @@ class Fields:
         return value
 
     def sampling(self, of: str, name: str | None = None) -> Any:
-        """Read the field of `Sampling` called `of`; `name` is what this API calls it. None where it is missing."""
+        """Return the value of the field `of` of `Sampling`, None if it is missing; `name` is what this API calls it."""
         name, bounds = name or of, SAMPLING_RANGES[of]
         value = self._whole(name) if bounds.whole else self._number(name)
         if value is not None and value not in bounds:
@@ -164,8 +164,8 @@ def too_deep(value: Any) -> bool:
 
 def _within(value: Any) -> Iterator[Any]:
     """Return the lists and objects in a list or object."""
-    held = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
-    return (inner for inner in held if isinstance(inner, Mapping | list))
+    inner_values = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+    return (inner for inner in inner_values if isinstance(inner, Mapping | list))
 
 
 def kind(value: Any) -> str:

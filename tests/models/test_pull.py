@@ -473,7 +473,7 @@ def test_files_for_mlx_are_a_folder(machine: Machine) -> None:
 
 
 def test_a_repository_for_mlx_is_taken_as_it_is(machine: Machine) -> None:
-    """Its weights are quantised already: nothing is converted, and the folder is what MLX opens."""
+    """Its weights are quantized already: nothing is converted, and the folder is what MLX opens."""
     (result,) = json.loads(machine.good("pull", "hf:Qwen/Qwen3-4B-MLX-4bit", "--engine", "mlx", "--json"))
     assert (result["converted"], result["quant"]) == (False, "")
     assert {path.name for path in Path(result["path"]).iterdir()} >= {"config.json", "model.safetensors"}
@@ -536,7 +536,7 @@ def test_without_modelscopes_client_the_hint_says_how_to_get_it(machine: Machine
 
 
 def test_convert_pulls_the_official_weights_first(machine: Machine, tmp_path: Path) -> None:
-    """By name or repository, after a yes; of a repository with GGUF files the chosen one is requantised."""
+    """By name or repository, after a yes; of a repository with GGUF files the chosen one is requantized."""
     out = tmp_path / "a.gguf"
     message, hint = machine.fails("convert", "qwen3:0.6b", "--quant", "q5_k_m", "--out", str(out))
     assert "Qwen/Qwen3-0.6B are not on this machine" in message
