@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from localqwen import engines
-from localqwen.chat.load_options import LoadOptions as LoadOptions
+from localqwen.chat.load_options import LoadOptions
 from localqwen.chat.local import QUEUE, LocalChatModel
 from localqwen.chat.model_info import LoadedModel, ModelInfo, info_of
 from localqwen.chat.sampling import Presets
 from localqwen.engines import selection
 from localqwen.engines.engine import Engine
 from localqwen.models.resolve import ResolvedModel
+
+__all__ = ["LoadOptions", "chat_model", "info_for", "load", "open_engine", "open_model"]
 
 
 def open_engine(model: ResolvedModel, options: LoadOptions) -> Engine:

@@ -56,7 +56,7 @@ def home(used: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "home"
     shutil.copytree(FIXTURES / "home", folder, symlinks=True)
     (folder / "models.toml").unlink()
-    for file in (used / "cache" / "converted").glob("demo-*"):
+    for file in (used / "cache" / "converted").glob("demo-*-Q8_0.gguf*"):
         shutil.copy2(file, folder / "cache" / "converted")
     shutil.copy(used / "cache" / "probe.json", folder / "cache")
     (link,) = (folder / "modelscope").rglob("small-q8_0.gguf")
