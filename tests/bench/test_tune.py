@@ -78,7 +78,7 @@ def test_what_is_kept_is_shown_and_not_for_fewer_cores(
         assert main(["tune", "demo", "--show"]) in (0, None)
         assert capsys.readouterr().out == (
             "kept: 3 threads for answers, 4 for prompts, weight repacking on, 256 tokens per pass; "
-            "rounded more coarsely, as you asked: flash attention and keys and values in q8_0\n"
+            "approximate, as requested: flash attention and keys and values in q8_0\n"
         )
         assert settings.tuned(path, Settings(1, kv_type="q4_0")).kv_type == "q4_0"  # the user's own wish
         monkeypatch.setattr(machine, "usable_cores", lambda: 77)
