@@ -20,4 +20,4 @@ def peak() -> int | None:
                 return int(line.split()[1]) * 1024
     except OSError:
         pass
-    return posix.peak_resident_memory()
+    return posix.peak_memory()

@@ -127,7 +127,7 @@ def allow_open_files(count: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
 
 
-def peak_resident_memory() -> int | None:
+def peak_memory() -> int | None:
     """Return the peak of resident memory of this process in bytes, None if the system does not report it."""
     if sys.platform == "win32":
         return None

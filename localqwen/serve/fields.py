@@ -22,7 +22,7 @@ _KINDS |= {float: "a number", type(None): "null"}
 
 
 class Fields:
-    """One JSON object of a request. `path` says where it stands, as in `messages[0]`. Every reader returns None if the
+    """One JSON object of a request. `path` says where it is, as in `messages[0]`. Every reader returns None if the
     field is missing or null, and raises BadField if it has the wrong type."""
 
     def __init__(self, data: Any, path: str = "") -> None:
@@ -84,7 +84,7 @@ class Fields:
         value = self._number(name)
         if value is None:
             return None
-        if not low <= value <= high:  # also what is not a number (NaN)
+        if not low <= value <= high:  # NaN is outside too
             raise self.wrong(name, f"is {value}, it must be between {low:g} and {high:g}")
         return float(value)
 

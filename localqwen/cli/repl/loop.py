@@ -39,7 +39,7 @@ class Repl:
     prefill_ahead: bool = True
     last: Answer | None = None
     exit_code: int = 0
-    _said: LocalqwenError | None = field(default=None, init=False)
+    _shown_failure: LocalqwenError | None = field(default=None, init=False)
 
     def run(self) -> int:
         """Read lines until the user leaves, and return the exit code: from a pipe, that of the last line that
@@ -103,9 +103,9 @@ class Repl:
 
     def _say_if_not_logged(self) -> None:
         failure = self.session.failure
-        if failure and failure is not self._said:
+        if failure and failure is not self._shown_failure:
             self.printer.aside.line(f"warning: this conversation is not logged: {failure.message}")
-        self._said = failure
+        self._shown_failure = failure
 
     def ask(self, text: str) -> None:
         """Answer a question. A question that fails leaves no trace in the history."""

@@ -60,8 +60,8 @@ class LoadingFirst(Answering):
             await send_error(error, scope["path"], send)
             return
         if ollama_chat.is_load(job.parsed):
-            said = ollama_chat.loaded(job.parsed, ResponseMeta(job.id, job.model, time.time()))
-            await JSONResponse(said)(scope, receive, send)
+            body = ollama_chat.loaded(job.parsed, ResponseMeta(job.id, job.model, time.time()))
+            await JSONResponse(body)(scope, receive, send)
         else:
             await super()._answer(job, scope, receive, send)
 

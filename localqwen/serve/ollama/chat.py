@@ -1,6 +1,6 @@
 """Ollama's `/api/chat`, and the responses of `/api/generate`. Pure functions, no I/O; see `localqwen.serve.api`.
 
-`asked.extra` has "api" (chat or generate), "name" (the model's name as the client wrote it), "num_ctx", and "load_ms":
+`parsed.extra` has "api" (chat or generate), "name" (the model's name as the client wrote it), "num_ctx", and "load_ms":
 the milliseconds that the request waited for its model.
 """
 
