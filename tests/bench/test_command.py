@@ -315,7 +315,7 @@ def test_a_server_that_counts_nothing_is_counted_by_chunks_and_that_is_told(benc
     Server.usage = None
     code, out, err = bench("--url", server, "far", "--workload", "tool-loop", "--repeats", "1")
     assert code == 0, err
-    assert "chunks were counted in their place" in out
+    assert "chunks were counted instead" in out
     assert "measured over the network from" in out.splitlines()[0]
     call, result = Server.asked[-1]["messages"][-2:]
     assert json.loads(call["tool_calls"][0]["function"]["arguments"]) == {"topic": "part 5"}

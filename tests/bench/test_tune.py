@@ -92,7 +92,7 @@ def test_mlx_has_nothing_to_tune(capsys: pytest.CaptureFixture[str], tmp_path: P
     folder = tmp_path / "demo-mlx"
     assert main(["convert", "demo", "--to", "mlx", "--bits", "4", "--out", str(folder)]) in (0, None)
     assert main(["tune", str(folder)]) == 1
-    assert "runs on MLX here, which has none of these settings" in capsys.readouterr().err
+    assert "runs on MLX on this machine, which has none of these settings" in capsys.readouterr().err
 
 
 def test_a_real_measurement_gives_settings_that_the_engine_then_uses(capsys: pytest.CaptureFixture[str]) -> None:
