@@ -130,7 +130,7 @@ def test_a_pull_says_what_it_does_proves_the_file_and_a_second_one_transfers_not
     code, out, aside = machine.run("pull", "qwen3:4b", "--json", HF_TOKEN="hf_secret")
     assert code == 0, aside
     size = len(data(machine.hub))
-    assert "loading 2.0 MB in 1 file from 127.0.0.1" in aside.splitlines()[0]
+    assert "downloading 2.0 MB in 1 file from 127.0.0.1" in aside.splitlines()[0]
     assert str(machine.cache) in aside.splitlines()[0]
     (result,) = json.loads(out)
     assert (result["name"], result["quant"], result["transferred_bytes"]) == ("qwen3:4b", "Q4_K_M", size)
