@@ -177,7 +177,7 @@ def test_ctrl_c_at_the_prompt(chats: list[Chat], tmp_path: Path) -> None:
     chat.type("/cle")
     chat.wait_for("/cle")
     chat.type("\x03")
-    chat.wait_for(">>>")
+    chat.wait_for("/cle[^\n]*\n[^>]*>>>")  # the next prompt: the line that was taken back is drawn again with its own
     chat.type("\x03")
     chat.wait_for("press Ctrl-C again or type /bye to leave\r\n")
     chat.wait_for(">>>")

@@ -32,7 +32,7 @@ def ask(
     server: Running, data: bytes | dict[str, Any] | None, path: str = CHAT, headers: Mapping[str, str] | None = None
 ) -> tuple[int, Any, http.client.HTTPMessage]:
     """Status, body and headers of one request; a GET where there is no data."""
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
     sent = json.dumps(data).encode() if isinstance(data, dict) else data
     connection.request("GET" if sent is None else "POST", path, sent, dict(headers or {}))
     answer = connection.getresponse()

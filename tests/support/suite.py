@@ -10,11 +10,13 @@ import pytest
 from programs import PROGRAMS, SOURCE_TREE
 
 TESTS = Path(__file__).parents[1]
-#: These open real engines, start programs or convert whole models: more than a second or two each.
+#: These open real engines, start programs or convert whole models: some seconds of processor time each.
 LONG = (
     "bench/test_command.py",
     "bench/test_quality.py",
     "bench/test_tune.py",
+    "chat/test_local.py",
+    "cli/test_loading.py",
     "cli/test_terminal.py",
     "convert/test_activations.py",
     "convert/test_bad_input.py",
@@ -22,6 +24,7 @@ LONG = (
     "convert/test_forecast.py",
     "convert/test_fuzz.py",
     "convert/test_gguf.py",
+    "convert/test_gguf_source.py",
     "convert/test_mlx.py",
     "convert/test_options.py",
     "convert/test_quantized.py",
@@ -31,13 +34,17 @@ LONG = (
     "engines/test_mlx.py",
     "engines/test_selection.py",
     "engines/test_yarn.py",
+    "guards/test_earlier_files.py",
+    "machine/test_posix.py",
     "models/test_pull.py",
     "serve/test_bad_input.py",
     "serve/test_clients.py",
     "serve/test_ollama_client.py",
     "serve/test_openapi.py",
     "serve/test_qwen_agent.py",
+    "serve/test_shapes.py",
     "test_packaging.py",
+    "tools/test_suite.py",
 )
 
 
