@@ -26,7 +26,7 @@ _FRESH = httpx2.Limits(max_keepalive_connections=0)
 class RemoteModel:
     """A model on a server. Each call of `stream` is one request; several threads may call at the same time.
 
-    Raises EngineUnavailable if no server answers, ModelNotFound if the server does not have the model.
+    Raise EngineUnavailable if no server answers, ModelNotFound if the server does not have the model.
     """
 
     engine_name = "server"

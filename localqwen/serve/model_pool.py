@@ -96,7 +96,7 @@ class ModelPool:
                 self.unload(idle[0])
 
     def touch(self, model: PooledModel) -> None:
-        """Let the idle time of a model that works begin anew."""
+        """Start the idle time of a model again if it works."""
         if not model.idle:
             model.until = self._clock() + model.keep_alive
 
