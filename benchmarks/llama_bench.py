@@ -45,8 +45,8 @@ def theirs(arguments: argparse.Namespace, test: Test) -> float:
 
 def speed(command: list[str]) -> float:
     """Return the mean tokens per second of one test. Both programs get the same settings of OpenMP."""
-    told = subprocess.run(command, capture_output=True, text=True, check=True, env={**OPENMP_DEFAULTS, **os.environ})
-    (test,) = json.loads(told.stdout)
+    ran = subprocess.run(command, capture_output=True, text=True, check=True, env={**OPENMP_DEFAULTS, **os.environ})
+    (test,) = json.loads(ran.stdout)
     return float(test["avg_ts"])
 
 

@@ -35,8 +35,8 @@ def environment(home: str) -> dict[str, str]:
 def tune(arguments: argparse.Namespace, home: str) -> dict[str, Any]:
     """Run `localqwen tune`, and return its choice."""
     command = [sys.executable, "-m", "localqwen", "tune", str(arguments.model), "--json"]
-    told = subprocess.run(command, capture_output=True, text=True, check=True, env=environment(home))
-    found: dict[str, Any] = json.loads(told.stdout)
+    ran = subprocess.run(command, capture_output=True, text=True, check=True, env=environment(home))
+    found: dict[str, Any] = json.loads(ran.stdout)
     return found
 
 
@@ -48,7 +48,9 @@ def ours(arguments: argparse.Namespace, home: str) -> Speeds:
         "--repeats", str(arguments.repeats),
     ]  # fmt: skip
     sizes = (str(arguments.prompt), "0"), ("0", str(arguments.generate))
-    tests = [told([*command, "--prompt", prompt, "--generate", answer], environment(home)) for prompt, answer in sizes]
+    tests = [
+        tests_of([*command, "--prompt", prompt, "--generate", answer], environment(home)) for prompt, answer in sizes
+    ]
     return speeds([test for each in tests for test in each])
 
 
@@ -59,10 +61,10 @@ def theirs(arguments: argparse.Namespace, home: str, threads: int) -> Speeds:
         "-p", str(arguments.prompt), "-n", str(arguments.generate), "-r", str(arguments.repeats),
     ]  # fmt: skip
     plain = [] if arguments.defaults else ["-fa", "0", "-b", "256", "-ub", "256"]
-    return speeds(told([*command, *plain], environment(home)))
+    return speeds(tests_of([*command, *plain], environment(home)))
 
 
-def told(command: list[str], variables: dict[str, str]) -> list[dict[str, Any]]:
+def tests_of(command: list[str], variables: dict[str, str]) -> list[dict[str, Any]]:
     """Return the JSON that a command prints."""
     ran = subprocess.run(command, capture_output=True, text=True, check=True, env=variables)
     tests: list[dict[str, Any]] = json.loads(ran.stdout)

@@ -1,4 +1,4 @@
-"""Sizes and durations as people write them. Each door decides what it takes of them, and says what is wrong."""
+"""Read sizes and durations as people write them. The callers decide what they accept, and raise the errors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _SECONDS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0
 def parse_size(text: str, *, unit: int | None = None) -> int | None:
     """Return the bytes of `8GB`, `512 MB`, `1.5gib`, `4G`, in any case; None for what is not a size above 0.
 
-    Units are decimal but with an `i`. `unit` is the bytes that a number without a unit counts in; None takes none such.
+    Units are decimal, or binary with an `i`. `unit` is the unit in bytes of a number without one; None refuses those.
     """
     found = _SIZE.fullmatch(text.strip())
     if found is None or (found[2] is None and unit is None):

@@ -87,8 +87,8 @@ class _Watch:
             self.times.append(now)
 
     def values(self) -> dict[str, float]:
-        """Return metrics by name; what did not come (an answer, if all was thinking) is left out. Raises EngineError
-        for an answer without an end."""
+        """Return the metrics by name; those that did not occur (an answer, if all of it was thinking) are left out.
+        Raise EngineError if the answer has no end."""
         finished = self.assembler.answer().end
         usage = finished.usage
         found = {

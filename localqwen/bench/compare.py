@@ -53,8 +53,8 @@ def _pairs(a: Benchmark, b: Benchmark) -> dict[str, str]:
 
 def _crowded(run: Benchmark, label: str) -> bool:
     mine = [sample for sample in run.samples if sample.subject == label]
-    held = (run.settings.get("limits") or {}).get("cpus")
-    return contention.crowded(mine, run.subject(label).threads, held or run.machine["cores"])
+    cpus = (run.settings.get("limits") or {}).get("cpus")
+    return contention.crowded(mine, run.subject(label).threads, cpus or run.machine["cores"])
 
 
 def _lines(a: Row, b: Row, *, in_a_crowd: bool) -> Iterator[Line]:
@@ -77,8 +77,8 @@ def warnings(a: Benchmark, b: Benchmark) -> list[str]:
         taken = contention.processors(run.samples)
         if taken is not None and taken > contention.AT_REST:
             crowded = [subject.label for subject in run.subjects if _crowded(run, subject.label)]
-            told = f": its speeds say nothing about {', '.join(crowded)}" if crowded else ""
-            found.append(f"other programs took {taken:.1f} of {run.machine['cores']} processors from {run.id}{told}")
+            noisy = f": its speeds say nothing about {', '.join(crowded)}" if crowded else ""
+            found.append(f"other programs took {taken:.1f} of {run.machine['cores']} processors from {run.id}{noisy}")
     if a.held != b.held:
         found.append(f"limits: {a.held or 'nothing'}; {b.held or 'nothing'}")
     if a.machine != b.machine:

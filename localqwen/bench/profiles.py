@@ -42,7 +42,7 @@ class Profile:
     source: str = ""
 
     @property
-    def held(self) -> Limits:
+    def process_limits(self) -> Limits:
         """Return the limits that a process can be given: processors (as many as threads are allowed) and memory."""
         threads, memory = self.limits.get("threads"), self.limits.get("memory")
         return Limits(None if threads is None else int(threads), None if memory is None else int(memory))
@@ -180,8 +180,8 @@ def _verdict(subject: str, limit: str, allowed: float, measured: float | None) -
 
 def _measured(limit: str, found: list[Row], run: Benchmark) -> float | None:
     if limit == "threads":
-        told = run.subject(found[0].subject).threads if found else 0  # a server and a GPU report none
-        return float(told) if told else None
+        threads = run.subject(found[0].subject).threads if found else 0  # a server and a GPU report none
+        return float(threads) if threads else None
     kind, metric = ("memory", "peak_memory") if limit == "memory" else ("workload", limit)
     values = [sample.values.get(metric) for row in found if row.test.kind == kind for sample in row.samples]
     known = [value for value in values if value is not None]

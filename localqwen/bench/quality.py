@@ -1,36 +1,43 @@
 """How much a conversion changed a model: perplexity, KL divergence and top-1 agreement on a text, on any two engines.
 
-Both models read the same ids in the same windows. The reference's log-probabilities wait in a temporary file, so that
-the two models are never in memory together and no position is sampled or shortened.
+Both models read the same ids in the same windows. The log-probabilities of the reference are stored in a temporary
+file, so the two models are never in memory together, and every position counts with its whole vocabulary.
 """
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import resources
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from localqwen.bench.samples import Sample, Subject, Test
+from localqwen.chat import load
+from localqwen.chat.load_options import LoadOptions
 from localqwen.engines.engine import Engine
 from localqwen.engines.logits import log_softmax
 from localqwen.errors import StorageError, UsageError
 from localqwen.models import store
+from localqwen.models.resolve import ResolvedModel
 
-#: Tokens that are read together; each window begins without context.
+#: Tokens per window; each window begins without context.
 WINDOW = 512
-#: Told how many positions of how many are done.
+#: Called with the positions done and their total.
 Progress = Callable[[int, int], None]
+#: Called with what is being done, the steps done and their total.
+Report = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
 class Quality:
-    """Of a model beside its reference, over `tokens` positions. `perplexity` is e to the mean negative log-probability
-    of the text's next token; KL divergence is that of the model's prediction from the reference's, in nats; `top1` is
-    the share of positions at which both think the same token likeliest."""
+    """The quality of a model compared with its reference, over `tokens` positions. `perplexity` is e to the mean
+    negative log-probability of the text's next token; the KL divergence is that of the model's prediction from the
+    reference's, in nats; `top1` is the share of positions with the same most probable token."""
 
     tokens: int
     perplexity: float
@@ -41,14 +48,14 @@ class Quality:
 
 
 def bundled_text() -> str:
-    """Prose, code, tables, arithmetic and chat in four languages, written for this purpose."""
+    """Return a text of prose, code, tables, arithmetic and chat in four languages, written for this purpose."""
     return resources.files("localqwen.bench").joinpath("text.txt").read_text(encoding="utf-8")
 
 
 class Reference:
-    """What a model predicts at every position of a text. Use with `with`: its file is gone afterwards.
+    """The predictions of a model at every position of a text. Use it with `with`, which deletes its file at the end.
 
-    Raises UsageError for a text without two tokens, StorageError where the disk has no room for the predictions.
+    Raise UsageError if the text has less than two tokens, StorageError if the disk has no room for the predictions.
     """
 
     def __init__(self, engine: Engine, text: str, progress: Progress | None = None) -> None:
@@ -72,7 +79,7 @@ class Reference:
             ) from exc
 
     def rows(self, position: int, count: int) -> NDArray[np.float32]:
-        """Log-probabilities of shape (count, vocabulary)."""
+        """Return the log-probabilities from a position on, of shape (count, vocabulary)."""
         width = len(self.vocabulary)
         self._file.seek(4 * position * width)
         return np.frombuffer(self._file.read(4 * count * width), np.float32).reshape(count, width)
@@ -85,7 +92,7 @@ class Reference:
 
 
 def compare(reference: Reference, engine: Engine, progress: Progress | None = None) -> Quality:
-    """Raises UsageError where the two models do not share a vocabulary."""
+    """Return the quality of a model. Raise UsageError if the two models do not share a vocabulary."""
     if engine.vocabulary() != reference.vocabulary:
         raise UsageError(
             "the two models have different vocabularies, so their predictions cannot be compared",
@@ -108,8 +115,44 @@ def compare(reference: Reference, engine: Engine, progress: Progress | None = No
     )
 
 
+def check_reference(models: int, reference: str | None) -> None:
+    """Raise UsageError if there is nothing to compare with, before anything is measured."""
+    if reference is None and models < 2:
+        raise UsageError(
+            "quality is measured against a reference", "name it: --reference FILE, best in 16 bit; or give two models"
+        )
+
+
+def measure(
+    reference: ResolvedModel | None,
+    models: Sequence[tuple[ResolvedModel, Subject]],
+    text: str,
+    report: Report,
+    options: LoadOptions,
+) -> Iterator[Sample]:
+    """Yield a sample for each model. The reference is computed once, with keys and values in 16 bit.
+
+    Without a reference, the largest of the models is used: it has lost the least. Raise what Reference and `compare`
+    raise.
+    """
+    model, largest = max(models, key=lambda pair: pair[1].bytes)
+    name = reference.display if reference else largest.label
+    options = replace(options, context_length=WINDOW)
+    with contextlib.closing(load.open_engine(reference or model, replace(options, kv_quant=None))) as engine:
+        predicted = Reference(
+            engine, text, lambda done, total: report(f"{name}: predictions of the reference", done, total)
+        )
+    with predicted:
+        for model, subject in models:
+            report(f"{subject.label}: quality", 0, 0)
+            with contextlib.closing(load.open_engine(model, options)) as engine:
+                found = compare(predicted, engine, lambda done, total: report("quality", done, total))
+            values = {metric: float(value) for metric, value in asdict(found).items()}
+            yield Sample(subject.label, Test("quality", name), values)
+
+
 def _windows(tokens: Sequence[int], length: int) -> list[list[int]]:
-    """Consecutive windows; a last one of a single token is left out, there is nothing to predict in it."""
+    """Return consecutive windows. A last window of one token is left out: there is nothing to predict in it."""
     windows = [list(tokens[start : start + length]) for start in range(0, len(tokens), length)]
     kept = [window for window in windows if len(window) > 1]
     if not kept:
@@ -120,7 +163,7 @@ def _windows(tokens: Sequence[int], length: int) -> list[list[int]]:
 def _predictions(
     engine: Engine, windows: Sequence[Sequence[int]], progress: Progress | None
 ) -> Iterator[tuple[int, NDArray[np.float32], list[int]]]:
-    """Blocks of log-probabilities with their position in the text, and the tokens that really followed."""
+    """Yield blocks of log-probabilities with their position in the text, and the tokens that really followed."""
     position, total = 0, sum(map(len, windows))
     for window in windows:
         start = 0
@@ -134,7 +177,7 @@ def _predictions(
 
 
 def _scores(block: NDArray[np.float32], following: list[int]) -> NDArray[np.float32]:
-    """Log-probabilities of the tokens that followed; behind a window's last token nothing is known to follow."""
+    """Return the log-probabilities of the tokens that followed; after a window's last token none is known."""
     taken: NDArray[np.float32] = block[np.arange(len(following)), following]
     return taken
 
@@ -144,7 +187,7 @@ def _perplexity(scores: Sequence[NDArray[np.float32]]) -> float:
 
 
 def _scratch() -> Path:
-    """On the disk of our cache: a system's own temporary folder may lie in memory."""
+    """Return a folder on the disk of the cache: a system's own temporary folder may be in memory."""
     folder = store.cache_dir()
     folder.mkdir(parents=True, exist_ok=True)
     return folder

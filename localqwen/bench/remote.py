@@ -26,7 +26,7 @@ _FRESH = httpx2.Limits(max_keepalive_connections=0)
 class RemoteModel:
     """A model on a server. Each call of `stream` is one request; several threads may call at the same time.
 
-    Raises EngineUnavailable if no server answers, ModelNotFound if the server does not have the model.
+    Raise EngineUnavailable if no server answers, ModelNotFound if the server does not have the model.
     """
 
     engine_name = "server"
@@ -58,8 +58,8 @@ class RemoteModel:
             return wanted
         if wanted is None and len(offered) == 1:
             return offered[0]
-        asked = f"{self.url} has no model {wanted!r}" if wanted else f"{self.url} has {len(offered)} models"
-        raise ModelNotFound(asked, f"name one: {', '.join(offered) or 'the server lists none'}")
+        message = f"{self.url} has no model {wanted!r}" if wanted else f"{self.url} has {len(offered)} models"
+        raise ModelNotFound(message, f"name one: {', '.join(offered) or 'the server lists none'}")
 
     def stream(self, request: Request) -> Generator[Event, None, None]:
         """Yield the events of an answer."""
@@ -174,11 +174,11 @@ class _Answer:
         yield Finished(reason, self._usage(), Timing())
 
     def _usage(self) -> Usage:
-        told = self.usage or {}
-        tokens = told.get("completion_tokens", self.thinking_chunks + self.text_chunks)
-        thinking = (told.get("completion_tokens_details") or {}).get("reasoning_tokens")
+        reported = self.usage or {}
+        tokens = reported.get("completion_tokens", self.thinking_chunks + self.text_chunks)
+        thinking = (reported.get("completion_tokens_details") or {}).get("reasoning_tokens")
         if thinking is None:  # a chunk is a token, or a fixed part of one
             chunks = self.thinking_chunks + self.text_chunks
             thinking = round(tokens * self.thinking_chunks / chunks) if chunks else 0
-        cached = (told.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
-        return Usage(told.get("prompt_tokens", 0), cached, tokens, thinking)
+        cached = (reported.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
+        return Usage(reported.get("prompt_tokens", 0), cached, tokens, thinking)

@@ -15,8 +15,9 @@ from localqwen.bench.workloads import Workload
 from localqwen.chat.messages import Message, Request
 from localqwen.errors import UsageError
 
-Tell = Callable[[str, int, int], None]
-_COUNTED_BY_CHUNKS = "the server does not tell how many tokens it makes: chunks were counted in their place"
+#: Called with what is being done, the samples so far and their total.
+Report = Callable[[str, int, int], None]
+_COUNTED_BY_CHUNKS = "the server does not report how many tokens it generates: chunks were counted instead"
 
 
 class RemoteRunner(Recording):
@@ -31,14 +32,14 @@ class RemoteRunner(Recording):
         repeats: int,
         run: Benchmark,
         log: Log,
-        tell: Tell,
+        report: Report,
     ) -> None:
         if not tests:
             raise UsageError("there is nothing to measure", "add --chat or --workload mlperf-client")
         self._model, self._tests, self._workloads, self._repeats = model, tests, workloads, repeats
         subject = Subject(model.name, model.engine_name, url=model.url)
         super().__init__(replace(run, subjects=(subject,)), log)
-        self._tell = tell
+        self._report = report
         log.subject(subject)
 
     def measure(self) -> None:
@@ -47,7 +48,7 @@ class RemoteRunner(Recording):
         total = self._repeats * len(self._tests)
         turns = ((repeat, test) for repeat in range(self._repeats) for test in self._tests)
         for done, (repeat, test) in enumerate(turns):
-            self._tell(f"{self._model.name}: {test.label}, repeat {repeat + 1} of {self._repeats}", done, total)
+            self._report(f"{self._model.name}: {test.label}, repeat {repeat + 1} of {self._repeats}", done, total)
             for sample in self._together(test, repeat):
                 self._keep(sample)
         if self._model.approximate:
@@ -55,7 +56,7 @@ class RemoteRunner(Recording):
 
     def _warm_up(self) -> None:
         """Send a first request, which may load the model."""
-        self._tell(f"{self._model.name}: warming up", 0, 0)
+        self._report(f"{self._model.name}: warming up", 0, 0)
         for _ in self._model.stream(Request([Message("user", "Hello")], max_tokens=4)):
             pass
 

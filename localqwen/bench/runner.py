@@ -1,4 +1,4 @@
-"""One run of the benchmark: models in processes of their own, tests in an interleaved order, samples as they come."""
+"""One run of the benchmark: each model in its own process, tests in an interleaved order, samples as they come."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from importlib import metadata
 from typing import Any
 
 from localqwen._version import __version__
-from localqwen.bench import bandwidth, history, qualities, targets
+from localqwen.bench import bandwidth, history, quality, targets
 from localqwen.bench.history import Benchmark, Log, Recording
 from localqwen.bench.samples import Sample, Subject, Test
 from localqwen.bench.speed import context_needed
@@ -24,20 +24,20 @@ from localqwen.machine.limits import NO_LIMITS, Limits
 from localqwen.models import converted, fit
 from localqwen.models.resolve import MLX, ResolvedModel
 
-#: Told what is going on, and how many samples of how many are there.
-Tell = Callable[[str, int, int], None]
+#: Called with what is being done, the samples so far and their total.
+Report = Callable[[str, int, int], None]
 _CONTEXT_STEP = 256
 _TOGETHER = "all models were in memory together and took turns test by test"
-_APART = "the models do not fit into memory together: each was loaded anew for every repeat"
+_APART = "the models do not fit into memory together: each was loaded again for every repeat"
 
 
 @dataclass(frozen=True)
 class Plan:
     """What to measure. Every model is measured with every number of threads; None leaves it to the machine.
 
-    A model that is measured on several engines stands in `models` for each; `label_engines` tells them apart in the
-    report. `context_length` is what chat and workloads need; raw speed takes what its tests need. `options` hold for
-    all models; their threads, context and parallel answers come from the plan."""
+    A model that is measured on several engines is in `models` once for each; `label_engines` puts the engine into the
+    labels. `context_length` is what chat and workloads need, in tokens; raw speed adds what its tests need. `options`
+    apply to all models; their threads, context and parallel answers come from the plan."""
 
     models: Sequence[ResolvedModel]
     tests: Sequence[Test]
@@ -55,17 +55,18 @@ class Plan:
 
     @property
     def context(self) -> int:
-        """Tokens per run, the same for every test: what a context costs is then the same too."""
+        """Return the tokens per run, the same for every test, so that the cost of the context is the same too."""
         needed = max([self.context_length, *map(context_needed, self.tests)])
         return -(-needed // _CONTEXT_STEP) * _CONTEXT_STEP
 
     @property
     def max_runs(self) -> int:
+        """Return the most answers at once."""
         return max(test.batch for test in self.tests)
 
 
 def describe_machine(machine: Machine | None = None) -> dict[str, Any]:
-    """For the head of a run: nothing in it names a person or a network."""
+    """Return the machine for the head of a run. Nothing in it names a person or a network."""
     found = machine or this_machine()
     return {
         "system": found.system,
@@ -78,7 +79,7 @@ def describe_machine(machine: Machine | None = None) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Of what can change a speed. Packages that are not here are left out."""
+    """Return the versions of everything that can change a speed, without packages that are not installed."""
     found = {"localqwen": __version__, "python": platform.python_version()}
     for package in ("llama_cpp_python", "mlx", "mlx-lm"):
         try:
@@ -88,8 +89,8 @@ def versions() -> dict[str, str]:
     return found
 
 
-def begin(settings: Mapping[str, Any], *, held: str = "", profile: str = "") -> Benchmark:
-    """An empty run of this moment on this machine."""
+def begin(settings: Mapping[str, Any], *, limits: str = "", profile: str = "") -> Benchmark:
+    """Return an empty run that begins now on this machine. `limits` are those of its processes, in words."""
     now = history.now()
     return Benchmark(
         id=history.new_id(now),
@@ -97,21 +98,21 @@ def begin(settings: Mapping[str, Any], *, held: str = "", profile: str = "") -> 
         machine=describe_machine(),
         versions=versions(),
         settings=dict(settings),
-        held=held,
+        held=limits,
         profile=profile,
     )
 
 
 class Runner(Recording):
-    """Measures a plan into `run`, which holds what was measured so far at any moment, also after Ctrl-C."""
+    """Measures a plan into `run`, which always has everything that was measured so far, also after Ctrl-C."""
 
-    def __init__(self, plan: Plan, run: Benchmark, log: Log, tell: Tell) -> None:
+    def __init__(self, plan: Plan, run: Benchmark, log: Log, report: Report) -> None:
         super().__init__(run, log)
-        self.plan, self._tell = plan, tell
+        self.plan, self._report = plan, report
         self._targets: list[Target] = []
 
     def measure(self) -> None:
-        """Raises what opening or measuring a model raises; samples that came before stay in `run`."""
+        """Run all tests. Raise what loading or measuring a model raises; the samples before that stay in `run`."""
         self._describe()
         if self.plan.options.adapter:
             self._note(f"with the adapter {self.plan.options.adapter}")
@@ -124,31 +125,31 @@ class Runner(Recording):
                 self._apart()
 
     def add_quality(self, reference: ResolvedModel | None, text: str) -> None:
-        """Measure quality beside the reference, or the largest of the models.
+        """Measure quality against the reference, or against the largest of the models.
 
-        It comes after the speed, so that nothing else is in memory."""
+        Call it after `measure`, so that nothing else is in memory."""
         pairs = zip((target.model for target in self._targets), self.run.subjects, strict=True)
         once = {(model.name, subject.engine): (model, subject) for model, subject in reversed([*pairs])}
         models, options = [*reversed(once.values())], replace(self.plan.options, threads=self.plan.threads[0])
-        for sample in qualities.measure(reference, models, text, self._tell, options):
+        for sample in quality.measure(reference, models, text, self._report, options):
             self._keep(sample)
 
     def _describe(self) -> None:
-        """Before anything is loaded: what does not exist or does not fit is told in the first second."""
+        """Describe and check all models before anything is loaded, so that an error comes in the first second."""
         for target in _targets(self.plan):
-            self._tell(f"reading {target.label}", 0, 0)
+            self._report(f"reading {target.label}", 0, 0)
             subject = targets.describe(target.model, label=target.label, kv=self._kv)
             self._check(target.model)
             self._targets.append(target)
             self.run = replace(self.run, subjects=(*self.run.subjects, subject))
         threads = max(filter(None, self.plan.threads), default=0) or this_machine().cores
-        self._tell("measuring memory bandwidth", 0, 0)
+        self._report("measuring memory bandwidth", 0, 0)
         measured = bandwidth.measured(min(threads, self.plan.limits.cpus or threads))
         self.run = replace(self.run, subjects=tuple(replace(each, bandwidth=measured) for each in self.run.subjects))
 
     @property
     def _kv(self) -> str:
-        """The type of keys and values."""
+        """Return the type of keys and values."""
         return fit.kv_type(self.plan.options.kv_quant)
 
     def _check(self, model: ResolvedModel) -> None:
@@ -158,27 +159,27 @@ class Runner(Recording):
             scaling = fit.stretched(header, self.plan.context)
         except UsageError as exc:
             raise Unsupported(
-                f"the tests need a context of {self.plan.context:,} tokens, {path.name} was made for "
+                f"the tests need a context of {self.plan.context:,} tokens, {path.name} supports "
                 f"{yarn.reach(header.context_length, header.scaling):,}",
-                "take away from --depth, --prompt, --generate or --workload",
+                "use a smaller --depth, --prompt, --generate or --workload",
             ) from exc
         if scaling is not None:
             self._note(f"{path.name}: {scaling.warning}")
         with converted.adapted(self.plan.options.adapter, path, for_mlx=model.engine == MLX):
-            pass  # it fits, or says why not
+            pass  # entering raises if the adapter does not fit the model
         if not self.plan.options.force:
             fit.check(header, self.plan.context, this_machine(), self._kv, max_runs=self.plan.max_runs)
-            self._check_held(header)
+            self._check_limits(header)
 
-    def _check_held(self, header: ModelHeader) -> None:
-        """What is held has less than the machine."""
+    def _check_limits(self, header: ModelHeader) -> None:
+        """Raise NotEnoughMemory if the tests need more than the limits allow, which is less than the machine has."""
         needed = fit.needed_bytes(header, self.plan.context * self.plan.max_runs, self._kv)
         allowed = self.plan.limits.memory
         if allowed is not None and needed > allowed:
             raise NotEnoughMemory(
-                f"{header.path.name} needs about {needed / 1e9:.2f} GB for these tests, it is held to "
+                f"{header.path.name} needs about {needed / 1e9:.2f} GB for these tests, it is limited to "
                 f"{allowed / 1e9:.2f} GB",
-                "use a smaller model or quantisation, or measure it all the same with --force",
+                "use a smaller model or quantization, or measure it anyway with --force",
             )
 
     def _fit_together(self) -> bool:
@@ -193,16 +194,16 @@ class Runner(Recording):
         return fit.OVERHEAD_BYTES + subject.bytes + int(self.plan.context * self.plan.max_runs * subject.kv_bytes)
 
     def _open(self, target: Target) -> Worker:
-        self._tell(f"loading {target.label}", 0, 0)
+        self._report(f"loading {target.label}", 0, 0)
         worker = Worker(target)
         self._opened(target.label, worker.facts)
         return worker
 
     def _opened(self, label: str, facts: Mapping[str, Any]) -> None:
-        """The engine says what it took: its subject is complete with that, and written down once."""
+        """Complete a subject with what its engine reports, and log it once."""
         known = self.run.subject(label)
-        told = {name: facts[name] for name in ("engine", "threads", "context_length", "settings")}
-        subject = replace(known, **told)
+        values = {name: facts[name] for name in ("engine", "threads", "context_length", "settings")}
+        subject = replace(known, **values)
         if not known.context_length:
             self._log.subject(subject)
         changed = tuple(subject if each.label == label else each for each in self.run.subjects)
@@ -212,7 +213,7 @@ class Runner(Recording):
     def _turns(self, workers: Sequence[Worker]) -> None:
         plan = self.plan
         total = plan.repeats * len(plan.tests) * len(workers)
-        self._tell_sensors(workers[0])
+        self._note_sensors(workers[0])
         for done, (repeat, number, test) in enumerate(interleaved(plan.tests, plan.repeats, len(workers))):
             self._measure(workers[number], test, repeat, done, total)
         for worker in workers:
@@ -225,20 +226,20 @@ class Runner(Recording):
             for target in self._targets:
                 with self._open(target) as worker:
                     if not done:
-                        self._tell_sensors(worker)
+                        self._note_sensors(worker)
                     for test in plan.tests:
                         self._measure(worker, test, repeat, done, total)
                         done += 1
                     self._memory(worker)
 
-    def _tell_sensors(self, worker: Worker) -> None:
+    def _note_sensors(self, worker: Worker) -> None:
         if any(test.kind == "sustain" for test in self.plan.tests):
-            told = worker.sensors()
-            found = [f"{what}: {told.get(what, 'not available')}" for what in ("temperature", "clock", "energy")]
+            sources = worker.sensors()
+            found = [f"{what}: {sources.get(what, 'not available')}" for what in ("temperature", "clock", "energy")]
             self._note("; ".join(found))
 
     def _measure(self, worker: Worker, test: Test, repeat: int, done: int, total: int) -> None:
-        self._tell(f"{worker.target.label}: {test.label}, repeat {repeat + 1} of {self.plan.repeats}", done, total)
+        self._report(f"{worker.target.label}: {test.label}, repeat {repeat + 1} of {self.plan.repeats}", done, total)
         for sample in worker.measure(test, repeat, **(self.plan.details or {})):
             self._keep(sample)
 
@@ -251,7 +252,7 @@ class Runner(Recording):
 
 
 def _targets(plan: Plan) -> Iterator[Target]:
-    """Labels tell apart what differs: the model, and where there are several, engine and threads."""
+    """Yield the targets. Labels name what differs: the model, and engine and threads if there are several."""
     seen: dict[str, int] = {}
     for model in plan.models:
         for threads in plan.threads:
@@ -265,12 +266,12 @@ def _targets(plan: Plan) -> Iterator[Target]:
 
 
 def settings_of(plan: Plan) -> dict[str, Any]:
-    """What was asked for, for the head of a run."""
+    """Return the settings of a plan for the head of a run."""
     return {
         "tests": [asdict(test) for test in plan.tests],
         "repeats": plan.repeats,
         "context_length": plan.context,
         "max_runs": plan.max_runs,
         "limits": plan.limits.to_json(),
-        **{name: told for name in ("adapter", "kv_quant") if (told := getattr(plan.options, name))},
+        **{name: value for name in ("adapter", "kv_quant") if (value := getattr(plan.options, name))},
     }

@@ -60,14 +60,14 @@ class Sensors:
 
     def read(self) -> Reading:
         """Return the present values."""
-        told = self._program.reading if self._program is not None else Reading()
+        own = self._program.reading if self._program is not None else Reading()
         celsius = _temperature(self._root)
         watts = _battery_watts(self._root)
         return Reading(
-            celsius=told.celsius if celsius is None else celsius,
+            celsius=own.celsius if celsius is None else celsius,
             megahertz=_clock(self._root),
             joules=self._rapl.read(),
-            watts=told.watts if watts is None else watts,
+            watts=own.watts if watts is None else watts,
         )
 
     def close(self) -> None:
@@ -98,14 +98,14 @@ def _zones(root: Path) -> list[Path]:
 
 def _temperature(root: Path) -> float | None:
     """Return a zone's temperature, or None: a driver without a sensor reports 0 or an impossible value."""
-    told = [(_number(zone / "temp") or 0) / 1000 for zone in _zones(root)]
-    return max((value for value in told if 0 < value < 150), default=None)
+    values = [(_number(zone / "temp") or 0) / 1000 for zone in _zones(root)]
+    return max((value for value in values if 0 < value < 150), default=None)
 
 
 def _clock(root: Path) -> float | None:
     files = (root / "sys/devices/system/cpu").glob("cpu[0-9]*/cpufreq/scaling_cur_freq")
-    told = [value / 1000 for file in files if (value := _number(file))]
-    return sum(told) / len(told) if told else None
+    values = [value / 1000 for file in files if (value := _number(file))]
+    return sum(values) / len(values) if values else None
 
 
 def _battery_watts(root: Path) -> float | None:
@@ -158,10 +158,10 @@ class _Program:
 
     def _ask(self) -> Reading:
         try:
-            told = subprocess.run(self._command, capture_output=True, text=True, timeout=15, check=False)
+            ran = subprocess.run(self._command, capture_output=True, text=True, timeout=15, check=False)
         except (OSError, subprocess.TimeoutExpired):
             return Reading()
-        return self._parse(told.stdout) if told.returncode == 0 else Reading()
+        return self._parse(ran.stdout) if ran.returncode == 0 else Reading()
 
     def _watch(self) -> None:
         while not self._stop.wait(_PROGRAM_EVERY):
@@ -192,13 +192,13 @@ def termux_reading(text: str) -> Reading:
     """Return the battery's temperature, and its power if the phone is unplugged and reports current (µA) and voltage
     (mV)."""
     try:
-        told = json.loads(text)
+        found = json.loads(text)
     except ValueError:
         return Reading()
     watts = None
-    if told.get("status") == "DISCHARGING" and told.get("current") and told.get("voltage"):
-        watts = abs(told["current"]) * told["voltage"] / 1e9
-    return Reading(celsius=told.get("temperature"), watts=watts)
+    if found.get("status") == "DISCHARGING" and found.get("current") and found.get("voltage"):
+        watts = abs(found["current"]) * found["voltage"] / 1e9
+    return Reading(celsius=found.get("temperature"), watts=watts)
 
 
 def powermetrics_reading(text: str) -> Reading:

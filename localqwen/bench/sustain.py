@@ -76,20 +76,20 @@ class Endurance:
             now = self._clock()
             if now - last < window:
                 continue
-            told = self._sensors.read()
-            joules = _joules(before, told, now - last)
+            reading = self._sensors.read()
+            joules = _joules(before, reading, now - last)
             energy += joules or 0.0
             yield {
                 "seconds": now - began,
                 "tokens": float(tokens),
                 "tokens_per_second": tokens / (now - last),
-                "celsius": told.celsius,
-                "megahertz": told.megahertz,
+                "celsius": reading.celsius,
+                "megahertz": reading.megahertz,
                 "joules": joules,
             }
             if now - began >= seconds:
                 return
-            tokens, before, last = 0, told, self._clock()
+            tokens, before, last = 0, reading, self._clock()
 
     def _steps(self, test: Test, repeat: int) -> Iterator[int]:
         """Yield the tokens of each step without end: a run that stops is followed by another one at the same depth."""
@@ -132,10 +132,10 @@ def summary(points: list[Point]) -> dict[str, float]:
     slope = stats.slope(speeds)
     if slope is not None:
         found["slope_per_minute"] = 60 * slope / found["tokens_per_second"]
-    return found | _told(points, tokens)
+    return found | _from_sensors(points, tokens)
 
 
-def _told(points: list[Point], tokens: float) -> dict[str, float]:
+def _from_sensors(points: list[Point], tokens: float) -> dict[str, float]:
     found: dict[str, Any] = {}
     warm = [point["celsius"] for point in points if point["celsius"] is not None]
     clocks = [point["megahertz"] for point in points if point["megahertz"] is not None]

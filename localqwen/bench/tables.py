@@ -240,7 +240,7 @@ def endurance(run: Benchmark) -> list[Cells]:
 def _endurance_row(row: Row) -> Cells:
     value = {name: summary.median for name, summary in row.metrics.items()}
 
-    def told(*names: str) -> str:
+    def between(*names: str) -> str:
         return " to ".join(f"{value[name]:.0f}" for name in names) if names[0] in value else NOT_AVAILABLE
 
     return (
@@ -249,8 +249,8 @@ def _endurance_row(row: Row) -> Cells:
         *(number(value[name]) for name in ("tokens_per_second", "first_per_second", "last_per_second")),
         f"{value['held_share']:.0%}",
         f"{value['slope_per_minute']:+.2%}" if "slope_per_minute" in value and value["seconds"] >= 60 else "",
-        told("celsius_first", "celsius_max"),
-        told("megahertz_first", "megahertz_min"),
+        between("celsius_first", "celsius_max"),
+        between("megahertz_first", "megahertz_min"),
         f"{value['joules_per_token']:.3g}" if "joules_per_token" in value else NOT_AVAILABLE,
         f"{value['cool_down_seconds']:.0f}",
     )

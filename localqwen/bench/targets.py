@@ -1,4 +1,4 @@
-"""What a model is, for the head of a report: file, hash, bytes, quantization. Opens no engine."""
+"""Describe a model for the head of a report: file, hash, bytes, quantization. Opens no engine."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from localqwen.formats import model_header
 from localqwen.models import digests, fit, metadata, store
 from localqwen.models.resolve import ResolvedModel
 
-_PIECE = 1 << 22
+_CHUNK_BYTES = 1 << 22
+#: Called with the name of a file and its bytes read so far.
 Progress = Callable[[str, int], None]
 
 
 def describe(model: ResolvedModel, *, label: str, kv: str = "f16", progress: Progress | None = None) -> Subject:
-    """Return what a report says of a model and its engine; `kv` is the type of its keys and values.
+    """Return what a report says about a model and its engine; `kv` is the type of its keys and values.
 
     Raise ModelNotFound, NotPulled, FormatError.
     """
@@ -42,7 +43,7 @@ def _sha256_of_folder(folder: Path, progress: Progress | None) -> str:
 
 
 def sha256(path: Path, progress: Progress | None = None) -> str:
-    """Return the hash of a file: the hub's cache knows it, ours remembers it until the file changes."""
+    """Return the hash of a file, from the hub's cache or from ours, which keeps it until the file changes."""
     known = digests.declared(path)
     if len(known) == 64:
         return known
@@ -60,9 +61,9 @@ def sha256(path: Path, progress: Progress | None = None) -> str:
 def _hashed(path: Path, progress: Progress | None) -> str:
     state, done = hashlib.sha256(), 0
     with path.open("rb") as stream:
-        while piece := stream.read(_PIECE):
-            state.update(piece)
-            done += len(piece)
+        while chunk := stream.read(_CHUNK_BYTES):
+            state.update(chunk)
+            done += len(chunk)
             if progress is not None:
                 progress(path.name, done)
     return state.hexdigest()

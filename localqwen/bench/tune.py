@@ -64,11 +64,11 @@ class Trial:
     speed: Speed
 
 
-Tell = Callable[[Trial], None]
+Report = Callable[[Trial], None]
 
 
 def tune(
-    path: Path, start: Settings, cores: int, tell: Tell, *, approximate: bool = False
+    path: Path, start: Settings, cores: int, report: Report, *, approximate: bool = False
 ) -> tuple[Settings, list[Trial]]:
     """Return the best settings and everything that was tried, the given settings first. Raise a LocalqwenError as
     opening an engine does."""
@@ -79,7 +79,7 @@ def tune(
             Trial(*candidate, speed) for candidate, speed in zip(candidates, _measure(path, candidates), strict=True)
         ]
         for trial in found:
-            tell(trial)
+            report(trial)
         trials.extend(found)
         return found
 

@@ -1,8 +1,7 @@
-"""A model in a process of its own: what it takes of memory is its own, its limits are its own (in a cgroup of its own
-where we may make one), and if it dies, what was measured stays. The parent speaks JSON lines; `child.py` is the other
-end.
+"""A model in a process of its own, with its own memory and limits (in its own cgroup if one can be created). If the
+process dies, the samples so far stay. The parent's side of the JSON lines; `worker_main` is the other.
 
-Models take turns test by test where all fit into memory together; the one that waits does nothing.
+Models take turns test by test if all fit into memory together; a model that waits computes nothing.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from localqwen.models.resolve import ResolvedModel
 
 @dataclass(frozen=True)
 class Target:
-    """One model under measurement: how it is opened, what the report calls it, and its limits."""
+    """One model to measure: how it is loaded, its label in the report, and its limits."""
 
     model: ResolvedModel
     label: str
@@ -35,16 +34,16 @@ class Target:
     limits: Limits = NO_LIMITS
 
     def to_json(self) -> dict[str, Any]:
-        """The arguments of the worker's `Bench`.
+        """Return the arguments of the worker's `Bench`.
 
-        Name and engine are those that were chosen here: under limits another choice might be made."""
+        Name and engine are those that were chosen here: under limits the worker might choose others."""
         options = replace(self.options, engine=self.model.engine).to_json()
         return {"name": self.model.name, "label": self.label, "options": options, "limits": self.limits.of_process}
 
 
 class Worker:
-    """Use with `with`. The model is loaded when it is made; `facts` are what the engine tells: engine, threads,
-    context_length, load_ms. Raises what opening the model raises."""
+    """The process of one model, from this side. Use it with `with`. Creating it loads the model; `facts` are what the
+    engine reports: engine, threads, context_length, load_ms, settings. Raise what loading the model raises."""
 
     def __init__(self, target: Target) -> None:
         self.target = target
@@ -63,7 +62,7 @@ class Worker:
             raise
 
     def _move_to_group(self) -> None:
-        """Before it has loaded anything: memory stays counted where it was taken."""
+        """Move the process before it loads anything: memory is counted where it was first used."""
         self._group = self.target.limits.group()
         if self._group is None:
             return
@@ -77,21 +76,23 @@ class Worker:
 
     @property
     def pid(self) -> int:
+        """Return the id of the process."""
         return self._process.pid
 
     def measure(self, test: Test, repeat: int, **options: Any) -> Iterator[Sample]:
-        """One repeat: one sample, or several for a conversation's turns."""
+        """Yield the samples of one repeat: one, or several for the turns of a conversation."""
         self._send({"measure": asdict(test), "repeat": repeat, "options": options})
         while "done" not in (answer := self._receive()):
             yield Sample.from_json(answer["sample"])
 
     def peak_memory(self) -> int | None:
+        """Return the most bytes of memory that the process has had at once, None if the system does not report it."""
         self._send({"memory": True})
         peak: int | None = self._receive()["memory"]
         return peak
 
     def sensors(self) -> Mapping[str, str]:
-        """What endurance measures besides speed -> where from."""
+        """Return what endurance measures besides speed, and the source of each."""
         self._send({"sensors": True})
         sources: Mapping[str, str] = self._receive()["sensors"]
         return sources
@@ -118,18 +119,19 @@ class Worker:
         code = self._process.wait()
         if self._group is not None and self._group.out_of_memory:
             return errors.NotEnoughMemory(
-                f"{self.target.label} takes more memory than it is held to: {self.target.limits.text}",
-                "use a smaller model, quantisation or context, or leave out --hold",
+                f"{self.target.label} takes more memory than it is limited to: {self.target.limits.text}",
+                "use a smaller model, quantization or context, or leave out --hold",
             )
         if posix.was_killed(code):
             return errors.NotEnoughMemory(
-                f"the system ended the process of {self.target.label}: most often it takes more memory than there is",
-                "use a smaller model, quantisation or context",
+                f"the system ended the process of {self.target.label}: most often it needs more memory than there is",
+                "use a smaller model, quantization or context",
             )
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         return EngineError(f"the process of {self.target.label} ended with {how}", "localqwen doctor")
 
     def close(self) -> None:
+        """End the process and remove its cgroup."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         if self._process.poll() is None:
@@ -138,7 +140,7 @@ class Worker:
         for pipe in (self._process.stdin, self._process.stdout):
             try:
                 pipe.close()
-            except BrokenPipeError:  # what was not yet sent has nobody to read it
+            except BrokenPipeError:  # unsent data: nobody reads it any more
                 continue
         if self._group is not None:
             self._group.close()
@@ -151,19 +153,19 @@ class Worker:
         self.close()
 
 
-def _error(told: Mapping[str, str]) -> LocalqwenError:
-    """The child's error in this process, of its class where that takes a message and a hint."""
-    kind = getattr(errors, told["class"], EngineError)
+def _error(reported: Mapping[str, str]) -> LocalqwenError:
+    """Return the child's error for this process, of the same class if that takes a message and a hint."""
+    kind = getattr(errors, reported["class"], EngineError)
     if not issubclass(kind, LocalqwenError) or kind is errors.ContextTooLong:
         kind = errors.Unsupported
-    found: LocalqwenError = kind(told["message"], told["hint"])
+    found: LocalqwenError = kind(reported["message"], reported["hint"])
     return found
 
 
 def interleaved(tests: Sequence[Test], repeats: int, subjects: int) -> Iterator[tuple[int, int, Test]]:
-    """(repeat, subject, test): every subject has its turn at a test before anyone has the next, and all tests are done
-    once before any is repeated, so that a machine whose speed drifts drifts for all of them. Every other round
-    begins with the last subject: none profits from always coming first."""
+    """Yield (repeat, subject, test). All subjects run a test before any runs the next, and all tests run once before
+    any is repeated, so a machine whose speed drifts drifts for all subjects. Every other round begins with the last
+    subject, so none profits from being first."""
     for repeat in range(repeats):
         order = range(subjects) if repeat % 2 == 0 else range(subjects - 1, -1, -1)
         for test in tests:

@@ -1,6 +1,6 @@
-"""The process of one model under measurement: reads requests as JSON lines, writes samples as JSON lines.
+"""The process of one model to measure: it reads requests and writes samples, both as JSON lines.
 
-Not for people: `worker.py` starts it.
+Not for people: `worker` starts it.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ from localqwen.engines import selection
 from localqwen.engines.engine import Engine
 from localqwen.errors import LocalqwenError
 from localqwen.machine import memory
-from localqwen.machine.limits import hold
+from localqwen.machine.limits import limit_process
 
 Answer = Mapping[str, Any]
-_NO_MEMORY = "the process may not take more memory: the model does not fit the limit that it is held to"
+_NO_MEMORY = "the process cannot get more memory: the model does not fit the memory that it is limited to"
 _LOOK_EVERY = 1.0  # seconds
-_LESS = "use a smaller model, quantisation or context, or leave out --hold"
+_LESS = "use a smaller model, quantization or context, or leave out --hold"
 
 
 def serve(requests: TextIO, answers: Callable[[Answer], None]) -> None:
-    """Answers until the requests end. The first one opens the model."""
+    """Answer requests until they end. The first one loads the model."""
     bench: Bench | None = None
     for line in requests:
         request = json.loads(line)
@@ -60,18 +60,19 @@ def serve(requests: TextIO, answers: Callable[[Answer], None]) -> None:
                     answers({"sample": replace(sample, values=values).to_json()})
                 answers({"done": True})
         except LocalqwenError as error:
-            told = {"class": type(error).__name__, "message": error.message, "hint": error.hint}
-            answers({"error": told})
+            reported = {"class": type(error).__name__, "message": error.message, "hint": error.hint}
+            answers({"error": reported})
         except (MemoryError, OSError, ImportError) as error:
-            if not _for_want_of_memory(error):
+            if not _out_of_memory(error):
                 raise
             answers({"error": {"class": "NotEnoughMemory", "message": _NO_MEMORY, "hint": _LESS}})
     if bench is not None:
         bench.close()
 
 
-def _for_want_of_memory(error: Exception) -> bool:
-    """The loader of libraries (glibc) has no number for it, only words."""
+def _out_of_memory(error: Exception) -> bool:
+    """Return whether an error means that memory ran out. glibc's loader of libraries has no number for it, only
+    words."""
     match error:
         case OSError():
             return error.errno == errno.ENOMEM or "failed to map segment" in str(error)
@@ -82,7 +83,7 @@ def _for_want_of_memory(error: Exception) -> bool:
 
 @dataclass(frozen=True)
 class _Answering:
-    """Answers in this thread, which is the engine's."""
+    """A loaded model that answers in this thread, which is the engine's."""
 
     loaded: LoadedModel
 
@@ -92,7 +93,7 @@ class _Answering:
 
 
 class Bench:
-    """The model, opened within its limits, and what measures it."""
+    """The model, loaded within its limits, and what measures it."""
 
     def __init__(
         self,
@@ -101,7 +102,7 @@ class Bench:
         options: Mapping[str, Any],
         limits: Mapping[str, int | None],
     ) -> None:
-        hold(**limits)
+        limit_process(**limits)
         began = time.perf_counter()
         wanted = LoadOptions.from_json(options)
         self._resolved, self._label = selection.resolve(name, wanted.engine), label
@@ -112,6 +113,7 @@ class Bench:
         self._sensors: Sensors | None = None
 
     def facts(self) -> Answer:
+        """Return what the engine reports; `load_ms` is the time of loading in milliseconds."""
         return {
             "engine": self.engine.name,
             "threads": getattr(self.engine, "threads", 0),
@@ -121,6 +123,7 @@ class Bench:
         }
 
     def measure(self, test: Test, repeat: int, options: Mapping[str, Any]) -> Iterator[Sample]:
+        """Yield the samples of one repeat. `options` are the workloads by name, and the seconds of endurance."""
         match test.kind:
             case "chat" | "workload":
                 yield from self._converse(test, repeat, options)
@@ -142,7 +145,7 @@ class Bench:
 
     @cached_property
     def _model(self) -> _Answering:
-        """What `localqwen run` would answer with: its entry's thinking mode and sampling among it."""
+        """Return the model as `localqwen run` uses it, with the thinking mode and sampling of its entry."""
         info = load.info_for(self._resolved, self.engine, name=self._label, load_ms=self._load_ms)
         return _Answering(LoadedModel(self.engine, info))
 
@@ -152,23 +155,24 @@ class Bench:
         return Endurance(self.engine, self._label, self._sensors)
 
     def sensors(self) -> Answer:
-        """What is measured besides speed -> where from."""
+        """Return what endurance measures besides speed, and the source of each."""
         return self._endurance.sources
 
     def close(self) -> None:
+        """End the sensors and close the engine."""
         if self._sensors is not None:
             self._sensors.close()
         self.engine.close()
 
 
 def _settings(engine: Engine) -> Answer:
-    """How the engine computes, where it tells."""
-    told = getattr(engine, "settings", None)
-    return asdict(told) if is_dataclass(told) and not isinstance(told, type) else {}
+    """Return the settings of an engine that has some, else {}."""
+    found = getattr(engine, "settings", None)
+    return asdict(found) if is_dataclass(found) and not isinstance(found, type) else {}
 
 
 def _end_with_parent() -> None:
-    """A parent that was killed reads nothing any more: an endurance run of an hour must not go on without it."""
+    """End this process when its parent has ended: an endurance run of an hour must not continue without a reader."""
     parent = os.getppid()
 
     def watch() -> None:
@@ -180,6 +184,7 @@ def _end_with_parent() -> None:
 
 
 def main() -> None:
+    """Serve the requests on standard input."""
     _end_with_parent()
     out = sys.stdout
 
@@ -187,7 +192,7 @@ def main() -> None:
         out.write(json.dumps(message) + "\n")
         out.flush()
 
-    sys.stdout = sys.stderr  # what a library prints must not be taken for an answer
+    sys.stdout = sys.stderr  # what a library prints must not be read as an answer
     serve(sys.stdin, answer)
 
 

@@ -68,8 +68,8 @@ class Workload:
     @property
     def context_needed(self) -> int:
         """Return the tokens of the whole conversation."""
-        asked = 100 * len(self.questions) + self.prompt + self.follow_up * (self.turns - 1)
-        return _TEMPLATE_TOKENS + asked + self.answer * self.turns
+        prompts = 100 * len(self.questions) + self.prompt + self.follow_up * (self.turns - 1)
+        return _TEMPLATE_TOKENS + prompts + self.answer * self.turns
 
     @property
     def offered(self) -> tuple[Tool, ...]:

@@ -107,12 +107,12 @@ class TokenConstraint:
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            self.problem = EngineError(f"the answer's grammar failed: {_said(self._matcher.get_error())}")
+            self.problem = EngineError(f"the answer's grammar failed: {_first_line(self._matcher.get_error())}")
 
 
 class _Vocabulary:
     """What llguidance asks of a tokenizer. Where a grammar leaves one text only, it allows the tokens in which the
-    model itself would write that text: so it must tokenise as the model does."""
+    model itself would write that text: so it must tokenize as the model does."""
 
     def __init__(self, tokenize: Callable[[str], list[int]], tokens: Sequence[bytes], stops: Sequence[int]) -> None:
         self.tokens = list(tokens)
@@ -123,7 +123,7 @@ class _Vocabulary:
 
     def __call__(self, text: str) -> list[int]:
         if not isinstance(text, str):
-            raise TypeError("text is tokenised as str")  # llguidance finds out by trying
+            raise TypeError("text is tokenized as str")  # llguidance finds out by trying
         return self._tokenize(text)
 
 
@@ -173,9 +173,9 @@ def _json(schema: Any) -> str:
 
 
 def _cannot_be_followed(problem: str) -> UsageError:
-    return UsageError(f"the JSON schema cannot be followed: {_said(problem)}", "simplify that schema")
+    return UsageError(f"the JSON schema cannot be followed: {_first_line(problem)}", "simplify that schema")
 
 
-def _said(problem: str) -> str:
-    """The first line of a message, without its place in a grammar that the user never saw."""
+def _first_line(problem: str) -> str:
+    """Return the first line of a message, without its place in a grammar that the user never saw."""
     return re.sub(r"^\d+\(\d+\): |^at \d+\(\d+\): ", "", problem.strip().split("\n", 1)[0])

@@ -103,6 +103,9 @@ class LocalChatModel:
     def _compute(self, pending: PendingPrefix) -> bool:
         return self._thread.call(lambda scheduler: scheduler.compute_prefix(pending))
 
+    #: Their names in the first version.
+    setup, read_ahead = backend_description, prefill_ahead
+
     def close(self) -> None:
         """Free the memory; end the answers that still stream with an EngineError. May be called again, from any
         thread."""

@@ -76,13 +76,13 @@ class Reply:
 
     def __init__(self, request: Request, model: ModelInfo, *, clock: Callable[[], float] = time.perf_counter) -> None:
         if request.max_tokens is not None and request.max_tokens < 1:
-            raise UsageError(f"max_tokens is {request.max_tokens}", "ask for at least one token")
+            raise UsageError(f"max_tokens is {request.max_tokens}", "request at least one token")
         self.request = request
         self.model = model
         self.thinking = request.prompt is None and resolve_thinking(request, model.thinking_mode, model.name)
         self.finished = False
         self._constraint = self._grammar()
-        self._held: TokenConstraint | None = None  # by which the present run is held to its form
+        self._run_constraint: TokenConstraint | None = None  # that limits the tokens of the present run
         self._parser: ThinkingParser | PlainParser = PlainParser()
         self._answer: list[int] = []  # ids behind the prompt, generated and forced
         self.prompt = self._encode_text(request.prompt) if request.prompt is not None else self._encode()
@@ -98,7 +98,7 @@ class Reply:
         self._called = False
         self._wrote = False
         self._enough = False  # the one call that was wanted has come
-        self._cut: ThinkingEnd | None = None  # asked for, not yet done
+        self._cut: ThinkingEnd | None = None  # requested, not yet done
         self._thinking_end: ThinkingEnd | None = None
         self._stopwatch = Stopwatch(clock)
         self._cached_tokens = 0
@@ -107,12 +107,12 @@ class Reply:
         if self.request.format is None and not self.request.must_call:
             return None
         if self.model.grammars is None:
-            raise Unsupported(f"{self.model.name} cannot be held to a form")
+            raise Unsupported(f"{self.model.name} cannot be limited to a grammar")
         return self.model.grammars.constraint(self.request, thinking=self.thinking)
 
     def _new_constraint(self) -> TokenConstraint | None:
-        self._held = self._constraint() if self._constraint and self._parser.answering else None
-        return self._held
+        self._run_constraint = self._constraint() if self._constraint and self._parser.answering else None
+        return self._run_constraint
 
     def _encode_text(self, text: str) -> tuple[int, ...]:
         if not text:
@@ -162,8 +162,8 @@ class Reply:
         """Return the events that a token brings. Raise EngineError where the answer's grammar failed."""
         if self.finished:
             return []
-        if self._held is not None and self._held.problem is not None:
-            raise self._held.problem
+        if self._run_constraint is not None and self._run_constraint.problem is not None:
+            raise self._run_constraint.problem
         self._stopwatch.piece()
         events = self._take(piece)
         if piece.finish_reason is not None and not self.finished:

@@ -38,27 +38,27 @@ def resolve_thinking(request: Request, mode: ThinkingMode, model: str) -> bool:
     """Return whether this answer thinks. The hard switch wins, then a budget of 0, then the last soft switch, then the
     mode.
 
-    Raise Unsupported where the model cannot do what was asked.
+    Raise Unsupported if the model cannot do what the request says.
     """
     if request.budget is not None and request.budget < 0:
         raise UsageError(f"the thinking budget is {request.budget}", "a budget is 0 (thinking off) or more tokens")
-    asked = False if request.budget == 0 else request.think
+    wanted = False if request.budget == 0 else request.think
     if mode == "never":
-        if asked or request.budget:
+        if wanted or request.budget:
             raise Unsupported(f"{model} cannot think", f"leave out the switch and the budget; {_that_switch()}")
         return False
     if mode == "always":
-        if asked is False:
+        if wanted is False:
             raise Unsupported(f"{model} always thinks", f"limit it with a budget of 256; {_that_switch()}")
         return True
-    if asked is not None:
-        return asked
+    if wanted is not None:
+        return wanted
     soft = soft_switch(request.messages)
     return True if soft is None else soft
 
 
 def _that_switch() -> str:
-    """Which models have the switch, for those who asked one that does not."""
+    """Return which models have the switch, for a hint about one that has not."""
     from localqwen.models import registry
 
     return f"the switch is in {', '.join(m.name for m in registry.models().values() if m.thinking == 'switch')}"
@@ -160,12 +160,12 @@ class PlainParser:
 
 
 class _ThinkingText:
-    """The inside of a think block: outer line breaks trimmed. A whole tool call in it is held until it is clear whether
+    """The inside of a think block: outer line breaks trimmed. A whole tool call in it waits until it is clear whether
     the block is closed (then it was a draft, and thinking) or not (then the call ended the thinking)."""
 
     def __init__(self, scanner: ToolCallScanner | NoCalls) -> None:
         self._scanner = scanner
-        self._held: list[Item] = []
+        self._pending: list[Item] = []
         self._breaks = ""
         self._begun = False
 
@@ -174,19 +174,19 @@ class _ThinkingText:
 
     def close(self, text: str) -> list[Output]:
         output = self.feed(text)
-        drafts = "".join(item.text for item in self._held) + self._scanner.release()
+        drafts = "".join(item.text for item in self._pending) + self._scanner.release()
         return output + self._show(drafts)
 
     def finish(self, text: str) -> tuple[list[Output], list[Item]]:
-        """Thinking, and from the first unclosed call on what belongs to the answer."""
+        """Return the thinking, and what belongs to the answer, from the first unclosed call on."""
         output = self._take(self._scanner.feed(text))
-        return output + self._take(self._scanner.finish()), self._held
+        return output + self._take(self._scanner.finish()), self._pending
 
     def _take(self, items: list[Item]) -> list[Output]:
         output: list[Output] = []
         for item in items:
-            if self._held or isinstance(item, Found):
-                self._held.append(item)
+            if self._pending or isinstance(item, Found):
+                self._pending.append(item)
             else:
                 output += self._show(item.text)
         return output

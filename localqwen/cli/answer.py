@@ -1,4 +1,4 @@
-"""One answer: drives a model's stream, shows its events and keeps what came, also when the user stops it."""
+"""Receive one answer: show the events of a model's stream and keep what came, also if the user stops it."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ def receive(
     *,
     hurry: Callable[[], bool] = lambda: False,
 ) -> Answer:
-    """Return the whole answer, or what came of it before Ctrl-C. `hurry` is called between events; true ends the
-    thinking. A second Ctrl-C raises KeyboardInterrupt.
+    """Return the whole answer, or the part before Ctrl-C. `hurry` is called between events; if it returns true, the
+    thinking ends. A second Ctrl-C raises KeyboardInterrupt.
     """
     assembler = AnswerAssembler()
     with Interrupt() as interrupt, closing(model.stream(request)) as events:
         for event in events:
             assembler.add(event)
             show(event)
-            if interrupt.asked:
+            if interrupt.pressed:
                 break
             if hurry() and assembler.in_thinking:
                 model.end_thinking()
@@ -36,18 +36,18 @@ def receive(
 
 
 class Interrupt:
-    """While it is entered, the first Ctrl-C is a wish (`asked`) and the next one raises KeyboardInterrupt.
+    """A context in which the first Ctrl-C only sets `pressed`, and the next one raises KeyboardInterrupt.
 
-    An exception out of the blue could leave an engine between two of its steps; a wish is read between events.
+    An exception at any moment could stop an engine in the middle of a step; `pressed` is read between events.
     """
 
     def __init__(self) -> None:
-        self.asked = False
+        self.pressed = False
 
     def __enter__(self) -> Interrupt:
         self._main = threading.current_thread() is threading.main_thread()
         if self._main:  # elsewhere Python allows no handlers, and Ctrl-C does not arrive
-            self._before = signal.signal(signal.SIGINT, self._ask)
+            self._before = signal.signal(signal.SIGINT, self._press)
         return self
 
     def __exit__(
@@ -56,7 +56,7 @@ class Interrupt:
         if self._main:
             signal.signal(signal.SIGINT, self._before)
 
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
+    def _press(self, number: int, frame: FrameType | None) -> None:
+        if self.pressed:
             raise KeyboardInterrupt
-        self.asked = True
+        self.pressed = True

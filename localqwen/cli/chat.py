@@ -1,4 +1,4 @@
-"""`localqwen chat`: which model, which conversation, then the REPL."""
+"""`localqwen chat`: choose the model and the conversation, then start the REPL."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ GET_A_MODEL = "a real one: localqwen chat path/to/model.gguf"
 
 @dataclass(frozen=True)
 class Choice:
-    """A model, and the reason for it in words; "" where the user named it."""
+    """A model, and the reason for it in words; "" if the user named it."""
 
     model: ResolvedModel
     reason: str = ""
@@ -39,9 +39,9 @@ class Choice:
 
 @click.command("chat", cls=ConfiguredCommand)
 @click.argument("model", required=False)
-@click.option("--continue", "goes_on", is_flag=True, help="Go on with the last conversation.")
+@click.option("--continue", "goes_on", is_flag=True, help="Continue the last conversation.")
 @click.option("--system", default="", metavar="TEXT", help="System prompt.")
-@click.option("--no-prepare", is_flag=True, help="Do not read the next turn's prompt while you type.")
+@click.option("--no-prepare", is_flag=True, help="Do not prefill the next turn while you type.")
 @answer_options
 @loading_options
 def command(
@@ -49,13 +49,13 @@ def command(
 ) -> int:
     """Talk with MODEL: `demo`, a .gguf file or a checkpoint folder.
 
-    Without MODEL: that of the last conversation, else `model` of the config file, else the largest on disk that fits,
-    else `demo`. Type /help in the conversation for its commands.
+    Without MODEL: the model of the last conversation, else `model` of the config file, else the largest on disk that
+    fits, else `demo`. Type /help in the conversation for its commands.
     """
     folder = store.conversations_dir()
     last = _last(folder)
     if goes_on and last is None:
-        raise SessionError("there is no conversation to go on with", "start one: localqwen chat")
+        raise SessionError("there is no conversation to continue", "start one: localqwen chat")
     choice = choose(model, last, largest, loading)
     choice = replace(choice, model=loading.ensure(choice.model))  # before a conversation begins
     session = _session(choice, last if goes_on else None, folder, system)
@@ -95,7 +95,7 @@ def _chosen(model: ResolvedModel, why: str) -> Choice:
 
 
 def _available(name: str, loading: Loading) -> ResolvedModel | None:
-    """The model of a conversation, if it is still on this disk."""
+    """Return the model of a conversation, or None if it is not on disk any more."""
     try:
         reference = names.parse(name)
     except ConfigError:  # a broken models.toml says nothing about the name
@@ -107,7 +107,7 @@ def _available(name: str, loading: Loading) -> ResolvedModel | None:
 
 
 def largest() -> str | None:
-    """Return the name or path of the largest model on disk that an engine of this machine can open and that fits."""
+    """Return the name or path of the largest model on disk that fits and that an installed engine loads, or None."""
     from localqwen.engines import selection
     from localqwen.machine import this_machine
     from localqwen.models import fit
@@ -119,7 +119,7 @@ def largest() -> str | None:
 
 
 def _last(folder: Path) -> Path | None:
-    """The last conversation, if it can be read: a damaged one must not keep anybody from starting a new one."""
+    """Return the last conversation if it can be read. A damaged one only brings a warning, so a new one can start."""
     path = named_sessions.latest(folder)
     if path is None:
         return None
@@ -144,7 +144,7 @@ def _session(choice: Choice, goes_on_with: Path | None, folder: Path, system: st
 
 
 def _given() -> dict[str, Any]:
-    """The flags of this command line; they go before what a resumed conversation was set to."""
+    """Return the flags that were typed; they win over the settings of a resumed conversation."""
     context = click.get_current_context()
     line = click.core.ParameterSource.COMMANDLINE
     names = [field.name for field in fields(Settings)]

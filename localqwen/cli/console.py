@@ -82,7 +82,7 @@ class Printer:
     hide_thinking: bool = False
     thinking_hint: str = ""
     clock: Callable[[], float] = time.monotonic
-    _held: str = field(default="", init=False)  # line breaks at the end of the answer, until more text comes
+    _line_breaks: str = field(default="", init=False)  # line breaks at the end of the answer, until more text comes
     _wrote: bool = field(default=False, init=False)
     _thinking: bool = field(default=False, init=False)
     _started: float = field(default=0.0, init=False)
@@ -117,7 +117,7 @@ class Printer:
             self.answer.end_line()
         elif newline_if_empty:
             self.answer.write("\n")
-        self._held, self._wrote = "", False
+        self._line_breaks, self._wrote = "", False
 
     def note(self, text: str) -> None:
         """Write a dim line to stderr."""
@@ -163,15 +163,15 @@ class Printer:
             self.aside.write("\n\n" if self.aside.terminal else "\n")
 
     def _write(self, text: str) -> None:
-        whole = self._held + text
+        whole = self._line_breaks + text
         visible = whole.rstrip("\n")
-        self._held = whole[len(visible) :]
+        self._line_breaks = whole[len(visible) :]
         if visible:
             self.answer.write(visible)
             self._wrote = True
 
     def _tool_call(self, call: ToolCall) -> None:
-        self._held = ""
+        self._line_breaks = ""
         self.answer.line(json.dumps({"name": call.name, "arguments": dict(call.arguments)}, ensure_ascii=False))
         self._wrote = True
 

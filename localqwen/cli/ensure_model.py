@@ -1,4 +1,4 @@
-"""Make sure that a named model is on this disk: ask, pull it, convert it. And how a pull looks: plan, bar, one line."""
+"""Make sure that a model is on disk: ask, pull it, convert it. And show a pull: its plan, a bar, or lines."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
     from localqwen.models.pull import Plan, Step
     from localqwen.models.resolve import ResolvedModel
 
-#: Without a terminal a line every so many seconds says how far a transfer is.
+#: The seconds between two lines of progress if there is no terminal.
 LINE_SECONDS = 15.0
-_WORDS = {"load": "loading", "wait": "waiting for another pull of", "check": "checking", "convert": "converting"}
+_WORDS = {"load": "downloading", "wait": "waiting for another pull of", "check": "checking", "convert": "converting"}
 
 
 def ensure(model: ResolvedModel, *, yes: bool, force: bool = False) -> ResolvedModel:
-    """Return the model with its files on this disk, in the form that its engine opens.
+    """Return the model with its files on disk, in the format that its engine loads.
 
-    Raise ModelNotFound for an empty path, NotPulled where nobody can be asked, NotEnoughMemory before the download of a
-    model that cannot run here.
+    Raise ModelNotFound if a path does not exist, NotPulled if nobody can be asked, NotEnoughMemory before the download
+    of a model that cannot run on this machine.
     """
     from localqwen.models import resolve
 
@@ -53,39 +53,39 @@ def _pull_asking(model: ResolvedModel, *, yes: bool, force: bool) -> None:
     if isinstance(reference, Named) and not reference.mlx and not force:
         fit.check_named(reference.model, reference.quant, this_machine())
     planned = pull.plan(reference)
-    sys.stderr.write(f"{reference.text} is not here: {announcement(planned)}\n")
+    sys.stderr.write(f"{reference.text} is not on disk: {announcement(planned)}\n")
     if asks and not click.confirm("Pull it now?", default=True, err=True):
         raise inventory.not_pulled(reference)
     show_pull(planned)
 
 
 def announcement(planned: Plan) -> str:
-    """Return what a pull will load, from where and into which folder, before it starts."""
+    """Return what a pull will download, from where and into which folder."""
     from localqwen.models import sources
 
     missing, total = planned.missing_bytes, planned.total_bytes
     files = "1 file" if len(planned.files) == 1 else f"{len(planned.files)} files"
     if not missing:
-        text = f"all of it is in {planned.folder}: {files}, {readable_bytes(total)}; checking"
+        text = f"everything is in {planned.folder}: {files}, {readable_bytes(total)}; checking"
     else:
-        kept = f" ({readable_bytes(total - missing)} are here already)" if missing < total else ""
+        kept = f" ({readable_bytes(total - missing)} are on disk already)" if missing < total else ""
         host = sources.hub(planned.source).host()
-        text = f"loading {readable_bytes(missing)} in {files} from {host} into {planned.folder}{kept}"
+        text = f"downloading {readable_bytes(missing)} in {files} from {host} into {planned.folder}{kept}"
     if planned.convert and not planned.target.exists():
         size = f", about {readable_bytes(planned.converted_bytes)}" if planned.converted_bytes else ""
-        text += f"; there is no official {planned.quant} file, so it is then converted on this machine{size}"
+        text += f"; there is no official {planned.quant} file, so it will be converted on this machine{size}"
     return text
 
 
 def show_pull(planned: Plan) -> Path:
-    """Run it under a bar, or with a line now and then where there is no terminal."""
+    """Run a pull with a bar, or with a line from time to time if there is no terminal. Return the path of the model."""
     from localqwen.models import pull
 
     try:
-        with _steps(planned) as tell:
-            return pull.run(planned, tell)
+        with _steps(planned) as report:
+            return pull.run(planned, report)
     except KeyboardInterrupt:
-        sys.stderr.write("\nstopped; what came is kept, and the same command goes on from there\n")
+        sys.stderr.write("\nstopped; the downloaded part is kept, and the same command resumes there\n")
         raise
 
 
@@ -104,7 +104,7 @@ def _steps(planned: Plan) -> Iterator[Callable[[Step], None]]:
 
 
 class _Bar:
-    """A task of the bar per stage, so that speed and time left are those of the stage."""
+    """A bar with one task per stage, so that speed and remaining time are those of the stage."""
 
     def __init__(self, add: Callable[..., object], update: Callable[..., None], remove: Callable[..., None]) -> None:
         self._add, self._update, self._remove = add, update, remove

@@ -20,10 +20,10 @@ def readable_bytes(count: float) -> str:
 
 
 def parsed_size(text: str) -> int:
-    """Return the bytes of `4GB`, `500 MB`. Raise UsageError."""
+    """Return the bytes of `4GB` or `500 MB`. Raise UsageError if the text is not a size."""
     size = units.parse_size(text)
     if size is None:
-        raise UsageError(f"{text!r} is no size", "for instance 4GB or 500MB")
+        raise UsageError(f"{text!r} is not a size", "write it like 4GB or 500MB")
     return size
 
 

@@ -38,9 +38,9 @@ def command(
 
     path = selection.resolve(model, "llama.cpp").path()
     target = out or Path(f"{path.stem}.imatrix.gguf")
-    tell = _tell if sys.stderr.isatty() else None
+    report = _report if sys.stderr.isatty() else None
     read, matrices = activations.measure(
-        path, text, target, force=force, chunks=chunks, threads=threads, progress=tell
+        path, text, target, force=force, chunks=chunks, threads=threads, progress=report
     )  # fmt: skip
     if as_json:
         fields = {"path": str(target), "chunks": read, "tokens": read * activations.CHUNK, "matrices": matrices}
@@ -49,6 +49,6 @@ def command(
     sys.stdout.write(f"{target}: {matrices} matrices, over {read} chunks of {activations.CHUNK} tokens\n")
 
 
-def _tell(done: int, total: int) -> None:
+def _report(done: int, total: int) -> None:
     sys.stderr.write(f"\rchunk {done} of {total}" + ("\n" if done == total else ""))
     sys.stderr.flush()

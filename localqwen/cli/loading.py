@@ -1,4 +1,4 @@
-"""The flags of opening a model, made from LoadOptions, and how a command gets from a name to an open model."""
+"""The flags of loading a model, from LoadOptions, and the way of a command from a name to a loaded model."""
 
 from __future__ import annotations
 
@@ -23,34 +23,34 @@ Decorator = Callable[[Any], Any]
 
 @dataclass(frozen=True)
 class Loading:
-    """How a command opens its models. `yes`: pull one that is not here without asking."""
+    """How a command loads its models. `yes`: pull a model that is not on disk without asking."""
 
     options: LoadOptions = field(default_factory=LoadOptions)
     yes: bool = False
 
     def resolve(self, name: str | Reference) -> ResolvedModel:
-        """Understand a name, parsed or not. Raise ModelNotFound, UsageError, EngineUnavailable."""
+        """Resolve a name, parsed or not. Raise ModelNotFound, UsageError, EngineUnavailable."""
         from localqwen.engines import selection
 
         return selection.resolve(name, self.options.engine)
 
     def ensure(self, model: ResolvedModel) -> ResolvedModel:
-        """Pull what is not here after asking; convert what must be converted under a bar, because it takes a while."""
+        """Pull a model that is not on disk, after asking, and convert it if necessary, with a bar."""
         from localqwen.cli import ensure_model
 
         self.options.check_adapter()
         return ensure_model.ensure(model, yes=self.yes, force=self.options.force)
 
     def open(self, model: ResolvedModel) -> ChatModel:
-        """Open a model that is here."""
+        """Load a model that is on disk."""
         from localqwen.chat import load
 
         return load.chat_model(model, self.options)
 
 
 def flag(name: str, *, high: int | None = None, **more: Any) -> Decorator:
-    """The click option of a field of LoadOptions. `high` is the largest number that this command takes; `more` goes to
-    click."""
+    """Return the click option of a field of LoadOptions. `high` is the largest number that this command allows; `more`
+    goes to click."""
     option = OPTIONS[name]
     if option.kind is bool:
         return click.option(option.flag, name, is_flag=True, help=option.help, **more)
@@ -62,13 +62,13 @@ def flag(name: str, *, high: int | None = None, **more: Any) -> Decorator:
     return click.option(option.flag, name, type=kind, metavar=option.metavar or None, help=option.help, **more)
 
 
-_YES = click.option("--yes", "-y", is_flag=True, help="Pull a model that is not here without asking.")
+_YES = click.option("--yes", "-y", is_flag=True, help="Pull a model that is not on disk without asking.")
 _OF_A_MODEL = {name: flag(name) for name in ("context_length", "threads", "engine", "kv_quant", "adapter")}
 _PARALLEL = {"parallel": flag("parallel", high=64, default=4, show_default=True)}
 
 
 def _packed(flags: Mapping[str, Decorator]) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """A decorator that adds the flags, `--yes` and `--force`, and hands their values over as `loading`."""
+    """Return a decorator that adds the flags, `--yes` and `--force`, and passes their values as `loading`."""
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         @functools.wraps(function)

@@ -1,4 +1,4 @@
-"""The flags that several commands share, and the values they become."""
+"""The flags that several commands share, and the values that they become."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class Settings:
-    """How answers are asked for. None leaves it to the model and its mode."""
+    """The settings of a request. None leaves a value to the model and its mode."""
 
     think: bool | None = None
     budget: int | None = None
@@ -39,6 +39,7 @@ class Settings:
     stats: bool = False
 
     def request(self, messages: Sequence[Message], *, system: str = "", tools: Sequence[Tool] = ()) -> Request:
+        """Return a request with these settings; a `system` prompt comes before the messages."""
         from localqwen.chat.messages import Message, Overrides, Request
 
         head = [Message("system", system)] if system else []
@@ -46,7 +47,7 @@ class Settings:
         return Request([*head, *messages], tools, self.think, self.budget, self.max_tokens, self.stop, sampling)
 
     def changed_by(self, values: Mapping[str, Any]) -> Settings:
-        """With the values of a resumed conversation; names of another version are left out."""
+        """Return the settings with the values of a resumed conversation; names of other versions are left out."""
         known = {field.name for field in fields(self)}
         return replace(self, **{name: _value(name, value) for name, value in values.items() if name in known})
 
@@ -58,7 +59,7 @@ def _value(name: str, value: Any) -> Any:
 
 
 class _FloatRange(click.FloatRange):
-    """Refuses NaN too, which click finds in every range."""
+    """A range of numbers without NaN, which click accepts in every range."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         number = super().convert(value, param, ctx)
@@ -68,7 +69,7 @@ class _FloatRange(click.FloatRange):
 
 
 def _range(name: str) -> click.IntRange | click.FloatRange:
-    """Return click's type of a field of `Sampling`."""
+    """Return click's type for a field of `Sampling`."""
     bounds = SAMPLING_RANGES[name]
     kind = click.IntRange if bounds.whole else _FloatRange
     return kind(bounds.low, bounds.high, min_open=bounds.above_low)
@@ -76,24 +77,37 @@ def _range(name: str) -> click.IntRange | click.FloatRange:
 
 _SETTINGS = (
     click.option("--think/--no-think", default=None, help="Think before answering, or do not."),
-    click.option("--budget", type=click.IntRange(min=0), metavar="N", help="At most N tokens of thinking; 0: none."),
-    click.option("--hide-thinking", is_flag=True, help="Think, but do not show it."),
-    click.option("--max-tokens", type=click.IntRange(min=1), metavar="N", help="At most N tokens, thinking included."),
-    click.option("--stop", multiple=True, metavar="TEXT", help="End the answer before TEXT (may be repeated)."),
-    click.option("--temperature", type=_range("temperature"), metavar="X", help="0 takes the likeliest token."),
-    click.option("--top-p", type=_range("top_p"), metavar="X", help="Draw from the likeliest of this share."),
-    click.option("--top-k", type=_range("top_k"), metavar="N", help="Draw from the N likeliest; 0: from all."),
-    click.option("--min-p", type=_range("min_p"), metavar="X", help="Leave out those below this share of the best."),
     click.option(
-        "--presence-penalty", type=_range("presence_penalty"), metavar="X", help="Against repetition, e.g. 1.5."
+        "--budget", type=click.IntRange(min=0), metavar="N", help="Think for at most N tokens; 0: not at all."
     ),
-    click.option("--seed", type=int, metavar="N", help="Draw the same answer again."),
-    click.option("--stats", is_flag=True, help="Tokens and speeds after each answer, on stderr."),
+    click.option("--hide-thinking", is_flag=True, help="Do not show the thinking."),
+    click.option(
+        "--max-tokens", type=click.IntRange(min=1), metavar="N", help="Generate at most N tokens, thinking included."
+    ),
+    click.option("--stop", multiple=True, metavar="TEXT", help="End the answer before TEXT (repeatable)."),
+    click.option(
+        "--temperature",
+        type=_range("temperature"),
+        metavar="X",
+        help="Vary the answer; 0: always the most probable token.",
+    ),
+    click.option(
+        "--top-p", type=_range("top_p"), metavar="X", help="Draw from the most probable tokens of this share."
+    ),
+    click.option(
+        "--top-k", type=_range("top_k"), metavar="N", help="Draw from the N most probable tokens; 0: from all."
+    ),
+    click.option("--min-p", type=_range("min_p"), metavar="X", help="Leave out tokens below this share of the best."),
+    click.option(
+        "--presence-penalty", type=_range("presence_penalty"), metavar="X", help="Reduce repetition, e.g. 1.5."
+    ),
+    click.option("--seed", type=int, metavar="N", help="Repeat an answer: same seed, same answer."),
+    click.option("--stats", is_flag=True, help="Show tokens and speeds on stderr after each answer."),
 )
 
 
 def answer_options(function: Callable[P, R]) -> Callable[P, R]:
-    """Add the flags of answering, and hand their values over as `settings`."""
+    """Add the flags of a request, and pass their values as `settings`."""
     names = {field.name for field in fields(Settings)}
 
     @functools.wraps(function)
@@ -106,4 +120,4 @@ def answer_options(function: Callable[P, R]) -> Callable[P, R]:
     return packed
 
 
-json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Write one JSON object to stdout.")

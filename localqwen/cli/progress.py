@@ -82,5 +82,5 @@ def counting_bar() -> Iterator[Callable[[str, int, int], None]]:
 @contextlib.contextmanager
 def count_bar(title: str) -> Iterator[Callable[[int, int], None]]:
     """Yield a function that takes how many are done and how many there are, under one title."""
-    with counting_bar() as tell:
-        yield lambda done, total: tell(title, done, total)
+    with counting_bar() as report:
+        yield lambda done, total: report(title, done, total)

@@ -46,7 +46,8 @@ def command(
 
 
 def _resolved(name: str, engine: str | None, quant: str | None) -> Reference:
-    """Return what a name means: without a quantization the files of the engine that this machine would run."""
+    """Return the reference of a name. Without a quantization it means the files of the engine that runs on this
+    machine."""
     from localqwen.engines import selection
     from localqwen.models import names, pull, resolve
 
@@ -63,7 +64,7 @@ def _pull(reference: Reference, source: Any, revision: str | None) -> dict[str, 
         sys.stderr.write(f"{reference.model.family} is {reference.text}: {reference.why}\n")
     planned = pull.plan_or_present(reference, source=source, revision=revision)
     if isinstance(planned, Path):
-        sys.stderr.write(f"{reference.text} is on disk; the hub could not be asked for a newer version\n")
+        sys.stderr.write(f"{reference.text} is on disk; the hub could not be reached for a newer version\n")
         return {"name": reference.text, "path": str(planned), "transferred_bytes": 0, "checked": False}
     sys.stderr.write(f"{reference.text}: {ensure_model.announcement(planned)}\n")
     path = ensure_model.show_pull(planned)

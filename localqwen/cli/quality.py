@@ -1,4 +1,4 @@
-"""`localqwen quality`: how far a conversion is from its source, by what both predict on a text."""
+"""`localqwen quality`: compare the predictions of a conversion and its source on a text."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from localqwen.engines.engine import Engine
     from localqwen.models.resolve import ResolvedModel
 
-#: Windows are shorter; a larger context would only cost memory.
+#: The context in tokens: no window is longer, and a larger one would only cost memory.
 CONTEXT_LENGTH = 512
 
 
@@ -34,7 +34,7 @@ CONTEXT_LENGTH = 512
 @click.option(
     "--text", type=click.Path(path_type=Path), metavar="FILE", help="Measure on this text, not the bundled one."
 )
-@click.option("--engine", metavar="NAME", help="Engine of each MODEL (localqwen doctor).")
+@click.option("--engine", metavar="NAME", help="Engine of each MODEL (see localqwen doctor).")
 @click.option("--reference-engine", metavar="NAME", help="Engine of REFERENCE.")
 @json_option
 def command(
@@ -45,10 +45,10 @@ def command(
     reference_engine: str | None,
     as_json: bool,
 ) -> None:
-    """Measure how far each MODEL is from REFERENCE: perplexity, KL divergence, how often both think alike.
+    """Measure how far each MODEL is from REFERENCE: perplexity, KL divergence, how often the top token is the same.
 
-    Names, .gguf files and folders, on any engine: an MLX folder beside a GGUF file beside the checkpoint that both were
-    made from. A checkpoint folder is read in bf16.
+    Names, .gguf files and folders, on any engine: for example an MLX folder, a GGUF file and the checkpoint from which
+    both were converted. A checkpoint folder is read in bf16.
     """
     rows = measure(reference, models, text=read_text(text), engine=engine, reference_engine=reference_engine)
     if as_json:
@@ -58,7 +58,7 @@ def command(
 
 
 def read_text(path: Path | None) -> str:
-    """Raises UsageError for what is no text."""
+    """Return the text of a file, or the bundled text. Raise UsageError if it cannot be read as UTF-8."""
     from localqwen.bench import quality
 
     if path is None:
@@ -77,7 +77,7 @@ def measure(
     engine: str | None = None,
     reference_engine: str | None = None,
 ) -> list[dict[str, Any]]:
-    """One row per model. The reference is read once; no two models are in memory together."""
+    """Return one row per model. The reference is computed once; no two models are in memory together."""
     from localqwen.bench.quality import Reference, compare
 
     with opened(reference, reference_engine) as source, count_bar(f"reading {reference}") as progress:
@@ -92,7 +92,7 @@ def measure(
 
 @contextlib.contextmanager
 def opened(name: str, engine: str | None) -> Iterator[Engine]:
-    """Open a model for measuring. Raise NotPulled, and what opening raises."""
+    """Load a model to measure it. Raise NotPulled, and what loading raises."""
     from localqwen.chat import load
     from localqwen.chat.load_options import LoadOptions
     from localqwen.engines import selection
@@ -105,8 +105,8 @@ def opened(name: str, engine: str | None) -> Iterator[Engine]:
 
 @contextlib.contextmanager
 def in_bf16(model: ResolvedModel) -> Iterator[ResolvedModel]:
-    """Give a checkpoint folder as a GGUF file of its own precision, for as long as the block runs. (To talk with, it
-    would become 8-bit.) Any other model is given as it is."""
+    """Yield a checkpoint folder as a temporary GGUF file of its own precision (`run` would convert it to 8 bit). Any
+    other model is yielded as it is."""
     from localqwen.models import converted, local_files
 
     if model.conversion is None or model.conversion.repo:
@@ -122,7 +122,7 @@ def in_bf16(model: ResolvedModel) -> Iterator[ResolvedModel]:
 
 @contextlib.contextmanager
 def scratch() -> Iterator[Path]:
-    """A folder in the cache that is removed afterwards; those of processes that were killed go first."""
+    """Yield a folder in the cache and remove it afterwards. Folders of processes that were killed are removed first."""
     import psutil
 
     from localqwen.models import store
@@ -140,6 +140,7 @@ def scratch() -> Iterator[Path]:
 
 
 def page(rows: list[dict[str, Any]]) -> str:
+    """Return the rows as a table."""
     head = ("MODEL", "ENGINE", "PERPLEXITY", "REFERENCE", "KL MEAN", "KL 99 %", "SAME TOP TOKEN")
     return aligned([head, *((row["model"], row["engine"], *_numbers(row)) for row in rows)])
 
@@ -155,7 +156,7 @@ def _numbers(row: dict[str, Any]) -> tuple[str, ...]:
 
 
 def described(row: Mapping[str, Any]) -> str:
-    """One line, for `convert --verify`."""
+    """Return a row as one line, for `convert --verify`."""
     return (
         f"perplexity {row['perplexity']:.4g} (source {row['reference_perplexity']:.4g}), "
         f"KL {row['kl_mean']:.5f} nats in the mean, {row['kl_p99']:.5f} at the 99th percentile, "

@@ -40,7 +40,7 @@ def command(memory: str | None, device: str | None, as_json: bool) -> None:
 
 
 def read_size(text: str) -> int:
-    """Return the bytes of `8GB`, `512 MB`, `7.5`. Raise UsageError."""
+    """Return the bytes of `8GB`, `512 MB` or `7.5`. Raise UsageError if the text is not a size."""
     size = units.parse_size(text, unit=_UNIT)
     if size is None:
         raise UsageError(f"--memory {text!r} is not a size", "write it like 8GB or 512MB")

@@ -26,7 +26,9 @@ from localqwen.errors import UsageError
 @click.argument("model")
 @click.argument("prompt", nargs=-1)
 @click.option("--system", default="", metavar="TEXT", help="System prompt.")
-@click.option("--tools", type=click.Path(path_type=Path), metavar="FILE", help="Tools the model may call: JSON list.")
+@click.option(
+    "--tools", type=click.Path(path_type=Path), metavar="FILE", help="Tools that the model may call: a JSON list."
+)
 @answer_options
 @loading_options
 @json_option
@@ -41,7 +43,7 @@ def command(
 ) -> int:
     """Answer one PROMPT with MODEL: `demo`, a .gguf file or a checkpoint folder.
 
-    Text from a pipe is put before the prompt:  cat notes.txt | localqwen run demo "Summarise this"
+    Text from a pipe comes before the prompt:  cat notes.txt | localqwen run demo "Summarise this"
     """
     text = whole_prompt(piped_text(sys.stdin), prompt)
     request = settings.request([Message("user", text)], system=system, tools=read_tools(tools))
@@ -55,44 +57,44 @@ def command(
 
 
 def answer(model: ChatModel, request: Request, out: TextIO, aside: TextIO, settings: Settings) -> int:
-    """Stream the answer of a request. Gives the exit code."""
+    """Stream the answer to a request. Return the exit code."""
     printer = console.Printer(console.Channel(out), console.Channel(aside), settings.hide_thinking)
-    came = None
+    received = None
     try:
-        came = receive(model, request, printer.show)
+        received = receive(model, request, printer.show)
     finally:
-        printer.finish(newline_if_empty=came is not None and not came.tool_calls)
+        printer.finish(newline_if_empty=received is not None and not received.tool_calls)
     if settings.stats:
-        printer.note(console.stats_line(came, model))
-    return _outcome(came, printer.aside)
+        printer.note(console.stats_line(received, model))
+    return _outcome(received, printer.aside)
 
 
 def answer_json(model: ChatModel, request: Request, out: TextIO, aside: TextIO) -> int:
-    """One object on `out`, when the answer is complete. Gives the exit code."""
+    """Write one JSON object to `out` when the answer is complete. Return the exit code."""
     channel = console.Channel(aside)
 
     def show_warnings(event: object) -> None:
         for warning in event.warnings if isinstance(event, Started) else ():
             channel.line(f"warning: {warning}")
 
-    came = receive(model, request, show_warnings)
-    out.write(json.dumps(report(model, came), ensure_ascii=False) + "\n")
+    received = receive(model, request, show_warnings)
+    out.write(json.dumps(report(model, received), ensure_ascii=False) + "\n")
     out.flush()
-    return _outcome(came, channel)
+    return _outcome(received, channel)
 
 
-def report(model: ChatModel, came: Answer) -> dict[str, Any]:
-    """The object of --json. A stopped answer has no counts and the finish reason "interrupted"."""
-    done = came.finished
+def report(model: ChatModel, received: Answer) -> dict[str, Any]:
+    """Return the object of --json. A stopped answer has no counts, and "interrupted" as its finish reason."""
+    done = received.finished
     names = ("first_token_ms", "first_answer_ms", "prompt_per_second", "predicted_per_second")
     timing = {name: getattr(done.timing, name) if done else None for name in names}
     counts = ("prompt_tokens", "cached_tokens", "completion_tokens", "thinking_tokens")
     return {
         "model": model.name,
         "engine": model.engine_name,
-        "content": came.content,
-        "thinking": came.thinking or None,
-        "tool_calls": [asdict(call) for call in came.tool_calls],
+        "content": received.content,
+        "thinking": received.thinking or None,
+        "tool_calls": [asdict(call) for call in received.tool_calls],
         "finish_reason": done.finish_reason if done else "interrupted",
         "budget_forced": bool(done and done.budget_forced),
         "usage": asdict(done.usage) if done else dict.fromkeys(counts),
@@ -100,25 +102,25 @@ def report(model: ChatModel, came: Answer) -> dict[str, Any]:
     }
 
 
-def _outcome(came: Answer, aside: console.Channel) -> int:
-    if came.cut:
+def _outcome(received: Answer, aside: console.Channel) -> int:
+    if received.cut:
         aside.line(f"warning: {console.LENGTH_WARNING}")
-    return 0 if came.finished else INTERRUPTED
+    return 0 if received.finished else INTERRUPTED
 
 
 def whole_prompt(piped: str, words: Sequence[str]) -> str:
-    """Raises UsageError where there is nothing to answer."""
+    """Return the piped text and the words as one prompt. Raise UsageError if both are empty."""
     parts = [part for part in (piped.strip("\n"), " ".join(words)) if part.strip()]
     if not parts:
         raise UsageError("there is no prompt", 'localqwen run demo "What is 17 + 25?"; to talk: localqwen chat')
     text = "\n\n".join(parts)
-    if any("\ud800" <= character <= "\udfff" for character in text):  # how Python marks bytes it could not decode
+    if any("\ud800" <= character <= "\udfff" for character in text):  # Python's mark for bytes that are not UTF-8
         raise UsageError("the prompt is not UTF-8 text", "use a terminal that writes UTF-8")
     return text
 
 
 def piped_text(stdin: TextIO | None) -> str:
-    """What a pipe or file brings; "" from a terminal and where standard input is closed."""
+    """Return the text of a pipe or file, "" for a terminal or a closed input. Raise UsageError if it is not UTF-8."""
     if stdin is None or stdin.closed or stdin.isatty():
         return ""
     try:
@@ -131,7 +133,7 @@ def piped_text(stdin: TextIO | None) -> str:
 
 
 def read_tools(path: Path | None) -> tuple[Tool, ...]:
-    """A JSON list in OpenAI's shape, or of the bare functions. Raises UsageError that names the entry."""
+    """Return the tools of a JSON list, in OpenAI's shape or as functions. Raise UsageError that names the entry."""
     if path is None:
         return ()
     try:
@@ -141,7 +143,7 @@ def read_tools(path: Path | None) -> tuple[Tool, ...]:
     except ValueError as exc:
         raise UsageError(f"{path} is not JSON: {exc}", _TOOLS_HINT) from exc
     if not isinstance(listed, list):
-        raise UsageError(f"{path} does not hold a list", _TOOLS_HINT)
+        raise UsageError(f"{path} does not contain a list", _TOOLS_HINT)
     return tuple(_tool(entry, f"tool {number} of {path}") for number, entry in enumerate(listed, 1))
 
 

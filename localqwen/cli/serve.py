@@ -1,4 +1,4 @@
-"""`localqwen serve`: one server for the clients that people have."""
+"""`localqwen serve`: one server for the clients of the OpenAI, Ollama and Anthropic APIs."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ if TYPE_CHECKING:
 
 
 class Duration(click.ParamType[float]):
-    """`90s`, `5m`, `1h30m`, a number of seconds; below 0 for ever. In seconds."""
+    """A length of time: `90s`, `5m`, `1h30m`, or a number of seconds; below 0: for ever."""
 
     name = "text"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the seconds; inf for ever."""
         if isinstance(value, float):
             return value
         seconds = units.parse_duration(str(value))
@@ -37,18 +38,24 @@ class Duration(click.ParamType[float]):
 
 @click.command("serve", cls=ConfiguredCommand)
 @click.argument("models", nargs=-1, metavar="[MODEL]...")
-@click.option("--host", default="127.0.0.1", show_default=True, metavar="ADDRESS", help="Where to listen.")
-@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0: any free one.")
-@click.option("--api-key", metavar="KEY", help="Ask every client for this key (better: LOCALQWEN_API_KEY).")
-@click.option("--cors", multiple=True, metavar="ORIGIN", help="Let pages of this origin call the server; *: all.")
-@click.option("--allow-host", multiple=True, metavar="NAME", help="Another name under which clients reach the server.")
+@click.option("--host", default="127.0.0.1", show_default=True, metavar="ADDRESS", help="Listen at this address.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8000,
+    show_default=True,
+    help="Listen at this port; 0: any free one.",
+)
+@click.option("--api-key", metavar="KEY", help="Require this key (better: LOCALQWEN_API_KEY).")
+@click.option("--cors", multiple=True, metavar="ORIGIN", help="Let web pages of this origin use the server; *: all.")
+@click.option("--allow-host", multiple=True, metavar="NAME", help="Accept another host name of this server.")
 @click.option(
     "--keep-alive",
     type=Duration(),
     default="5m",
     show_default=True,
     metavar="TIME",
-    help="Unload a model idle so long; -1: never.",
+    help="Unload a model that is idle for so long; -1: never.",
 )
 @click.option(
     "--max-queue",
@@ -56,30 +63,32 @@ class Duration(click.ParamType[float]):
     default=64,
     show_default=True,
     metavar="N",
-    help="Requests that may wait, per model.",
+    help="Let N requests wait, per model.",
 )
 @click.option(
     "--reasoning-field",
     type=click.Choice(["reasoning_content", "reasoning", "both"]),
     default="both",
     show_default=True,
-    help="Where OpenAI clients find the thinking.",
+    help="Put the thinking into this field for OpenAI clients.",
 )
-@click.option("--no-prepare", is_flag=True, help="Do not read the next turn's prompt while nobody waits.")
+@click.option("--no-prepare", is_flag=True, help="Do not prefill next turns while nobody waits.")
 @serving_options
 def command(models: tuple[str, ...], host: str, port: int, loading: Loading, **flags: Any) -> int:
-    """Answer programs over HTTP: OpenAI's API at http://localhost:8000/v1.
+    """Serve models to programs over HTTP: OpenAI's API at http://localhost:8000/v1.
 
-    The first MODEL answers requests that name none; others on disk are loaded when they are asked for. Without MODEL:
+    The first MODEL answers requests that name none; others on disk are loaded when a request names them. Without MODEL:
     the configured one, else the largest on disk that fits, else `demo`.
     """
     _need_extra()
     from localqwen.serve.http import server as http_server
 
     if loading.options.adapter and len(models) > 1:
-        raise UsageError("--adapter is for one model, several are named", "serve the model that it was trained on")
+        raise UsageError(
+            "--adapter is for one model, but several are named", "serve only the model that it was trained for"
+        )
     served = [loading.ensure(model) for model in _models(models, loading)]
-    listener = http_server.bind(host, port)  # before seconds are spent on loading
+    listener = http_server.bind(host, port)  # an address in use is an error before seconds of loading
     try:
         return _serve(served, listener, loading, host, flags)
     finally:
@@ -87,7 +96,7 @@ def command(models: tuple[str, ...], host: str, port: int, loading: Loading, **f
 
 
 def _models(named: Sequence[str], loading: Loading) -> list[ResolvedModel]:
-    """Those of the command line; without any, the one that `localqwen chat` would take, and the reason on stderr."""
+    """Return the models of the command line, else the choice of `localqwen chat`, with the reason on stderr."""
     if named:
         return [loading.resolve(name) for name in named]
     choice = chat.choose(None, None, chat.largest, loading)
@@ -101,7 +110,7 @@ def _serve(models: Sequence[ResolvedModel], listener: Any, loading: Loading, hos
     from localqwen.serve.model_names import Catalogue
 
     _log_to(sys.stderr)
-    _warn_of_strangers(host, flags["api_key"], flags["cors"])
+    _warn_about_access(host, flags["api_key"], flags["cors"])
     catalogue = Catalogue(models, loading.options)
     service = Service(catalogue, catalogue.open, _settings(host, flags))
     server = http_server.Listening(service, started=lambda: _announce(service, http_server.url(listener)))
@@ -136,12 +145,12 @@ def _announce(service: Any, url: str) -> None:
     sys.stderr.flush()
 
 
-def _warn_of_strangers(host: str, key: str | None, origins: Sequence[str]) -> None:
+def _warn_about_access(host: str, key: str | None, origins: Sequence[str]) -> None:
     try:
-        here = ipaddress.ip_address(host).is_loopback
+        local = ipaddress.ip_address(host).is_loopback
     except ValueError:
-        here = host == "localhost"
-    if not here and not key:
+        local = host == "localhost"
+    if not local and not key:
         sys.stderr.write(f"warning: anyone who can reach {host} may use this server; set LOCALQWEN_API_KEY\n")
     if "*" in origins and not key:
         sys.stderr.write("warning: --cors '*' lets every page in your browser use this server; set LOCALQWEN_API_KEY\n")

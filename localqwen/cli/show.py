@@ -1,4 +1,4 @@
-"""`localqwen show`: what a model is and what it needs."""
+"""`localqwen show`: show what a model is and what it needs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from localqwen.cli.options import json_option
 @click.argument("name")
 @json_option
 def command(name: str, as_json: bool) -> None:
-    """Show what the model NAME is: `demo`, a .gguf file or a checkpoint folder."""
+    """Show what the model NAME is and what it needs: `demo`, a .gguf file or a checkpoint folder."""
     from localqwen.models.describe import describe
 
     facts = describe(name)
@@ -30,7 +30,7 @@ def command(name: str, as_json: bool) -> None:
 
 
 def presets(thinking: str | None, own: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float | int]]:
-    """The sampling of each mode that a model has; none for a file that says nothing of its modes."""
+    """Return the sampling of each mode of a model; none if its file does not tell the modes."""
     from localqwen.chat.sampling import Presets
 
     of_model = Presets.of(own)
@@ -39,7 +39,7 @@ def presets(thinking: str | None, own: Mapping[str, Mapping[str, float]]) -> dic
 
 
 def page(facts: Mapping[str, Any]) -> str:
-    """Facts as lines, in the order they came, without the unknown ones."""
+    """Return the facts as lines, in their order, without the unknown ones."""
     rows = [
         (key.replace("_", " "), _shown(key, value)) for key, value in facts.items() if value not in (None, "", {}, [])
     ]
@@ -52,7 +52,7 @@ def _shown(key: str, value: Any) -> str:
     if key == "sampling":
         return "; ".join(f"{mode}: {_shown('', values)}" for mode, values in value.items())
     if key == "files":
-        return ", ".join(f"{file['path']} ({file['digest'] or 'made here'})" for file in value)
+        return ", ".join(f"{file['path']} ({file['digest'] or 'converted on this machine'})" for file in value)
     if key in ("bytes", "download_bytes"):
         return readable_bytes(value)
     if isinstance(value, Mapping):

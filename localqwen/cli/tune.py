@@ -1,4 +1,4 @@
-"""`localqwen tune`: measures which settings are fastest for a model on this machine, and keeps them."""
+"""`localqwen tune`: measure which settings are fastest for a model on this machine, and save them."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 @click.command("tune", cls=ConfiguredCommand)
 @click.argument("model")
-@click.option("--show", is_flag=True, help="Show what is kept for this model, and measure nothing.")
-@click.option("--forget", is_flag=True, help="Go back to the defaults for this model.")
-@click.option("--approximate", is_flag=True, help="Try flash attention and 8-bit keys and values too: answers change.")
+@click.option("--show", is_flag=True, help="Show the saved settings of this model, without measuring.")
+@click.option("--forget", is_flag=True, help="Return to the defaults for this model.")
+@click.option("--approximate", is_flag=True, help="Try flash attention and 8-bit keys and values too; answers change.")
 @json_option
 def command(model: str, show: bool, forget: bool, approximate: bool, as_json: bool) -> None:
-    """Find the fastest settings of llama.cpp for MODEL here: threads, weight repacking, batch size.
+    """Find the fastest settings of llama.cpp for MODEL on this machine: threads, weight repacking, batch size.
 
-    `run`, `chat` and `serve` use them from then on. Leave the machine alone meanwhile: what else runs is measured too.
+    `run`, `chat` and `serve` use them from then on. Do not use the machine meanwhile: other programs change the result.
     """
     from localqwen.engines.llama_cpp import settings
 
@@ -48,12 +48,12 @@ def command(model: str, show: bool, forget: bool, approximate: bool, as_json: bo
     try:
         best, trials = _tuned(path, approximate)
     except KeyboardInterrupt:
-        sys.stderr.write("stopped: nothing new is kept\n")
+        sys.stderr.write("stopped: no settings are saved\n")
         raise
     try:
         settings.keep(path, best)
     except OSError as exc:
-        raise StorageError(f"the result cannot be kept: {exc}", "check the cache folder: localqwen doctor") from exc
+        raise StorageError(f"the settings cannot be saved: {exc}", "check the cache folder: localqwen doctor") from exc
     if as_json:
         sys.stdout.write(json.dumps({"model": model, "settings": asdict(best), "trials": _rows(trials)}) + "\n")
         return
@@ -67,8 +67,8 @@ def _file_of(model: str) -> Path:
     resolved = selection.resolve(model)
     if resolved.engine == "mlx":
         raise Unsupported(
-            f"{model} runs on MLX here, which has none of these settings",
-            "a GGUF file has: localqwen tune FILE.gguf, run it with --engine gguf",
+            f"{model} runs on MLX on this machine, which has none of these settings",
+            "tune a GGUF file and run it with --engine gguf: localqwen tune FILE.gguf",
         )
     return resolved.path()
 
@@ -83,21 +83,23 @@ def _tuned(path: Path, approximate: bool) -> tuple[Settings, list[Trial]]:
     cores = this_machine().cores
     start = Settings(cores, use_extra_bufts=probe().use_extra_bufts)
 
-    def tell(trial: Trial) -> None:
+    def report(trial: Trial) -> None:
         if sys.stderr.isatty():
             sys.stderr.write(f"{trial.change}: {_speeds(trial)}\n")
 
     meanwhile = Others()
-    found = tune.tune(path, start, cores, tell, approximate=approximate)
+    found = tune.tune(path, start, cores, report, approximate=approximate)
     counted = meanwhile.since()
     taken = counted["others_seconds"] / counted["elapsed_seconds"] if counted else 0.0
     if taken > AT_REST:
-        sys.stderr.write(f"warning: other programs took {taken:.1f} processors meanwhile: tune again when they rest\n")
+        sys.stderr.write(
+            f"warning: other programs took {taken:.1f} processors meanwhile: tune again when they are idle\n"
+        )
     return found
 
 
 def _speeds(trial: Trial) -> str:
-    return f"{trial.speed.prefill:,.1f} tokens/s reading, {trial.speed.decode:,.1f} answering"
+    return f"{trial.speed.prefill:,.1f} tokens/s prefill, {trial.speed.decode:,.1f} decode"
 
 
 def _rows(trials: list[Trial]) -> list[dict[str, Any]]:
@@ -105,12 +107,14 @@ def _rows(trials: list[Trial]) -> list[dict[str, Any]]:
 
 
 def page(best: Settings, trials: list[Trial]) -> str:
-    head = ("TRIED", "READING t/s", "ANSWERING t/s")
+    """Return a table of all trials, and the best settings."""
+    head = ("TRIED", "PREFILL t/s", "DECODE t/s")
     rows = [(trial.change, f"{trial.speed.prefill:,.1f}", f"{trial.speed.decode:,.1f}") for trial in trials]
     return aligned([head, *rows]) + f"\n\nkept: {described(best)}"
 
 
 def described(best: Settings) -> str:
+    """Return settings in words."""
     repacked = "on" if best.use_extra_bufts else "off"
     found = (
         f"{best.threads} thread{'s' * (best.threads != 1)} for answers, {best.threads_for_prompts} for prompts, "
@@ -118,4 +122,4 @@ def described(best: Settings) -> str:
     )
     coarse = ["flash attention"] if best.flash_attention else []
     coarse += [f"keys and values in {best.kv_type}"] if best.kv_type != "f16" else []
-    return found + (f"; rounded more coarsely, as you asked: {' and '.join(coarse)}" if coarse else "")
+    return found + (f"; approximate, as requested: {' and '.join(coarse)}" if coarse else "")

@@ -12,14 +12,14 @@ from pathlib import Path
 
 from localqwen.machine import posix
 
-#: Bounded spinning: as fast as the default on an idle machine, and several times faster when another program holds a
-#: core, because llama.cpp's OpenMP threads otherwise spin for good.
+#: Bounded spinning: as fast as the default on an idle machine, and several times faster when another program uses a
+#: core, because llama.cpp's OpenMP threads otherwise spin for ever.
 OPENMP_DEFAULTS = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "2000"}
 
 
 @dataclass(frozen=True)
 class Machine:
-    """`cores` are the physical cores this process may use; memory is in bytes."""
+    """This machine. `cores` are the physical cores that this process may use; memory is in bytes."""
 
     system: str
     architecture: str
@@ -30,7 +30,7 @@ class Machine:
 
 
 def this_machine() -> Machine:
-    """Read anew at each call, because available memory changes."""
+    """Return this machine. It is read again at each call, because the available memory changes."""
     import psutil
 
     memory = psutil.virtual_memory()
@@ -48,7 +48,7 @@ def this_machine() -> Machine:
 
 @cache
 def usable_cores() -> int:
-    """Physical cores, but no more than the affinity mask and the container's CPU quota allow.
+    """Return the number of physical cores, at most what the affinity mask and the container's CPU quota allow.
 
     Threads of llama.cpp spin while they wait, so one thread too many costs far more than one too few.
     """
@@ -59,7 +59,7 @@ def usable_cores() -> int:
 
 
 def _cgroup_cpu_quota() -> int | None:
-    """CPUs granted by cgroup v2 (`cpu.max` holds quota and period in microseconds), None without a limit."""
+    """Return the CPUs that cgroup v2 grants (`cpu.max`: quota and period in microseconds), None without a limit."""
     found = [text.split() for text in _cgroup_values("cpu.max")]
     quotas = [int(quota) // int(period) for quota, period in found if quota.isdigit() and period.isdigit()]
     return max(1, min(quotas)) if quotas else None
@@ -70,7 +70,7 @@ def _cgroup_memory_limit() -> int | None:
 
 
 def _cgroup_values(name: str) -> list[str]:
-    """A file's text in this process's group and all above: the tightest limit holds."""
+    """Return a file's text in this process's group and all above: the tightest limit applies."""
     own = own_cgroup()
     if own is None:
         return []
@@ -80,7 +80,7 @@ def _cgroup_values(name: str) -> list[str]:
 
 
 def own_cgroup(root: Path = Path("/")) -> tuple[Path, Path] | None:
-    """The folder of this process's group in cgroup v2 and the top of that hierarchy; None without cgroup v2.
+    """Return the folder of this process's group in cgroup v2 and the top of that hierarchy; None without cgroup v2.
 
     /proc/self/mountinfo (proc(5)): `ID PARENT MAJOR:MINOR ROOT MOUNTPOINT … - cgroup2 …`; a container sees a part of
     the hierarchy, whose root there is ROOT. /proc/self/cgroup: `0::PATH`.
@@ -97,7 +97,8 @@ def own_cgroup(root: Path = Path("/")) -> tuple[Path, Path] | None:
 
 
 def set_openmp_defaults() -> None:
-    """Call before any library of llama.cpp is loaded: OpenMP reads the environment once. What the user set stays."""
+    """Set OPENMP_DEFAULTS, except for what the user has set. Call it before a library of llama.cpp is loaded: OpenMP
+    reads the environment once."""
     for name, value in OPENMP_DEFAULTS.items():
         os.environ.setdefault(name, value)
 
@@ -108,28 +109,26 @@ def _chip() -> str:
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
     if platform.system() == "Darwin":
-        asked = subprocess.run(
-            ["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True, check=False
-        )
-        return asked.stdout.strip() or platform.processor()
+        ran = subprocess.run(["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True, check=False)
+        return ran.stdout.strip() or platform.processor()
     return _board() or platform.processor() or platform.machine()
 
 
 def _board() -> str:
-    """What a processor without a name of its own sits on: a board's device tree, an Android phone's properties."""
+    """Return the board's name, for a processor without one: from the device tree, or from Android's properties."""
     model = _read(Path("/proc/device-tree/model")).strip("\0 \n")
     getprop = shutil.which("getprop")
     if model or getprop is None:
         return model
-    asked = [
+    properties = [
         subprocess.run([getprop, name], capture_output=True, text=True, check=False).stdout.strip()
         for name in ("ro.product.model", "ro.soc.model")
     ]
-    return ", ".join(filter(None, asked))
+    return ", ".join(filter(None, properties))
 
 
 def cpu_flags() -> str:
-    """The instruction sets that the CPU announces, one line; "" where the system does not tell."""
+    """Return the instruction sets of the CPU in one line; "" if the system does not report them."""
     for line in _read(Path("/proc/cpuinfo")).splitlines():
         if line.startswith(("flags", "Features")):
             return line.partition(":")[2].strip()

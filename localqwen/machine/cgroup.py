@@ -1,11 +1,11 @@
-"""Holding a process by cgroup v2: the kernel's own account of its memory and processor time.
+"""Limit a process with cgroup v2: the kernel's own account of its memory and processor time.
 
-What it needs is a folder of the hierarchy in which this user may make groups and move processes to: that of a delegated
-scope (`systemd-run --user --scope`), or, for root, that of any. Where there is none, `limits.py` has another way.
+It needs a folder of the hierarchy in which this user may create groups and move processes to: that of a delegated scope
+(`systemd-run --user --scope`), or, for root, any folder. If there is none, `limits` has another way.
 
-After the kernel's documentation, "Control Group v2": a group that holds processes passes no controllers on to groups
-inside it, so the measured process gets one beside ours, under the nearest folder above that does. Nothing that is there
-already is changed.
+Source: the kernel's documentation, "Control Group v2". A group with processes passes no controllers on to groups inside
+it, so the measured process gets a group beside ours, under the nearest folder above that passes them on. Existing
+groups are never changed.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from pathlib import Path
 from localqwen import machine
 from localqwen.machine import posix
 
-#: Microseconds over which the kernel shares out processor time.
+#: The microseconds of one period of processor time.
 _PERIOD = 100_000
-#: Seconds in which the processes of a group that were killed are gone.
+#: The most seconds to wait until the killed processes of a group are gone.
 _GONE_WITHIN = 2.0
 
 
 @dataclass(frozen=True)
 class Place:
-    """A folder under which groups can be made, and the controllers that they get."""
+    """A folder in which groups can be created, and the controllers that they get."""
 
     folder: Path
     controllers: frozenset[str]
 
 
 def find(root: Path = Path("/")) -> Place | None:
-    """The nearest place that was tried and found to work; None where there is none. `root` is that of the system."""
+    """Return the nearest place that works when tried, or None. `root` is the root folder of the system."""
     own = machine.own_cgroup(root)
     if own is None:
         return None
@@ -53,7 +53,7 @@ def find(root: Path = Path("/")) -> Place | None:
 
 
 def settings(place: Place, cpus: int | None, memory: int | None) -> dict[str, str]:
-    """File of a group -> what is written into it. Without swap, as on a phone: memory that is full is full."""
+    """Return the files of a group and what to write into them. Swap is off, as on a phone."""
     found: dict[str, str] = {}
     if memory is not None and "memory" in place.controllers:
         found |= {"memory.max": str(memory), "memory.swap.max": "0"}
@@ -63,9 +63,9 @@ def settings(place: Place, cpus: int | None, memory: int | None) -> dict[str, st
 
 
 class Group:
-    """A group for one process. Use with `with` or `close` it: what is left in it is killed, and it is removed.
+    """A group for one process. Use it with `with`, or close it: then its processes are killed and it is removed.
 
-    Raises OSError where the kernel refuses.
+    Raise OSError if the kernel refuses.
     """
 
     def __init__(self, place: Place, values: Mapping[str, str]) -> None:
@@ -81,17 +81,18 @@ class Group:
             raise
 
     def add(self, pid: int) -> None:
-        """From now on its memory and its time are counted here, and those of its children."""
+        """Move a process here. From then on, its memory and time are counted here, and those of its children."""
         (self.path / "cgroup.procs").write_text(str(pid))
 
     @property
     def out_of_memory(self) -> bool:
-        """Whether the kernel has killed a process of this group for want of memory."""
+        """Return whether the kernel has killed a process of this group because memory ran out."""
         words = _words(self.path / "memory.events")  # a name and a number per line
         return "oom_kill" in words and words[words.index("oom_kill") + 1] != "0"
 
     def close(self) -> None:
-        """A group that the kernel does not let go of in time stays behind, empty; it costs nothing."""
+        """Kill the processes of this group and remove it. If the kernel takes too long, an empty group stays; it costs
+        nothing."""
         kill = self.path / "cgroup.kill"
         if kill.exists():
             kill.write_text("1")
@@ -100,7 +101,7 @@ class Group:
             try:
                 os.rmdir(self.path)
                 return
-            except OSError:  # busy: a process that was killed takes a moment to be gone
+            except OSError:  # busy: a killed process takes a moment to end
                 time.sleep(0.01)
 
     def __enter__(self) -> Group:
@@ -111,7 +112,7 @@ class Group:
 
 
 def _sweep(folder: Path) -> None:
-    """Groups whose owner was killed before it could remove them; what still has a process in it stays."""
+    """Remove groups whose owner was killed before it could do so. A group with a process in it stays."""
     for left in folder.glob("localqwen-*-*"):
         owner = left.name.split("-")[1]
         if owner.isdecimal() and not Path("/proc", owner).exists():
@@ -120,7 +121,7 @@ def _sweep(folder: Path) -> None:
 
 
 def _works(place: Place) -> bool:
-    """Only trying tells: whether processes may be moved depends on the folders between here and there."""
+    """Return whether a process can be moved there. Only a trial shows it: it depends on the folders in between."""
     waiting = subprocess.Popen([sys.executable, "-S", "-c", "input()"], stdin=subprocess.PIPE)
     try:
         with Group(place, settings(place, 1, 1 << 30)) as group:
@@ -134,8 +135,8 @@ def _works(place: Place) -> bool:
 
 
 def drop_cached(files: list[Path]) -> None:
-    """Pages of files that another process has read are counted there, and a limit of memory would not see them: those
-    that nobody else uses are given back, so that they are read and counted anew."""
+    """Drop the cached pages of files that nobody uses, so that the next reader's group counts them. Pages that another
+    process has read are counted in its group, and a limit of memory would not see them."""
     for path in files:
         with contextlib.suppress(OSError), path.open("rb") as file:
             posix.drop_cached_pages(file.fileno())

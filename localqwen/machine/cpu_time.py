@@ -1,4 +1,4 @@
-"""The work of the CPUs that this process may use: its own, and what other programs took."""
+"""The time of the CPUs that this process may use: its own, and what other programs took."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class CpuTime:
 
 
 def accounting() -> Callable[[], CpuTime] | None:
-    """Return what reads the system's accounting; None where the system does not tell (Android, to apps)."""
+    """Return a reader of the system's accounting; None if the system does not report it (Android, to apps)."""
     import psutil
 
     cpus = usable_cpus()
@@ -43,7 +43,7 @@ def accounting() -> Callable[[], CpuTime] | None:
 
 
 def _busy(times: object) -> float:
-    """Return a CPU's seconds of work. What a hypervisor took away (steal) is missing for us as much as what another
-    program took. Guests are counted in user time already."""
+    """Return a CPU's seconds of work. What a hypervisor took away (steal) counts: we miss it like what another program
+    took. Guests are part of user time already."""
     names = ("user", "nice", "system", "irq", "softirq", "steal")
     return sum(getattr(times, name, 0.0) for name in names)

@@ -10,9 +10,9 @@ _STATUS = Path("/proc/self/status")
 
 
 def peak() -> int | None:
-    """Bytes of resident memory, mapped weights included, at their most; None where the system does not tell.
+    """Return the peak of resident memory in bytes, with mapped weights; None if the system does not report it.
 
-    Linux: VmHWM, which begins anew with each program; `ru_maxrss` there is inherited from the parent over exec.
+    Linux: VmHWM, which starts at zero in each program; `ru_maxrss` there is inherited from the parent over exec.
     """
     try:
         for line in _STATUS.read_text().splitlines():
@@ -20,4 +20,4 @@ def peak() -> int | None:
                 return int(line.split()[1]) * 1024
     except OSError:
         pass
-    return posix.peak_resident_memory()
+    return posix.peak_memory()

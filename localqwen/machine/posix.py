@@ -1,4 +1,4 @@
-"""What only POSIX systems have, and what is done on Windows instead: the one module that asks which of them this is.
+"""What only POSIX systems have, and what Windows does instead: the one module that distinguishes the two.
 
 `resource`, `termios` and `fcntl` are imported here alone, inside the branch that has them; mypy checks each branch for
 its platform (`make lint`).
@@ -19,7 +19,7 @@ from typing import Any
 
 #: Whether a terminal can give single keys here. On Windows the keyboard is read line by line only.
 HAS_SINGLE_KEYS = sys.platform != "win32"
-#: What a file system answers that knows no F_FULLFSYNC, such as a network's.
+#: The errors of a file system without F_FULLFSYNC, such as a network's.
 _NO_FULL_SYNC = {errno.ENOTSUP, errno.EINVAL, errno.ENOTTY}
 
 
@@ -27,7 +27,7 @@ _NO_FULL_SYNC = {errno.ENOTSUP, errno.EINVAL, errno.ENOTTY}
 
 
 def sync_file(file: int) -> None:
-    """Make what was written to the descriptor `file` survive a power cut. Raise OSError where the disk refuses it.
+    """Make what was written to the descriptor `file` survive a power cut. Raise OSError if the disk refuses it.
 
     macOS: `fsync` leaves the data in the drive's own cache; F_FULLFSYNC empties that too (fsync(2) of macOS).
     """
@@ -54,7 +54,7 @@ def binary_flags(flags: int) -> int:
 
 
 def lock_file(file: int) -> None:
-    """Lock `file` for this process until it is closed. Raise OSError where another has it.
+    """Lock `file` for this process until it is closed. Raise OSError if another process has it.
 
     Windows: its locks would forbid reading too, so two programs with one file are not prevented there.
     """
@@ -87,7 +87,7 @@ def usable_cpus() -> list[int]:
 
 
 def pin_to_cpus(count: int) -> None:
-    """Keep this process and its later threads on the first `count` of its CPUs. Raise OSError where that is refused."""
+    """Keep this process and its later threads on the first `count` of its CPUs. Raise OSError if that is refused."""
     if not hasattr(os, "sched_setaffinity"):
         raise OSError(errno.ENOTSUP, "processes cannot be kept on some CPUs here")
     os.sched_setaffinity(0, usable_cpus()[:count])
@@ -104,7 +104,7 @@ def address_space_limit() -> int | None:
 
 
 def limit_address_space(count: int) -> None:
-    """Limit the address space of this process to `count` bytes. Raise OSError where that is refused."""
+    """Limit the address space of this process to `count` bytes. Raise OSError if that is refused."""
     if sys.platform == "win32":
         raise OSError(errno.ENOTSUP, "address space cannot be limited here")
     import resource
@@ -127,8 +127,8 @@ def allow_open_files(count: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
 
 
-def peak_resident_memory() -> int | None:
-    """Return the most bytes of memory that this process has had at once, None where the system does not tell."""
+def peak_memory() -> int | None:
+    """Return the peak of resident memory of this process in bytes, None if the system does not report it."""
     if sys.platform == "win32":
         return None
     import resource
@@ -148,7 +148,7 @@ def apart_from_terminal() -> dict[str, Any]:
 
 
 def was_killed(code: int) -> bool:
-    """Whether a child with exit code `code` was killed at once (SIGKILL), most often by the system for its memory."""
+    """Return whether a child with exit code `code` was killed by SIGKILL, most often by the system for its memory."""
     return sys.platform != "win32" and code == -signal.SIGKILL
 
 
@@ -158,7 +158,7 @@ Modes = list[Any] | None
 
 
 def terminal_modes(file: int) -> Modes:
-    """Return what `set_terminal_modes` brings back. Raise termios.error where `file` is no terminal."""
+    """Return the modes for `set_terminal_modes` to restore. Raise termios.error if `file` is not a terminal."""
     if sys.platform == "win32":
         return None
     import termios
@@ -167,7 +167,7 @@ def terminal_modes(file: int) -> Modes:
 
 
 def set_terminal_modes(file: int, modes: Modes) -> None:
-    """Set the modes of a terminal once its output is shown. What was typed and not read yet stays to be read."""
+    """Set the modes of a terminal after its output is shown. Text that was typed and not read yet stays."""
     if sys.platform == "win32" or modes is None:
         return
     import termios
@@ -205,5 +205,5 @@ def suspend(handler: Callable[[int, FrameType | None], None]) -> None:
 
 
 def in_foreground(file: int) -> bool:
-    """Whether the terminal belongs to this process; after the shell's `bg` it is someone else's."""
+    """Return whether the terminal belongs to this process; after the shell's `bg` it does not."""
     return sys.platform != "win32" and os.tcgetpgrp(file) == os.getpgrp()

@@ -140,7 +140,7 @@ def _chosen(wanted: Repository, ggufs: list[RemoteFile]) -> tuple[RemoteFile, ..
     if not wanted.quant and len(by_quant) == 1:
         return tuple(ggufs)
     listed = ", ".join(sorted(quant.lower() for quant in by_quant if quant))
-    said = f"no {wanted.quant}" if wanted.quant else "several quantisations"
+    said = f"no {wanted.quant}" if wanted.quant else "several quantizations"
     raise ModelNotFound(
         f"{wanted.repo} has {said}", f"it has {listed}: localqwen pull {Repository(wanted.source, wanted.repo).text}:…"
     )
@@ -172,22 +172,22 @@ def run(planned: Plan, progress: Progress | None = None) -> Path:
     """
     hub = sources.hub(planned.source)
     check_space(planned)
-    tell = progress or (lambda step: None)
+    advance = progress or (lambda step: None)
     finished, paths = 0, []
     for file in planned.files:
 
         def report(stage: str, done: int, file: RemoteFile = file, finished: int = finished) -> None:
-            tell(Step(stage, file.path, finished + done, planned.total_bytes))  # type: ignore[arg-type]
+            advance(Step(stage, file.path, finished + done, planned.total_bytes))  # type: ignore[arg-type]
 
         paths.append(hub.fetch(planned.listing, file, report))
         finished += file.bytes
     hub.remember(planned.listing)
     if planned.convert:
-        return _convert(planned, paths[0].parent, tell)
+        return _convert(planned, paths[0].parent, advance)
     return min(paths) if paths[0].suffix == ".gguf" else paths[0].parent
 
 
-def _convert(planned: Plan, folder: Path, tell: Progress) -> Path:
+def _convert(planned: Plan, folder: Path, advance: Progress) -> Path:
     name = planned.listing.repo.rpartition("/")[2]
     if not planned.target.exists():
         converted.convert(
@@ -195,7 +195,7 @@ def _convert(planned: Plan, folder: Path, tell: Progress) -> Path:
             planned.target,
             quant=planned.quant,
             name=name,
-            progress=lambda step: tell(Step("convert", name, step.done_bytes, step.total_bytes)),
+            progress=lambda step: advance(Step("convert", name, step.done_bytes, step.total_bytes)),
         )
     return planned.target
 

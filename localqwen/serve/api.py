@@ -1,10 +1,10 @@
-"""What the APIs share: what a request asks for, what is known when its response begins, and how a response streams.
+"""What the APIs share: the request, what is known when its response begins, and how the response streams.
 
 An API module offers, without I/O:
 
     read(body: Mapping[str, Any]) -> ParsedRequest        raises BadField and other LocalqwenErrors
     Stream(parsed, meta): media_type; feed(event, index) and end() -> bytes, error(error) -> bytes
-    response_body(parsed, meta, answers: Sequence[Answer]) -> Mapping   the body where nothing is streamed
+    response_body(parsed, meta, answers: Sequence[Answer]) -> Mapping   the body of a response that is not streamed
     error(error: LocalqwenError) -> Mapping               the body of an error; its status is error.http_status
 """
 
@@ -21,22 +21,22 @@ from localqwen.errors import LocalqwenError
 #: Where an answer's thinking goes: into a field of its own, into the text between its tags, or nowhere.
 ShowThinking = Literal["apart", "inline", "hidden"]
 
-#: `reasoning_effort` and Ollama's levels -> tokens of thinking; 0 is thinking off, None no limit. The makers of Qwen3
-#: advise budgets above 1,024 ("Thinking Budget" in their documentation).
+#: `reasoning_effort` and Ollama's levels -> tokens of thinking; 0 is thinking off, None no limit. The Qwen team
+#: advises budgets above 1,024 ("Thinking Budget" in its documentation).
 EFFORTS: Mapping[str, int | None] = {
     "none": 0, "minimal": 512, "low": 2048, "medium": 8192, "high": None, "xhigh": None, "max": None,
 }  # fmt: skip
 
-#: `keep_alive` that never ends.
+#: The `keep_alive` of a model that stays loaded for ever.
 FOR_EVER = math.inf
 
 
 @dataclass(frozen=True)
 class ParsedRequest:
-    """What a request body of any API asks for. `model` is as the client wrote it, "" for the one that is loaded.
+    """The parsed body of a request, of any API. `model` is as the client wrote it, "" for the default one.
 
-    `keep_alive` is seconds that the model stays loaded afterwards (FOR_EVER: always, None: as the server is set).
-    `answers` is OpenAI's `n`. `extra` holds what only the API's own Stream and response_body read.
+    `keep_alive` is how many seconds the model stays loaded afterwards (FOR_EVER: always, None: the server's setting).
+    `answers` is OpenAI's `n`. Only the API's own Stream and response_body read `extra`.
     """
 
     model: str
@@ -51,8 +51,8 @@ class ParsedRequest:
 
 @dataclass(frozen=True)
 class ResponseMeta:
-    """What is known before the first event. `id` is 24 random hex digits, `model` the name to answer with, `created`
-    seconds since 1970; `reasoning_fields` are the names under which thinking goes out."""
+    """What is known before the first event. `id` is 24 random hex digits, `model` the name in the response, `created`
+    seconds since 1970; `reasoning_fields` are the names of the fields that contain the thinking."""
 
     id: str
     model: str
@@ -65,12 +65,12 @@ class ResponseMeta:
 
 
 class Stream(Protocol):
-    """Turns events into bytes. `index` says which of several answers (`n`) an event belongs to, from 0."""
+    """The encoder of a streamed response. `index` says to which of several answers (`n`) an event belongs, from 0."""
 
     media_type: str
 
     def feed(self, event: Event, index: int = 0) -> bytes:
-        """Return what an event adds to the response; b"" where it shows nothing. The events of all answers pass through
+        """Return what an event adds to the response; b"" if it shows nothing. The events of all answers pass through
         one Stream."""
         ...
 
@@ -79,5 +79,5 @@ class Stream(Protocol):
         ...
 
     def error(self, error: LocalqwenError) -> bytes:
-        """Return what ends the response instead, where an answer failed after it had begun."""
+        """Return what ends the response if an answer failed after the response had begun."""
         ...

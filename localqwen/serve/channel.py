@@ -1,7 +1,7 @@
-"""One request between the event loop, which makes it, and the worker's thread, which answers it.
+"""The way of one request between the event loop, which parsed it, and the worker's thread, which answers it.
 
-Events go into the loop in batches: one wake-up per step, one mailbox per request. A mailbox is as large as its answer:
-a slow reader costs memory, and never holds the worker.
+Events go into the loop in batches: one wake-up per step, one mailbox per request. A mailbox grows with its answer: a
+slow reader costs memory, and never blocks the worker.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ class Job(Ticket):
     model: str
 
 
-#: Takes what one step gave to all requests; called in the worker's thread.
+#: Takes the events of one step, of all requests; called in the worker's thread.
 Post = Callable[[Sequence[tuple[Job, JobEvent]]], None]
 
 
 class Mailbox:
-    """What has come for one request and was not taken yet."""
+    """The events of one request that were not taken yet."""
 
     def __init__(self) -> None:
         self._items: list[JobEvent] = []
@@ -50,7 +50,7 @@ class Mailbox:
         self._ready.set()
 
     async def take(self) -> list[JobEvent]:
-        """Return everything that is there; wait for the first."""
+        """Return all events that have come; wait for the first."""
         await self._ready.wait()
         self._ready.clear()
         items, self._items = self._items, []
@@ -58,7 +58,7 @@ class Mailbox:
 
 
 class Channel:
-    """The mailboxes of all requests. Made in the event loop; `post` may be called from any thread."""
+    """The mailboxes of all requests. Create it in the event loop; `post` may be called from any thread."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -69,7 +69,7 @@ class Channel:
         return self._boxes.setdefault(job, Mailbox())
 
     def close(self, job: Job) -> None:
-        """Drop the mailbox of a request, and whatever comes for it later."""
+        """Remove the mailbox of a request. Events that come for it later are dropped."""
         self._boxes.pop(job, None)
 
     @property
@@ -79,7 +79,7 @@ class Channel:
 
     def post(self, batch: Sequence[tuple[Job, JobEvent]]) -> None:
         """Bring events into the event loop."""
-        with contextlib.suppress(RuntimeError):  # the loop has ended: nobody is there to read
+        with contextlib.suppress(RuntimeError):  # the loop has ended: nobody reads
             self._loop.call_soon_threadsafe(self._sort, batch)
 
     def _sort(self, batch: Sequence[tuple[Job, JobEvent]]) -> None:

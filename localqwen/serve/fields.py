@@ -22,7 +22,7 @@ _KINDS |= {float: "a number", type(None): "null"}
 
 
 class Fields:
-    """One JSON object of a request. `path` says where it stands, as in `messages[0]`. Every reader returns None if the
+    """One JSON object of a request. `path` says where it is, as in `messages[0]`. Every reader returns None if the
     field is missing or null, and raises BadField if it has the wrong type."""
 
     def __init__(self, data: Any, path: str = "") -> None:
@@ -84,7 +84,7 @@ class Fields:
         value = self._number(name)
         if value is None:
             return None
-        if not low <= value <= high:  # also what is not a number (NaN)
+        if not low <= value <= high:  # NaN is outside too
             raise self.wrong(name, f"is {value}, it must be between {low:g} and {high:g}")
         return float(value)
 
@@ -95,7 +95,7 @@ class Fields:
         return value
 
     def sampling(self, of: str, name: str | None = None) -> Any:
-        """Read the field of `Sampling` called `of`; `name` is what this API calls it. None where it is missing."""
+        """Return the value of the field `of` of `Sampling`, None if it is missing; `name` is what this API calls it."""
         name, bounds = name or of, SAMPLING_RANGES[of]
         value = self._whole(name) if bounds.whole else self._number(name)
         if value is not None and value not in bounds:
@@ -164,8 +164,8 @@ def too_deep(value: Any) -> bool:
 
 def _within(value: Any) -> Iterator[Any]:
     """Return the lists and objects in a list or object."""
-    held = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
-    return (inner for inner in held if isinstance(inner, Mapping | list))
+    inner_values = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+    return (inner for inner in inner_values if isinstance(inner, Mapping | list))
 
 
 def kind(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Which models a client may name, and how one is opened. A client never names a path: only the command line does."""
+"""Which models a client may name, and how one is loaded. A client never names a path: only the command line does."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("localqwen.serve")
 
-#: Ollama's clients put this behind a name without a tag.
+#: Ollama's clients append this to a name without a tag.
 _LATEST = ":latest"
 BUILT_IN = "demo"
 LONGEST_NAME = 200
@@ -27,7 +27,7 @@ LONGEST_NAME = 200
 
 @dataclass(frozen=True)
 class KnownModel:
-    """A model that a client may name: its name there, its files and its entry in models.toml, as far as there are."""
+    """A model that a client may name: its name for clients, its files and its entry in models.toml, if it has them."""
 
     name: str
     files: LocalFile | None = None
@@ -35,23 +35,24 @@ class KnownModel:
 
 
 class Catalogue:
-    """The models of the command line first (the first of them is the default), then what else is on disk.
+    """The models that clients can name: those of the command line first (the first is the default), then the others on
+    disk.
 
-    All are opened with the same options; the adapter is for those of the command line.
+    All are loaded with the same options, but the adapter applies only to those of the command line.
     """
 
     def __init__(self, served: Sequence[ResolvedModel], options: LoadOptions) -> None:
         self._served = {model.display: model for model in served}
         self._options = options
-        self._typed: dict[str, str] = {}  # the name of another model -> what to type to run it
+        self._typed: dict[str, str] = {}  # the name of another model -> its name on the command line
 
     @property
     def served(self) -> tuple[str, ...]:
-        """The names of the models of the command line."""
+        """Return the names of the models of the command line."""
         return tuple(self._served)
 
     def known(self) -> list[KnownModel]:
-        """Return all of them. Looks at the disk."""
+        """Return all models. It reads the disk."""
         from localqwen.models import inventory
 
         found = {name: _known(name, model) for name, model in self._served.items()}
@@ -59,9 +60,9 @@ class Catalogue:
             found.setdefault(file.shown, KnownModel(file.shown, file, file.entry))
         return [*found.values()]
 
-    def find(self, asked: str) -> KnownModel:
-        """Return what a client means by a name. Raise ModelNotFound that lists what exists, NotPulled."""
-        name = asked.removesuffix(_LATEST) or self.served[0]
+    def find(self, wanted: str) -> KnownModel:
+        """Return the model that a client names. Raise ModelNotFound with the names that exist, or NotPulled."""
+        name = wanted.removesuffix(_LATEST) or self.served[0]
         if name in self._served:
             return _known(name, self._served[name])
         found = {each.name: each for each in self.known()}
@@ -73,14 +74,14 @@ class Catalogue:
             return _built_in()
         raise _not_found(name, reference, list(found))
 
-    def resolve(self, asked: str) -> str:
-        """Return the name that `open` takes."""
-        known = self.find(asked)
+    def resolve(self, wanted: str) -> str:
+        """Return the name that `open` takes. Raise what `find` raises."""
+        known = self.find(wanted)
         self._typed[known.name] = known.files.typed if known.files else known.name
         return known.name
 
     def open(self, name: str) -> LoadedModel:
-        """Open the model of a name that `resolve` gave. Raise the LocalqwenError that prevents it."""
+        """Load the model of a name that `resolve` returned. Raise the LocalqwenError that prevents it."""
         from localqwen.chat import load
         from localqwen.engines import selection
         from localqwen.models import resolve
@@ -111,7 +112,7 @@ def _built_in() -> KnownModel:
 
 
 def _reference(name: str) -> Named | Repository | None:
-    """The entry or repository that a client means; None for nonsense and for anything that could be a path."""
+    """Return the entry or repository that a client means, or None if the text is not a name or could be a path."""
     from localqwen.models import names
 
     if len(name) > LONGEST_NAME or not name.isprintable():
@@ -131,7 +132,7 @@ def _reference(name: str) -> Named | Repository | None:
 def _not_found(name: str, reference: Named | Repository | None, here: Sequence[str]) -> LocalqwenError:
     from localqwen.models import inventory
 
-    hint = f"models here: {', '.join(here)}"
+    hint = f"available models: {', '.join(here)}"
     if reference is None:
         shown = name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}…"
         return ModelNotFound(f"there is no model {shown!r}", hint)

@@ -1,7 +1,7 @@
 """The models in memory: loaded by the first request for one, unloaded when idle for long or when another needs the
 memory.
 
-Everything here happens in the worker's thread, but `snapshot`, which any thread may ask.
+Everything here happens in the worker's thread, except `snapshot`, which any thread may call.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from localqwen.serve.channel import Job
 @dataclass(eq=False)
 class PooledModel:
     """A loaded model and its answers. `tokenizing` counts the prompts that are being tokenized, `keep_alive` is how
-    many seconds it stays idle, `until` the time on the clock at which it is unloaded."""
+    many seconds it stays loaded while idle, `until` the time on the clock at which it is unloaded."""
 
     name: str
     scheduler: Scheduler[Job]
@@ -34,7 +34,7 @@ class PooledModel:
 
 @dataclass(frozen=True)
 class ModelStatus:
-    """What a loaded model does at the moment. `idle_seconds_left` is inf where it stays, None while it works."""
+    """What a loaded model does at the moment. `idle_seconds_left` is inf if it stays loaded, None while it works."""
 
     name: str
     engine: str
@@ -46,9 +46,9 @@ class ModelStatus:
 
 
 class ModelPool:
-    """Loads models and unloads them. `open_scheduler` is called with a resolved name and may raise any LocalqwenError;
-    `before_unload` is called with a model that is about to go. `keep_alive` is how many seconds an idle model stays,
-    unless a request says otherwise."""
+    """The loaded models. `open_scheduler` is called with a resolved name and may raise any LocalqwenError;
+    `before_unload` is called with a model before it is unloaded. `keep_alive` is how many seconds an idle model stays
+    loaded, unless a request says otherwise."""
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class ModelPool:
         self._models: dict[str, PooledModel] = {}
 
     def __iter__(self) -> Iterator[PooledModel]:
-        """Iterate over those that are loaded now; they may be unloaded meanwhile."""
+        """Iterate over the models that are loaded now; they may be unloaded meanwhile."""
         return iter(list(self._models.values()))
 
     def __contains__(self, model: PooledModel) -> bool:
@@ -77,7 +77,7 @@ class ModelPool:
         return all(model.idle for model in self)
 
     def get(self, name: str) -> PooledModel:
-        """Return the model, loaded now unless it already is. Raise the LocalqwenError that prevents loading."""
+        """Return the loaded model, and load it first if necessary. Raise the LocalqwenError that prevents loading."""
         model = self._models.get(name)
         if model is None:
             model = self._models[name] = PooledModel(name, self._make_room_and_open(name), self._keep_alive)
@@ -85,7 +85,7 @@ class ModelPool:
         return model
 
     def _make_room_and_open(self, name: str) -> Scheduler[Job]:
-        """Open a model. Where the memory does not suffice, idle models are unloaded, the longest idle first."""
+        """Open a model. While the memory does not suffice, unload idle models, the longest idle first."""
         while True:
             try:
                 return self._open_scheduler(name)
@@ -96,12 +96,12 @@ class ModelPool:
                 self.unload(idle[0])
 
     def touch(self, model: PooledModel) -> None:
-        """Let the idle time of a model that works begin anew."""
+        """Start the idle time of a model again if it works."""
         if not model.idle:
             model.until = self._clock() + model.keep_alive
 
     def keep(self, model: PooledModel, seconds: float) -> None:
-        """Keep a model loaded for so many seconds after its last work."""
+        """Keep a model loaded for `seconds` after its last work."""
         model.keep_alive = seconds
         model.until = self._clock() + seconds
 
@@ -112,7 +112,7 @@ class ModelPool:
                 self.keep(model, 0.0)
 
     def unload(self, model: PooledModel) -> None:
-        """Close the engine of a model and forget it."""
+        """Close the engine of a model and remove it from the pool."""
         self._models.pop(model.name, None)
         self._before_unload(model)
         model.scheduler.close()
@@ -124,7 +124,7 @@ class ModelPool:
                 self.unload(model)
 
     def next_expiry(self) -> float:
-        """Return when the next idle model is due to be unloaded, on the clock; inf where none is."""
+        """Return the time on the clock at which the next idle model is unloaded; inf if none is idle."""
         return min((model.until for model in self if model.idle), default=float("inf"))
 
     def snapshot(self) -> list[ModelStatus]:

@@ -1,4 +1,4 @@
-"""Prompts are rendered and tokenized in a thread of their own: a long one stalls nobody."""
+"""Render and tokenize prompts in a thread of its own: a long prompt delays no other answer."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ T = TypeVar("T")
 
 
 class Tokenizing:
-    """Makes prompts in its own thread. What is done goes back to the worker's thread through `tell`."""
+    """The thread that tokenizes prompts. Results go back to the worker's thread through `send`."""
 
-    def __init__(self, tell: Callable[[Callable[[], None]], None]) -> None:
-        self._tell = tell
+    def __init__(self, send: Callable[[Callable[[], None]], None]) -> None:
+        self._send = send
         self._pool = ThreadPoolExecutor(1, "localqwen-prompts")
 
     def replies(self, job: Job, model: PooledModel, then: Callable[[Future[list[Reply]]], None]) -> None:
-        """Make the replies of a job, one for each of its answers. The future carries the errors of rendering."""
+        """Create the replies of a job, one for each of its answers. The future carries the errors of rendering."""
         info = model.scheduler.info
         self._submit(model, lambda: _replies(job, info), then)
 
@@ -41,15 +41,15 @@ class Tokenizing:
             then(future)
 
         model.tokenizing += 1
-        self._pool.submit(work).add_done_callback(lambda future: self._tell(partial(done, future)))
+        self._pool.submit(work).add_done_callback(lambda future: self._send(partial(done, future)))
 
     def finish(self, model: PooledModel) -> None:
-        """Wait until nothing is tokenized for a model: its engine must outlive whoever uses its tokenizer."""
+        """Wait until nothing is tokenized for a model: its engine must not be closed while its tokenizer is used."""
         if model.tokenizing:
             self._pool.submit(lambda: None).result()
 
     def close(self) -> None:
-        """End the thread, without the work that has not begun."""
+        """End the thread. Work that has not begun is dropped."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
 

@@ -23,15 +23,15 @@ from localqwen.serve.channel import Job, JobEvent, Post
 from localqwen.serve.model_pool import ModelPool, ModelStatus, PooledModel
 from localqwen.serve.tokenizing import Tokenizing
 
-#: Seconds without work before next turns are computed ahead: a program that goes on at once does not wait for that.
+#: Seconds without work before the next turn is prefilled ahead: a program that continues at once never waits for it.
 _PATIENCE = 0.4
 _STOPPING = "the server is stopping"
 
 
 @dataclass(frozen=True)
 class Limits:
-    """`queue`: requests per model that may wait; `keep_alive`: seconds an idle model stays loaded; `prefill_ahead`:
-    compute the beginning of the next turn's prompt while nobody waits."""
+    """The limits of a worker: `queue` requests may wait per model; an idle model stays loaded for `keep_alive` seconds;
+    `prefill_ahead` computes the beginning of the next turn's prompt while nobody waits."""
 
     queue: int = 64
     keep_alive: float = 300.0
@@ -78,7 +78,7 @@ class Worker:
         self._inbox.put(partial(self._accept, job))
 
     def cancel(self, job: Job) -> None:
-        """End a request: its runs are free before the next step, and nothing more of it goes out."""
+        """End a request: its runs are free before the next step, and no more events of it are sent."""
         self._inbox.put(partial(self._cancel, job))
 
     def end_thinking(self, job_id: str) -> Future[bool]:
@@ -93,14 +93,14 @@ class Worker:
         return answer
 
     def load(self, name: str, *, keep_alive: float | None = None) -> Future[LoadedModel]:
-        """Load a model now, and keep it for `keep_alive` seconds (None: as it was set). The future carries the error of
-        a model that cannot be opened."""
+        """Load a model now, and keep it for `keep_alive` seconds (None: its present setting). The future carries the
+        error that prevents loading."""
         answer: Future[LoadedModel] = Future()
         self._inbox.put(partial(self._load, name, keep_alive, answer))
         return answer
 
     def count(self, name: str, request: Request) -> Future[int]:
-        """Count the tokens of the prompt of a request. The future carries the errors of opening and rendering."""
+        """Count the tokens of the prompt of a request. The future carries the errors of loading and rendering."""
         answer: Future[int] = Future()
         self._inbox.put(partial(self._count, name, request, answer))
         return answer
@@ -114,7 +114,7 @@ class Worker:
         return self._models.snapshot()
 
     def stop(self, grace: float) -> None:
-        """Take no new work, give running answers `grace` seconds, then end the thread; `join` waits for that."""
+        """Refuse new work, give running answers `grace` seconds, then end the thread; `join` waits for that."""
         self._inbox.put(partial(self._begin_stop, grace))
 
     def join(self) -> None:
@@ -150,7 +150,7 @@ class Worker:
             return
 
     def _wait(self) -> float | None:
-        """Return for how many seconds nothing needs to be computed; None for ever."""
+        """Return for how many seconds nothing needs to be computed; None if only a message brings work."""
         if any(model.scheduler.busy for model in self._models):
             return 0
         moments = [self._models.next_expiry()]
@@ -180,7 +180,7 @@ class Worker:
             self._models.unload_expired()
 
     def _guarded(self, model: PooledModel, step: Callable[[], None]) -> None:
-        """Run a step. An engine that fails ends its own answers and nothing else; the next request opens it anew."""
+        """Run a step. An engine that fails ends its own answers and nothing else; the next request loads it again."""
         try:
             step()
         except LocalqwenError as error:
@@ -241,8 +241,8 @@ class Worker:
             model.scheduler.cancel(job)
 
     def _opened_for(self, name: str, answer: Future[LoadedModel] | Future[int]) -> PooledModel | None:
-        """Return the model for an answer; None where nobody waits for it any more, or the model cannot be opened, which
-        the answer then says."""
+        """Return the model for an answer, or None if nobody waits for it any more, or if the model cannot be loaded:
+        the answer then carries the error."""
         if not answer.set_running_or_notify_cancel():
             return None
         try:
@@ -274,7 +274,7 @@ class Worker:
             answer.set_exception(problem)
 
     def _open_scheduler(self, name: str) -> Scheduler[Job]:
-        self._flush()  # opening takes seconds; what is ready should not wait for it
+        self._flush()  # loading takes seconds; events that are ready must not wait for it
         return Scheduler(self._open_model(name), self._emit, prefill_ahead=self._limits.prefill_ahead)
 
     def _begin_stop(self, grace: float) -> None:
@@ -283,7 +283,7 @@ class Worker:
             model.scheduler.fail_waiting(Busy(_STOPPING))
 
     def _close(self) -> None:
-        """End everything, also where the thread dies of a bug: nobody waits for ever, and the server learns of it."""
+        """End everything, also if the thread dies of a bug: nobody waits for ever, and the server is notified."""
         for model in self._models:
             model.scheduler.fail(Busy("the server has stopped"))
             self._models.unload(model)

@@ -200,7 +200,7 @@ def test_profiles_of_ones_own_stand_beside_ours(own_profiles: Path) -> None:
     own_profiles.write_text('[watch]\nprompt = 50\nanswer = 20\nlimits = { memory = "1.5GB", threads = 2 }\n')
     assert [*profiles.profiles()] == ["phone", "car", "laptop", "watch"]
     found = profiles.named("watch")
-    assert (found.held.memory, found.held.cpus) == (1_500_000_000, 2)
+    assert (found.process_limits.memory, found.process_limits.cpus) == (1_500_000_000, 2)
     with pytest.raises(UsageError) as error:
         profiles.named("wach")
     assert error.value.hint == "did you mean watch?"

@@ -165,10 +165,10 @@ def test_a_memory_limit_that_is_too_small_is_told(bench: Run) -> None:
     with own_profile('[watch]\nprompt = 50\nlimits = { memory = "1MB" }\n'):
         code, _, err = bench("demo", "--profile", "watch", "--hold", "--repeats", "1")
         assert code == 1
-        assert "for these tests, it is held to 0.00 GB" in err
+        assert "for these tests, it is limited to 0.00 GB" in err
         code, _, err = bench("demo", "--profile", "watch", "--hold", "--repeats", "1", "--force")
     assert code == 1
-    assert re.search("Error: the process may not take more memory|takes more memory than it is held to", err), err
+    assert re.search("Error: the process cannot get more memory|takes more memory than it is limited to", err), err
 
 
 @pytest.mark.parametrize(
@@ -178,9 +178,9 @@ def test_a_memory_limit_that_is_too_small_is_told(bench: Run) -> None:
         (("demo", "--profile", "phon"), 2, "there is no profile 'phon'"),
         (("demo", "--hold"), 2, "--hold needs the limits of a profile"),
         (("demo", "--workload", "chess"), 2, "there is no workload 'chess'"),
-        (("demo", "--quality"), 2, "quality is measured beside a reference"),
-        (("demo", "--prompt", "many"), 2, "--prompt: 'many' is no list of whole numbers"),
-        (("demo", "--sustain", "long"), 2, "--sustain: 'long' is no length of time"),
+        (("demo", "--quality"), 2, "quality is measured against a reference"),
+        (("demo", "--prompt", "many"), 2, "--prompt: 'many' is not a list of whole numbers"),
+        (("demo", "--sustain", "long"), 2, "--sustain: 'long' is not a length of time"),
         (("demo", "--prompt", "0", "--generate", "0"), 2, "there is nothing to measure"),
         (("demo", "--depth", "100000"), 1, "the tests need a context of 102,144 tokens, demo"),
         (("nothing.gguf",), 1, "there is no file or folder nothing.gguf"),
@@ -188,7 +188,7 @@ def test_a_memory_limit_that_is_too_small_is_told(bench: Run) -> None:
         (("compare", "last"), 2, "B is missing"),
         (("--url", "http://127.0.0.1:9/v1", "--chat"), 1, "no server answers at http://127.0.0.1:9/v1"),
         (("--url", "localhost", "--chat"), 2, "is not the address of a server"),
-        (("--url", "http://127.0.0.1:9/v1", "--sustain", "1s"), 2, "a server is measured by what it answers"),
+        (("--url", "http://127.0.0.1:9/v1", "--sustain", "1s"), 2, "a server is measured by its answers"),
     ],
 )
 def test_what_cannot_be_measured_is_told_before_anything_is(
@@ -202,11 +202,11 @@ def test_what_cannot_be_measured_is_told_before_anything_is(
     assert len(history.runs()[0]) == before
 
 
-def test_a_processor_that_is_not_there_cannot_be_held(bench: Run) -> None:
+def test_a_process_cannot_be_limited_to_processors_that_are_not_there(bench: Run) -> None:
     with own_profile("[server]\nprompt = 50\nlimits = { threads = 4096 }\n"):
         code, _, err = bench("demo", "--profile", "server", "--hold")
     assert code == 1
-    assert "4096 processors cannot be held here" in err
+    assert "a process cannot be limited to 4096 processors here" in err
 
 
 def test_a_model_does_not_run_on_without_who_asked_for_it() -> None:
@@ -315,7 +315,7 @@ def test_a_server_that_counts_nothing_is_counted_by_chunks_and_that_is_told(benc
     Server.usage = None
     code, out, err = bench("--url", server, "far", "--workload", "tool-loop", "--repeats", "1")
     assert code == 0, err
-    assert "chunks were counted in their place" in out
+    assert "chunks were counted instead" in out
     assert "measured over the network from" in out.splitlines()[0]
     call, result = Server.asked[-1]["messages"][-2:]
     assert json.loads(call["tool_calls"][0]["function"]["arguments"]) == {"topic": "part 5"}

@@ -81,7 +81,7 @@ def test_without_the_memory_controller_the_address_space_is_limited(tmp_path: Pa
     assert Limits(cpus=1).here(tmp_path / "elsewhere").text == "1 processor (affinity)"
 
 
-def test_without_the_controller_of_processors_memory_alone_is_held_by_the_group(
+def test_without_the_controller_of_processors_the_group_limits_memory_alone(
     tmp_path: Path, removed: list[dict[str, str]]
 ) -> None:
     system(tmp_path, "memory")
@@ -114,8 +114,8 @@ def test_the_tightest_limit_above_a_process_is_that_of_the_machine(
     assert machine._cgroup_cpu_quota() == 1
 
 
-def test_a_limit_that_cannot_be_held_here_is_told() -> None:
-    with pytest.raises(Unsupported, match="4096 processors cannot be held here") as error:
+def test_a_limit_that_is_impossible_here_is_an_error() -> None:
+    with pytest.raises(Unsupported, match="a process cannot be limited to 4096 processors here") as error:
         Limits(cpus=4096).here()
     assert "leave out --hold" in error.value.hint
 
@@ -131,7 +131,7 @@ def test_a_model_is_measured_in_its_group_which_is_gone_afterwards(
         assert (group / "memory.max").read_text() == "4000000000"
         (group / "memory.events").write_text("max 3\noom 1\noom_kill 1\n")
         os.kill(worker.pid, signal.SIGKILL)
-        with pytest.raises(NotEnoughMemory, match=r"demo takes more memory than it is held to: .*4 GB of memory"):
+        with pytest.raises(NotEnoughMemory, match=r"demo takes more memory than it is limited to: .*4 GB of memory"):
             worker.peak_memory()
     assert not list(place.folder.glob("localqwen-*"))
 

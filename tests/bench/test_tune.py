@@ -78,7 +78,7 @@ def test_what_is_kept_is_shown_and_not_for_fewer_cores(
         assert main(["tune", "demo", "--show"]) in (0, None)
         assert capsys.readouterr().out == (
             "kept: 3 threads for answers, 4 for prompts, weight repacking on, 256 tokens per pass; "
-            "rounded more coarsely, as you asked: flash attention and keys and values in q8_0\n"
+            "approximate, as requested: flash attention and keys and values in q8_0\n"
         )
         assert settings.tuned(path, Settings(1, kv_type="q4_0")).kv_type == "q4_0"  # the user's own wish
         monkeypatch.setattr(machine, "usable_cores", lambda: 77)
@@ -92,7 +92,7 @@ def test_mlx_has_nothing_to_tune(capsys: pytest.CaptureFixture[str], tmp_path: P
     folder = tmp_path / "demo-mlx"
     assert main(["convert", "demo", "--to", "mlx", "--bits", "4", "--out", str(folder)]) in (0, None)
     assert main(["tune", str(folder)]) == 1
-    assert "runs on MLX here, which has none of these settings" in capsys.readouterr().err
+    assert "runs on MLX on this machine, which has none of these settings" in capsys.readouterr().err
 
 
 def test_a_real_measurement_gives_settings_that_the_engine_then_uses(capsys: pytest.CaptureFixture[str]) -> None:

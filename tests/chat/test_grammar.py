@@ -188,5 +188,5 @@ def test_a_model_without_a_vocabulary_cannot_be_held(engine: Engine) -> None:
     from localqwen.chat.reply import Reply
 
     info = replace(info_of(engine, "demo"), grammars=None)
-    with pytest.raises(Unsupported, match="demo cannot be held to a form"):
+    with pytest.raises(Unsupported, match="demo cannot be limited to a grammar"):
         Reply(Request([Message("user", "x")], format=JsonFormat()), info)

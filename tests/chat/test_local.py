@@ -473,3 +473,9 @@ def test_ctrl_c_while_a_reader_waits_ends_its_answer() -> None:
     with pytest.raises(StopIteration):
         next(stream)
     assert Answer.of(model.stream(ask())).content == "d"
+
+
+def test_the_names_of_the_first_version_mean_the_same() -> None:
+    with LocalChatModel(ScriptedEngine(["x"]), "m", thinking_mode="never") as model:
+        assert model.setup == model.backend_description
+    assert LocalChatModel.read_ahead is LocalChatModel.prefill_ahead

@@ -177,7 +177,7 @@ def test_without_continue_a_new_conversation_begins(shell: Shell) -> None:
 
 
 def test_nothing_to_continue(shell: Shell) -> None:
-    error = "Error: there is no conversation to go on with\n\nhint: start one: localqwen chat\n"
+    error = "Error: there is no conversation to continue\n\nhint: start one: localqwen chat\n"
     assert shell("--continue") == (1, "", error)
 
 

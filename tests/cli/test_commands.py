@@ -224,7 +224,7 @@ def test_completion_prints_the_shells_script(run: Run, shell: str) -> None:
     assert f"_LOCALQWEN_COMPLETE={shell}_complete" in out
 
 
-def test_completion_knows_commands_flags_and_quantisations(
+def test_completion_knows_commands_flags_and_quantizations(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def offered(words: str, number: int) -> list[str]:
@@ -245,7 +245,7 @@ def test_completion_knows_commands_flags_and_quantisations(
     assert offered("localqwen convert x --recipe mixed_4", 4) == ["mixed_4_6"]
 
 
-def test_convert_knows_its_default_quantisation() -> None:
+def test_convert_knows_its_default_quantization() -> None:
     """The default of the flag is one that the converter has."""
     options = {option.name: option for option in convert.command.params}
     assert options["quant"].default in converted.converter().QUANTIZATIONS

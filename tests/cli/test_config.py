@@ -202,7 +202,7 @@ def test_flags_of_several_values_take_a_list(monkeypatch: pytest.MonkeyPatch, tm
         ("[bench]\nprompt = []", "[bench] prompt is [], it must be a whole number or a list of them"),
         ("[bench]\nprompt = [[1]]", "[bench] prompt is [[1]], it must be a whole number or a list of them"),
         ('[bench]\nprompt = ["1"]', "[bench] prompt is ['1'], it must be a whole number or a list of them"),
-        ("[bench]\nbatch = [0]", "[bench] batch: [0] is no list of whole numbers from 1 on"),
+        ("[bench]\nbatch = [0]", "[bench] batch: [0] is not a list of whole numbers from 1 on"),
         ("[bench]\nworkload = [1]", "[bench] workload is [1], it must be a text in quotes or a list of them"),
     ],
 )

@@ -224,7 +224,7 @@ def test_bad_input_gets_a_message_a_hint_and_an_exit_code(
     ("content", "message"),
     [
         ("[", "is not JSON"),
-        ("{}", "does not hold a list"),
+        ("{}", "does not contain a list"),
         ("[3]", "tool 1 of"),
         ('[{"name": "a"}, {"function": {}}]', "tool 2 of"),
         ('[{"name": "a", "parameters": 3}]', "its parameters are not an object"),

@@ -43,7 +43,7 @@ def widened(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 
 def first_inputs(shape: Shape, ids: list[int]) -> np.ndarray[Any, Any]:
-    """What reaches the first attention: embeddings, normalised to a mean square of one, times the norm's weights."""
+    """What reaches the first attention: embeddings, normalized to a mean square of one, times the norm's weights."""
     made = weights(shape)
     rows = widened(made["model.embed_tokens.weight"])[ids].astype(np.float64)
     rows /= np.sqrt((rows**2).mean(1, keepdims=True) + 1e-6)

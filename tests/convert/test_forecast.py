@@ -139,7 +139,7 @@ def test_gguf_files_on_the_command_line(run: Run, source: Path, tmp_path: Path) 
     assert (code, json.loads(out)["path"]) == (0, "parts-copy.gguf")
     assert (tmp_path / "parts-copy.gguf").read_bytes() == (tmp_path / "Tiny-2M-Q8_0.gguf").read_bytes()
     code, _, err = run("convert", str(source), "--split", "much")
-    assert (code, err) == (2, "Error: 'much' is no size\n\nhint: for instance 4GB or 500MB\n")
+    assert (code, err) == (2, "Error: 'much' is not a size\n\nhint: write it like 4GB or 500MB\n")
 
 
 def test_quantized_folders_on_the_command_line(run: Run, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from localqwen.errors import CheckpointError, ConversionError, OutputError, Usag
 
 ROOT = Path(__file__).parents[2]
 
-REQUANTISES = """
+REQUANTIZES = """
 import ctypes, json, sys
 from llama_cpp import llama_cpp
 silent = llama_cpp.llama_log_callback(lambda *_: None)
@@ -76,7 +76,7 @@ def test_requantized_files_are_llama_cpps(shape: Shape, before: str, after: list
     base = tmp_path / "base.gguf"
     convert.convert(make_checkpoint(tmp_path / "source", shape), base, quant=before, threads=1)
     jobs = [[str(base), str(tmp_path / f"{quant}.theirs"), quants.QUANTIZATIONS[quant].file_type] for quant in after]
-    in_child(REQUANTISES, json.dumps(jobs))
+    in_child(REQUANTIZES, json.dumps(jobs))
     for quant in after:
         report = convert.convert(base, tmp_path / f"{quant}.gguf", quant=quant, threads=2)
         assert (tmp_path / f"{quant}.gguf").read_bytes() == (tmp_path / f"{quant}.theirs").read_bytes(), quant

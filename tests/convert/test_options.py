@@ -23,7 +23,7 @@ from localqwen.errors import CheckpointError, ConversionError, LocalqwenError, U
 ROOT = Path(__file__).parents[2]
 
 #: stdin: source, target, file type, [[pattern, ggml type], …], imatrix as JSON or null, [[key, value], …].
-QUANTISES = """
+QUANTIZES = """
 import ctypes, json, sys
 from llama_cpp import llama_cpp as c
 silent = c.llama_log_callback(lambda *_: None)
@@ -59,7 +59,7 @@ assert c.llama_model_quantize(source.encode(), target.encode(), ctypes.byref(par
 
 
 def llama_cpp_quantizes(*job: Any) -> None:
-    command = [sys.executable, "-c", QUANTISES]
+    command = [sys.executable, "-c", QUANTIZES]
     done = subprocess.run(command, input=json.dumps(job), capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr
 

@@ -124,8 +124,8 @@ def test_applied_at_run_time_it_gives_the_numbers_of_the_merged_checkpoint(
 
 
 @pytest.mark.parametrize("name", ENGINES)
-def test_quantised_weights_stay_as_they_are_below_it(name: str, ids: list[int], tmp_path: Path) -> None:
-    """What it changes is what it changes above the unquantised weights, but for their own error."""
+def test_quantized_weights_stay_as_they_are_below_it(name: str, ids: list[int], tmp_path: Path) -> None:
+    """What it changes is what it changes above the unquantized weights, but for their own error."""
     case = make_case(tmp_path / "c", name, Shape(), "BF16", ATTENTION | DENSE)
     small, plain = tmp_path / "small", tmp_path / "c" / "base"
     if name == "mlx":

@@ -186,12 +186,12 @@ BOUNDS = {8: (0.98, 0.01), 4: (0.90, 0.15)}
 
 @pytest.mark.parametrize("name", ENGINES)
 @pytest.mark.parametrize("bits", [8, 4])
-def test_quantised_weights_stay_close_to_bf16(
+def test_quantized_weights_stay_close_to_bf16(
     both: Mapping[str, Engine], text: list[int], name: str, bits: int
 ) -> None:
     ids = text[: {"llama.cpp": 1000, "mlx": 150}[name]]  # MLX's CPU build multiplies quantized weights slowly
     reference = evaluated(both[name], ids)
-    engine = _quantised(name, bits)
+    engine = _quantized(name, bits)
     found = evaluated(engine, ids)
     engine.close()
     same = (found.argmax(-1) == reference.argmax(-1)).mean()
@@ -202,7 +202,7 @@ def test_quantised_weights_stay_close_to_bf16(
     assert 0 < divergence < most
 
 
-def _quantised(name: str, bits: int) -> Engine:
+def _quantized(name: str, bits: int) -> Engine:
     if name == "llama.cpp":
         path = demo_for(name, {8: "q8_0", 4: "q4_k_m"}[bits])
         return engines.open(path, engine=name, context_length=1024, threads=1)

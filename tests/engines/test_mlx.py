@@ -74,7 +74,7 @@ def _interrupt(_self: object, _hidden: object) -> None:
 # Folders
 
 
-def quantised(source: Path, folder: Path, *, bits: int, group_size: int = 64) -> Path:
+def quantized(source: Path, folder: Path, *, bits: int, group_size: int = 64) -> Path:
     """As mlx_lm's own converter writes it."""
     from mlx_lm.utils import load_model, quantize_model, save_config, save_model
 
@@ -88,10 +88,10 @@ def quantised(source: Path, folder: Path, *, bits: int, group_size: int = 64) ->
 
 
 @pytest.mark.parametrize("bits", [8, 4])
-def test_a_folder_quantised_for_mlx_is_opened_by_name_of_its_path_alone(
+def test_a_folder_quantized_for_mlx_is_opened_by_name_of_its_path_alone(
     engine: MlxEngine, tmp_path: Path, bits: int
 ) -> None:
-    folder = quantised(converted.demo_checkpoint(), tmp_path / f"demo-{bits}bit", bits=bits)
+    folder = quantized(converted.demo_checkpoint(), tmp_path / f"demo-{bits}bit", bits=bits)
     opened = engines.open(folder, context_length=256)
     assert isinstance(opened, MlxEngine)
     assert opened._weights.bytes < engine._weights.bytes * (bits + 1) / 16
@@ -108,7 +108,7 @@ def test_a_mixture_of_experts_is_computed_as_transformers_does(tmp_path: Path, b
     that the router picks may change where two score alike."""
     shape = Shape(**MIXTURE)  # type: ignore[arg-type]
     plain = make_checkpoint(tmp_path / "mixture", shape, dtype="F32")
-    folder = plain if bits is None else quantised(plain, tmp_path / "packed", bits=bits)
+    folder = plain if bits is None else quantized(plain, tmp_path / "packed", bits=bits)
     opened = engines.open(folder, engine="mlx", context_length=128, max_runs=2)
     ids = opened.tokenize("the other one in the middle, and 12 more\n" * 2, special=False)
     found, reference = evaluated(opened, ids), torch_logprobs(plain, ids)
@@ -243,7 +243,7 @@ def test_what_ended_runs_left_makes_room_for_living_ones_the_oldest_first() -> N
 
 
 def test_one_token_of_cache_takes_the_bytes_that_were_promised(engine: MlxEngine) -> None:
-    """What admission counts with is what MLX's caches take, in 16 bit and quantised."""
+    """What admission counts with is what MLX's caches take, in 16 bit and quantized."""
     for bits in (None, 8, 4):
         opened = open_demo("mlx", max_runs=1, kv_quant=bits)
         assert isinstance(opened, MlxEngine)

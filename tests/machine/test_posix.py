@@ -82,7 +82,7 @@ def windows(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("windows")
 def test_windows_tells_nothing_of_limits_and_refuses_to_set_them() -> None:
     posix.allow_open_files(1 << 20)
-    assert (posix.address_space_limit(), posix.peak_resident_memory()) == (None, None)
+    assert (posix.address_space_limit(), posix.peak_memory()) == (None, None)
     with pytest.raises(OSError, match="address space cannot be limited here"):
         posix.limit_address_space(1 << 30)
 

@@ -69,7 +69,7 @@ def test_the_largest_that_fits_may_be_a_folder_for_mlx(tmp_path: Path) -> None:
     assert fit.largest_that_fits([file], replace(MACHINE, available_memory=needed - 1)) is None
 
 
-def test_a_folder_quantised_for_mlx_is_described_without_a_conversion(tmp_path: Path) -> None:
+def test_a_folder_quantized_for_mlx_is_described_without_a_conversion(tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path / "packed")
     config = json.loads((folder / "config.json").read_text())
     write_json(folder / "config.json", config | {"quantization": {"group_size": 64, "bits": 4}})
@@ -112,7 +112,7 @@ def test_one_variable_moves_everything(tmp_path: Path, monkeypatch: pytest.Monke
         assert path.is_relative_to(tmp_path / "here")
 
 
-def test_what_is_on_disk_is_listed_by_name_and_quantisation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_on_disk_is_listed_by_name_and_quantization(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCALQWEN_HOME", str(tmp_path))
     models, cache = tmp_path / "models", store.converted_dir()
     models.mkdir()

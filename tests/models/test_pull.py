@@ -130,7 +130,7 @@ def test_a_pull_says_what_it_does_proves_the_file_and_a_second_one_transfers_not
     code, out, aside = machine.run("pull", "qwen3:4b", "--json", HF_TOKEN="hf_secret")
     assert code == 0, aside
     size = len(data(machine.hub))
-    assert "loading 2.0 MB in 1 file from 127.0.0.1" in aside.splitlines()[0]
+    assert "downloading 2.0 MB in 1 file from 127.0.0.1" in aside.splitlines()[0]
     assert str(machine.cache) in aside.splitlines()[0]
     (result,) = json.loads(out)
     assert (result["name"], result["quant"], result["transferred_bytes"]) == ("qwen3:4b", "Q4_K_M", size)
@@ -213,7 +213,7 @@ def test_ctrl_c_keeps_what_came(machine: Machine) -> None:
     process.send_signal(signal.SIGINT)
     _, aside = process.communicate(timeout=300)
     assert process.returncode == 130
-    assert "what came is kept" in aside
+    assert "the downloaded part is kept" in aside
     assert "Traceback" not in aside
     assert partial_bytes(machine) > 100_000
 
@@ -473,7 +473,7 @@ def test_files_for_mlx_are_a_folder(machine: Machine) -> None:
 
 
 def test_a_repository_for_mlx_is_taken_as_it_is(machine: Machine) -> None:
-    """Its weights are quantised already: nothing is converted, and the folder is what MLX opens."""
+    """Its weights are quantized already: nothing is converted, and the folder is what MLX opens."""
     (result,) = json.loads(machine.good("pull", "hf:Qwen/Qwen3-4B-MLX-4bit", "--engine", "mlx", "--json"))
     assert (result["converted"], result["quant"]) == (False, "")
     assert {path.name for path in Path(result["path"]).iterdir()} >= {"config.json", "model.safetensors"}
@@ -536,7 +536,7 @@ def test_without_modelscopes_client_the_hint_says_how_to_get_it(machine: Machine
 
 
 def test_convert_pulls_the_official_weights_first(machine: Machine, tmp_path: Path) -> None:
-    """By name or repository, after a yes; of a repository with GGUF files the chosen one is requantised."""
+    """By name or repository, after a yes; of a repository with GGUF files the chosen one is requantized."""
     out = tmp_path / "a.gguf"
     message, hint = machine.fails("convert", "qwen3:0.6b", "--quant", "q5_k_m", "--out", str(out))
     assert "Qwen/Qwen3-0.6B are not on this machine" in message

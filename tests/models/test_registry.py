@@ -102,7 +102,7 @@ def test_what_can_be_converted_is_what_the_converter_writes() -> None:
         ("demo", "demo", ""),
     ],
 )
-def test_a_name_means_an_entry_and_a_quantisation(typed: str, name: str, quant: str) -> None:
+def test_a_name_means_an_entry_and_a_quantization(typed: str, name: str, quant: str) -> None:
     reference = names.parse(typed)
     assert isinstance(reference, Named)
     assert (reference.model.name, reference.quant) == (name, quant)
@@ -240,7 +240,7 @@ def test_a_wrong_entry_of_a_user_is_named(overlay: Callable[[str], None], text: 
 
 
 @pytest.mark.parametrize(("kv", "expected"), [("f16", 147_456), ("q8_0", 78_336), ("q4_0", 41_472)])
-def test_keys_and_values_take_less_when_they_are_quantised(kv: str, expected: int) -> None:
+def test_keys_and_values_take_less_when_they_are_quantized(kv: str, expected: int) -> None:
     model = registry.models()["qwen3:4b"]
     assert fit.model_need(model, "Q4_K_M", 1000, kv).kv == 1000 * expected
 
@@ -314,8 +314,8 @@ def test_the_prediction_knows_what_the_engine_does_with_attention_scores() -> No
     model = registry.models()["qwen3:0.6b"]
     scores = fit.model_need(model, "Q8_0", 4096).compute - fit.model_need(model, "Q8_0", 0).compute
     assert scores == 4096 * 256 * 16 * 4
-    quantised = fit.model_need(model, "Q8_0", 4096, "q8_0").compute  # has no scores: it needs flash attention
-    assert quantised == fit.model_need(model, "Q8_0", 0).compute
+    quantized = fit.model_need(model, "Q8_0", 4096, "q8_0").compute  # has no scores: it needs flash attention
+    assert quantized == fit.model_need(model, "Q8_0", 0).compute
     assert fit.model_need(model, "Q8_0", 131_072).compute == fit.model_need(model, "Q8_0", 0).compute
 
 

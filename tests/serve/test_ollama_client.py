@@ -207,7 +207,7 @@ def test_a_pull_that_nobody_watches_any_more_ends(
 ) -> None:
     """The transfer is stood in for; a real one asks `tell` as often, after every 64 KiB."""
 
-    def endless(parsed: ollama_models.Pull, tell: ollama_models.Tell) -> None:
+    def endless(parsed: ollama_models.Pull, tell: ollama_models.Report) -> None:
         for done in itertools.count():
             tell({"status": "pulling", "digest": "sha256:0", "total": 1 << 40, "completed": done})
             time.sleep(0.002)

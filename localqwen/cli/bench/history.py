@@ -1,4 +1,4 @@
-"""`localqwen bench list`, `show`, `compare`, `plot`: what was measured before."""
+"""`localqwen bench list`, `show`, `compare`, `plot`: saved runs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @click.command("list")
 @json_option
 def list_runs(as_json: bool) -> None:
-    """Show the runs that were saved, the newest first."""
+    """Show the saved runs, the newest first."""
     from localqwen.bench import history
 
     runs, complaints = history.runs()
@@ -30,7 +30,7 @@ def list_runs(as_json: bool) -> None:
         rows = [("RUN", "MODELS", "TESTS", "STATE"), *(_line(run) for run in runs)]
         sys.stdout.write(aligned(rows) + "\n")
     else:
-        sys.stderr.write("nothing was saved yet: localqwen bench demo\n")
+        sys.stderr.write("no run is saved yet; measure one: localqwen bench demo\n")
 
 
 def _warn(complaints: list[str]) -> None:
@@ -52,12 +52,12 @@ def _line(run: Benchmark) -> tuple[str, ...]:
 
 @click.command("show")
 @click.argument("run")
-@click.option("--json", "form", flag_value="json", help="One JSON object on stdout.")
-@click.option("--csv", "form", flag_value="csv", help="A line per metric, for spreadsheets.")
-@click.option("--markdown", "form", flag_value="markdown", help="Tables for a README.")
-@click.option("--llama-bench", is_flag=True, help="As --json, with the keys of llama.cpp's llama-bench.")
+@click.option("--json", "form", flag_value="json", help="Write one JSON object to stdout.")
+@click.option("--csv", "form", flag_value="csv", help="Write a line per metric, for spreadsheets.")
+@click.option("--markdown", "form", flag_value="markdown", help="Write tables for a README.")
+@click.option("--llama-bench", is_flag=True, help="Write JSON with the keys of llama.cpp's llama-bench.")
 def show(run: str, form: str | None, llama_bench: bool) -> None:
-    """Show a saved RUN: its id, the beginning of one, `last`, `last-1`, or a file."""
+    """Show a saved RUN: an id, the beginning of an id, `last`, `last-1`, or a file."""
     from localqwen.bench import history
     from localqwen.cli.bench import measure
 
@@ -71,7 +71,7 @@ def show(run: str, form: str | None, llama_bench: bool) -> None:
 @click.argument("b")
 @json_option
 def compare(a: str, b: str, as_json: bool) -> None:
-    """Say how many times run A run B is, test by test, with the noise; "no difference" where it cannot be told."""
+    """Show the ratio B / A of each metric, test by test, with the noise; "no difference" if the noise hides it."""
     from localqwen.bench import compare as comparing
     from localqwen.bench import history
 

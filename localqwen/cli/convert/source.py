@@ -1,4 +1,4 @@
-"""What `localqwen convert` reads: a path, or a model's official weights, which are pulled after asking."""
+"""Find the source of a conversion: a path, or a model's official weights, which are pulled after asking."""
 
 from __future__ import annotations
 
@@ -17,14 +17,17 @@ _PART = re.compile(r"-\d{5}-of-\d{5}$")
 
 @dataclass(frozen=True)
 class Source:
-    """A folder or a GGUF file, and the model's name, from which the output gets its own."""
+    """A folder or a GGUF file, and the model's name, which begins the name of the output."""
 
     path: Path
     name: str
 
 
 def find(text: str, *, yes: bool) -> Source:
-    """Raises ModelNotFound for an unknown name, NotPulled where nobody can be asked, UsageError, HubError."""
+    """Return the source that a text means, pulled if necessary.
+
+    Raise ModelNotFound for an unknown name, NotPulled if nobody can be asked, UsageError, HubError.
+    """
     from localqwen.models import converted, inventory, names
 
     path = Path(text).expanduser()
@@ -33,7 +36,7 @@ def find(text: str, *, yes: bool) -> Source:
     reference = names.parse(text)
     match reference:
         case LocalPath(missing):
-            return Source(missing, missing.name)  # the converter says what is wrong with it
+            return Source(missing, missing.name)  # the converter raises the error
         case Named(model) if model.is_built_in:
             return Source(converted.demo_checkpoint(), model.name)
         case Named(model, quant) if quant != model.default:
@@ -43,8 +46,8 @@ def find(text: str, *, yes: bool) -> Source:
             wanted = Repository("hf", model.weights.repo)
         case Repository():
             wanted = reference
-    here = inventory.complete_checkpoint(wanted.repo)
-    return Source(here or _pulled(wanted, text, yes=yes), wanted.repo.rpartition("/")[2])
+    present = inventory.complete_checkpoint(wanted.repo)
+    return Source(present or _pulled(wanted, text, yes=yes), wanted.repo.rpartition("/")[2])
 
 
 def _pulled(wanted: Repository, text: str, *, yes: bool) -> Path:
@@ -56,14 +59,14 @@ def _pulled(wanted: Repository, text: str, *, yes: bool) -> Path:
     if not yes and not asks:
         raise absent
     planned = replace(pull.plan(wanted), convert=False)
-    sys.stderr.write(f"{wanted.text} is not here: {ensure_model.announcement(planned)}\n")
+    sys.stderr.write(f"{wanted.text} is not on disk: {ensure_model.announcement(planned)}\n")
     if asks and not click.confirm("Pull it now?", default=True, err=True):
         raise absent
     return ensure_model.show_pull(planned)
 
 
 def _model_name(path: Path) -> str:
-    """A folder's name; a GGUF file's without its quantization and the number of its part."""
+    """Return the name of a folder, or of a GGUF file without its quantization and the number of its part."""
     from localqwen.models import converted
 
     if path.suffix != ".gguf":

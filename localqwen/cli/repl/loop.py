@@ -39,7 +39,7 @@ class Repl:
     prefill_ahead: bool = True
     last: Answer | None = None
     exit_code: int = 0
-    _said: LocalqwenError | None = field(default=None, init=False)
+    _shown_failure: LocalqwenError | None = field(default=None, init=False)
 
     def run(self) -> int:
         """Read lines until the user leaves, and return the exit code: from a pipe, that of the last line that
@@ -65,15 +65,15 @@ class Repl:
             typed, self.keys.typed = self.keys.typed, ""
 
     def _prefill_ahead(self) -> Iterator[None]:
-        """Compute the next prompt's beginning while the user reads and types: the template drops the last answer's
-        thinking, so its text would have to be computed again when the next question is there."""
+        """Prefill the history ahead while the user reads and types. The template drops the last answer's thinking, so
+        its text would otherwise be computed again with the next question."""
         conversation = self.session.conversation
         *before, answer = conversation.messages or (None,)
         if not (self.prefill_ahead and self.reader.interactive and answer and answer.role == "assistant"):
             return
         try:
             yield from self.model.prefill_ahead(self.settings.request(before, system=conversation.system), answer)
-        except LocalqwenError:  # the next question meets it again, and says so
+        except LocalqwenError:  # the next question meets the same error, and shows it
             return
 
     @property
@@ -103,9 +103,9 @@ class Repl:
 
     def _say_if_not_logged(self) -> None:
         failure = self.session.failure
-        if failure and failure is not self._said:
+        if failure and failure is not self._shown_failure:
             self.printer.aside.line(f"warning: this conversation is not logged: {failure.message}")
-        self._said = failure
+        self._shown_failure = failure
 
     def ask(self, text: str) -> None:
         """Answer a question. A question that fails leaves no trace in the history."""
@@ -133,8 +133,8 @@ class Repl:
                     self.session.add(message)
 
     def request(self) -> Request:
-        """Return what would be asked now. A switch in the question itself goes before the one set with /think or a
-        flag; before the first question, the request is one with an empty question."""
+        """Return the request of the next answer. A switch in the question itself wins over one that /think or a flag
+        set. Before the first question, the request has an empty one."""
         conversation = self.session.conversation
         messages = conversation.messages or (Message("user", ""),)
         question = messages[-1:]

@@ -60,7 +60,7 @@ class Stream:
     media_type = SSE
 
     def __init__(self, parsed: ParsedRequest, meta: ResponseMeta) -> None:
-        self._head = meta
+        self._meta = meta
         self._limit = parsed.request.max_tokens
         self._hidden = parsed.show_thinking == "hidden"
         self._index = -1
@@ -74,7 +74,7 @@ class Stream:
         match event:
             case Started():
                 usage = _usage(Usage(event.prompt_tokens, event.cached_tokens))
-                message = _message(self._head, [], usage)
+                message = _message(self._meta, [], usage)
                 return _event("message_start", message=message)
             case Thinking(text):
                 opened = self._enter("thinking", {"thinking": "", "signature": ""})
@@ -90,7 +90,7 @@ class Stream:
 
     def _call(self, call: ToolCall) -> bytes:
         """Return the events of one block: a call always arrives complete."""
-        start = _call(call, self._head, self._calls) | {"input": {}}
+        start = _call(call, self._meta, self._calls) | {"input": {}}
         self._calls += 1
         body = json.dumps(dict(call.arguments), ensure_ascii=False)
         begun = self._close() + self._begin("tool_use", start)

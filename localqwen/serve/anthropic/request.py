@@ -16,7 +16,7 @@ _BLOCKS = "\n"
 def parsed_request(fields: Fields, limit: int | None) -> ParsedRequest:
     """Return what the fields that `messages` and `count_tokens` share ask for. `limit` is `max_tokens`, or None if only
     the prompt matters."""
-    fields.refuse({"mcp_servers": "cannot be used: only tools that the client runs are taken"})
+    fields.refuse({"mcp_servers": "is not supported: the client must run its tools itself"})
     think, budget = _thinking(fields, limit)
     tools, must_call, parallel = _tools(fields)
     thinking = fields.object("thinking")

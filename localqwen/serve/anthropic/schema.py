@@ -35,7 +35,7 @@ def paths() -> Mapping[str, Schema]:
 
 
 def _post(summary: str, body: Schema, answer: Schema, *, streams: bool = False) -> Schema:
-    given = content(answer, "what was asked for", JSON)
+    given = content(answer, "the response", JSON)
     if streams:
         given["content"][SSE] = {"schema": object_of("data", data=TEXT, event=TEXT)}
     refused = {code: content(_ERROR, "refused, with the reason", JSON) for code in _REFUSED}

@@ -242,6 +242,9 @@ class _NoRoute(LocalqwenError):
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     path = request.url.path
-    said = {404: _ELSEWHERE.get(path, f"there is no {path[:200]}"), 405: f"{path[:200]} has no method {request.method}"}
-    problem = _NoRoute(error.status_code, said.get(error.status_code, error.detail))
+    messages = {
+        404: _ELSEWHERE.get(path, f"there is no {path[:200]}"),
+        405: f"{path[:200]} has no method {request.method}",
+    }
+    problem = _NoRoute(error.status_code, messages.get(error.status_code, error.detail))
     return JSONResponse(error_body(path, problem), error.status_code, error.headers)

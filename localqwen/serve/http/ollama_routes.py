@@ -60,8 +60,8 @@ class LoadingFirst(Answering):
             await send_error(error, scope["path"], send)
             return
         if ollama_chat.is_load(job.parsed):
-            said = ollama_chat.loaded(job.parsed, ResponseMeta(job.id, job.model, time.time()))
-            await JSONResponse(said)(scope, receive, send)
+            body = ollama_chat.loaded(job.parsed, ResponseMeta(job.id, job.model, time.time()))
+            await JSONResponse(body)(scope, receive, send)
         else:
             await super()._answer(job, scope, receive, send)
 
@@ -118,12 +118,14 @@ class _Models:
         """Download a model and stream the progress. Raise Busy while MOST_PULLS downloads run."""
         wanted = ollama_models.read_pull(await read_json(request))
         if self._pulls >= MOST_PULLS:
-            raise Busy(f"{MOST_PULLS} models are being pulled already", "try again when one is here", retry_after=60)
+            raise Busy(
+                f"{MOST_PULLS} models are being pulled already", "try again when one is complete", retry_after=60
+            )
         pulling = _Pulling(wanted)
         self._pulls += 1
         pulling.ended = self._ended
         lines = pulling.lines()
-        first = await anext(lines)  # an unknown name is known now, and has a status
+        first = await anext(lines)  # raises if the name is unknown: the response can still have that status
         if wanted.stream:
             return StreamingResponse(_ndjson(first, lines), media_type=encoding.NDJSON)
         last = first
@@ -173,7 +175,7 @@ class _Pulling:
 
     def _run(self) -> None:
         try:
-            ollama_models.run_pull(self._wanted, self._tell)
+            ollama_models.run_pull(self._wanted, self._report)
         except LocalqwenError as error:
             self._put(error)
         except _Stopped:
@@ -182,7 +184,7 @@ class _Pulling:
             self._put(None)
             self._later(self.ended)
 
-    def _tell(self, line: Mapping[str, Any]) -> None:
+    def _report(self, line: Mapping[str, Any]) -> None:
         if self._left.is_set():
             raise _Stopped
         self._put(line)

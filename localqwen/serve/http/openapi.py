@@ -24,7 +24,7 @@ def description() -> Mapping[str, Any]:
             "/metrics": {
                 "get": {
                     "summary": "Prometheus",
-                    "responses": {"200": content(TEXT, "what was asked for", "text/plain")},
+                    "responses": {"200": content(TEXT, "the response", "text/plain")},
                 }
             },
             **ollama_schema.paths(),
@@ -41,5 +41,5 @@ def description() -> Mapping[str, Any]:
 def _health() -> Schema:
     schema = object_of(status={"enum": ["ok", "dead"]})
     dead = content(schema, "the same, of a server that has died", JSON)
-    responses = {"200": content(schema, "what was asked for", JSON), **openai_schema.refused("401", "403"), "503": dead}
+    responses = {"200": content(schema, "the response", JSON), **openai_schema.refused("401", "403"), "503": dead}
     return {"summary": "Whether the server lives", "responses": responses}

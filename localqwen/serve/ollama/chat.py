@@ -1,6 +1,6 @@
 """Ollama's `/api/chat`, and the responses of `/api/generate`. Pure functions, no I/O; see `localqwen.serve.api`.
 
-`asked.extra` has "api" (chat or generate), "name" (the model's name as the client wrote it), "num_ctx", and "load_ms":
+`parsed.extra` has "api" (chat or generate), "name" (the model's name as the client wrote it), "num_ctx", and "load_ms":
 the milliseconds that the request waited for its model.
 """
 
@@ -55,8 +55,8 @@ class Stream:
     media_type = NDJSON
 
     def __init__(self, parsed: ParsedRequest, meta: ResponseMeta) -> None:
-        self._asked = parsed
-        self._head = meta
+        self._parsed = parsed
+        self._meta = meta
         self._calls = 0
         self._last = b""
 
@@ -64,21 +64,21 @@ class Stream:
         """Return the line of one event; `index` is always 0."""
         match event:
             case Thinking(text):
-                return self._line(_part(self._asked, "", thinking=text))
+                return self._line(_part(self._parsed, "", thinking=text))
             case Text(text, logprobs):
-                return self._line(_part(self._asked, text) | _logprobs_out(self._asked, logprobs))
+                return self._line(_part(self._parsed, text) | _logprobs_out(self._parsed, logprobs))
             case ToolCall():
-                call = _call_out(event, self._head, self._calls)
+                call = _call_out(event, self._meta, self._calls)
                 self._calls += 1
-                return self._line(_part(self._asked, "", calls=[call]))
+                return self._line(_part(self._parsed, "", calls=[call]))
             case Finished():
                 self._last = ndjson(
-                    _base(self._asked, self._head) | _part(self._asked, "") | _numbers(self._asked, event)
+                    _base(self._parsed, self._meta) | _part(self._parsed, "") | _numbers(self._parsed, event)
                 )
         return b""
 
     def _line(self, part: Mapping[str, Any]) -> bytes:
-        return ndjson({**_base(self._asked, self._head), **part, "done": False})
+        return ndjson({**_base(self._parsed, self._meta), **part, "done": False})
 
     def end(self) -> bytes:
         """Return the last line."""

@@ -44,5 +44,5 @@ def _raw(fields: Fields, prompt: str, system: str | None) -> ParsedRequest:
     if system:
         raise fields.wrong("system", "cannot be used with raw: the model continues the prompt without a template")
     if fields.data.get("think"):
-        raise fields.wrong("think", "cannot stand beside raw: the prompt is continued as it is")
+        raise fields.wrong("think", "cannot be used with raw: the model continues the prompt without a template")
     return parsed_request(fields, (), api="generate", prompt=prompt or None)

@@ -81,9 +81,9 @@ def _tagged(name: str) -> str:
 
 
 def _metadata(known: KnownModel) -> ModelMetadata | None:
-    """None where its files cannot be read (any more): a list of models names it all the same.
+    """Return the model's metadata, or None if its files cannot be read (any more): the list names the model anyway.
 
-    A model that is converted when it is opened is told by what it is made from.
+    For a model that is converted when it is loaded, these are the metadata of its source.
     """
     try:
         return metadata.of(known.files.path) if known.files else None
@@ -115,7 +115,8 @@ def _parameters(count: int) -> str:
 
 
 def show(known: KnownModel) -> dict[str, Any]:
-    """Return what a model is, by its entry and its header. Raise NotPulled where its files are gone, Unsupported."""
+    """Return the response of `/api/show`, from the model's entry and the header of its file. Raise NotPulled if its
+    files are gone, Unsupported if they cannot be run."""
     if known.files is None:
         raise NotPulled(f"the files of {known.name} are not on this machine any more", f"localqwen pull {known.name}")
     found, model = metadata.of(known.files.path), known.entry
@@ -166,11 +167,12 @@ def read_pull(body: Mapping[str, Any]) -> Pull:
 
 
 #: Takes one line of progress. An exception that it raises ends the pull; the downloaded part stays.
-Tell = Callable[[Mapping[str, Any]], None]
+Report = Callable[[Mapping[str, Any]], None]
 
 
-def run_pull(parsed: Pull, tell: Tell) -> None:
-    """Blocks until the model is here and whole. Raises what `localqwen pull` does.
+def run_pull(parsed: Pull, report: Report) -> None:
+    """Download a model and return when it is complete; pass each line of progress to `report`. Raise a LocalqwenError
+    as `localqwen pull` does.
 
     A path is not a name here: clients must not learn which files are on this disk.
     """
@@ -178,31 +180,31 @@ def run_pull(parsed: Pull, tell: Tell) -> None:
     reference = names.parse(name)
     if isinstance(reference, LocalPath):
         raise names.unknown(name)
-    tell({"status": "pulling manifest"})
+    report({"status": "pulling manifest"})
     if not (isinstance(reference, Named) and reference.model.is_built_in):
         planned = pull.plan_or_present(reference)
         if isinstance(planned, Plan):
-            pull.run(planned, Lines(planned, tell))
-    tell({"status": "success"})
+            pull.run(planned, Lines(planned, report))
+    report({"status": "success"})
 
 
 class Lines:
     """Turns the steps of a pull into Ollama's lines: the bytes of each file under its digest."""
 
-    def __init__(self, planned: Plan, tell: Tell) -> None:
+    def __init__(self, planned: Plan, report: Report) -> None:
         self._plan = planned
-        self._tell = tell
+        self._report = report
         self._stage: tuple[str, str] | None = None
-        self._told = 0
+        self._sent = 0
 
     def __call__(self, step: Step) -> None:
-        """Pass a line to `tell`, unless the last one of this file was so recent that this one adds nothing."""
+        """Pass a line to `report`, unless the last one of this file was so recent that this one adds nothing."""
         line = self._converting(step) if step.stage == "convert" else self._file(step)
         done, total = line["completed"], line["total"]
         new, self._stage = self._stage != (step.stage, step.name), (step.stage, step.name)
-        if new or done == total or not 0 <= done - self._told < max(_LINE_BYTES, total // _LINES):
-            self._told = done
-            self._tell(line)
+        if new or done == total or not 0 <= done - self._sent < max(_LINE_BYTES, total // _LINES):
+            self._sent = done
+            self._report(line)
 
     def _file(self, step: Step) -> dict[str, Any]:
         """Return the line of one file; a step counts the bytes of all files before it too."""

@@ -18,7 +18,7 @@ from localqwen.serve.openai import request as openai_request
 #: The prefix of a hub's repository in Ollama's clients -> localqwen's prefix.
 _HUBS = {"hf.co/": "hf:", "huggingface.co/": "hf:", "modelscope.cn/": "ms:"}
 _ROLES: Mapping[str, Role] = {"system": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
-NO_IMAGES = "cannot be taken: Qwen3 reads text only"
+NO_IMAGES = "cannot be used: Qwen3 reads text only"
 
 
 def model_name(parsed: str) -> str:

@@ -44,13 +44,13 @@ def paths() -> Mapping[str, Schema]:
 
 
 def _get(summary: str, schema: Schema) -> Schema:
-    responses = _responses(content(schema, "what was asked for", JSON), "401", "403")
+    responses = _responses(content(schema, "the response", JSON), "401", "403")
     return {"get": {"summary": summary, "responses": responses}}
 
 
 def _post(summary: str, body: Schema, answer: Schema, *, streams: bool = True) -> Schema:
     """Return a POST. Each line of a stream is an answer or an error."""
-    given = content(answer, "what was asked for", JSON)
+    given = content(answer, "the response", JSON)
     if streams:
         given["content"][NDJSON] = {"schema": TEXT}
     return posted(summary, body, _responses(given, *_REFUSED))

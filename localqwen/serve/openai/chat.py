@@ -65,8 +65,8 @@ class Stream:
     media_type = encoding.SSE
 
     def __init__(self, parsed: ParsedRequest, meta: ResponseMeta) -> None:
-        self._asked = parsed
-        self._head = meta
+        self._parsed = parsed
+        self._meta = meta
         self._calls: dict[int, int] = {}
         self._inside: set[int] = set()  # answers with an open think tag in their text
         self._finished: list[Finished] = []
@@ -89,17 +89,17 @@ class Stream:
 
     def end(self) -> bytes:
         """Return the usage, if the client wants it, and `[DONE]`."""
-        return openai_response.end(self._asked, self._base(), self._finished)
+        return openai_response.end(self._parsed, self._base(), self._finished)
 
     def error(self, error: LocalqwenError) -> bytes:
         """Return the error and `[DONE]`, after an answer that failed in the middle."""
         return openai_response.failed(error)
 
     def _thinking(self, index: int, text: str) -> bytes:
-        if self._asked.show_thinking == "hidden":
+        if self._parsed.show_thinking == "hidden":
             return b""
-        if self._asked.show_thinking == "apart":
-            return self._chunk(index, dict.fromkeys(self._head.reasoning_fields, text))
+        if self._parsed.show_thinking == "apart":
+            return self._chunk(index, dict.fromkeys(self._meta.reasoning_fields, text))
         opened = "" if index in self._inside else "<think>\n"
         self._inside.add(index)
         return self._chunk(index, {"content": opened + text})
@@ -113,10 +113,10 @@ class Stream:
     def _call(self, index: int, found: ToolCall) -> dict[str, Any]:
         number = self._calls.get(index, 0)
         self._calls[index] = number + 1
-        return {"index": number, **openai_response.call(found, self._head.call_id(index, number))}
+        return {"index": number, **openai_response.call(found, self._meta.call_id(index, number))}
 
     def _base(self) -> dict[str, Any]:
-        return _base(self._head, "chat.completion.chunk")
+        return _base(self._meta, "chat.completion.chunk")
 
     def _chunk(
         self, index: int, delta: Mapping[str, Any], *, logprobs: Sequence[Any] = (), finished: Finished | None = None
@@ -127,7 +127,7 @@ class Stream:
             "logprobs": openai_response.logprobs(logprobs) if logprobs else None,
             "finish_reason": finished.finish_reason if finished else None,
         }
-        return openai_response.chunk(self._asked, self._base(), choice, finished)
+        return openai_response.chunk(self._parsed, self._base(), choice, finished)
 
 
 def response_body(parsed: ParsedRequest, meta: ResponseMeta, answers: Sequence[Answer]) -> Mapping[str, Any]:

@@ -73,16 +73,16 @@ class Stream:
     media_type = encoding.SSE
 
     def __init__(self, parsed: ParsedRequest, meta: ResponseMeta) -> None:
-        self._asked = parsed
-        self._head = meta
+        self._parsed = parsed
+        self._meta = meta
         self._finished: list[Finished] = []
         self._offsets: dict[int, int] = {}
 
     def feed(self, event: Event, index: int = 0) -> bytes:
         """Return the chunk of one event of answer `index`."""
         match event:
-            case Started() if self._asked.extra["echo"]:
-                return self._chunk(index, self._asked.extra["echo"])
+            case Started() if self._parsed.extra["echo"]:
+                return self._chunk(index, self._parsed.extra["echo"])
             case Text(text, logprobs):
                 return self._chunk(index, text, logprobs=logprobs)
             case Finished():
@@ -92,7 +92,7 @@ class Stream:
 
     def end(self) -> bytes:
         """Return the usage, if the client wants it, and `[DONE]`."""
-        return openai_response.end(self._asked, _base(self._head), self._finished)
+        return openai_response.end(self._parsed, _base(self._meta), self._finished)
 
     def error(self, error: LocalqwenError) -> bytes:
         """Return the error and `[DONE]`, after an answer that failed in the middle."""
@@ -104,21 +104,21 @@ class Stream:
         offset = self._offsets.get(index, 0)
         self._offsets[index] = offset + len(text)
         choice = _choice(index, text, _logprobs(logprobs, offset) if logprobs else None, finished)
-        return openai_response.chunk(self._asked, _base(self._head), choice, finished)
+        return openai_response.chunk(self._parsed, _base(self._meta), choice, finished)
 
 
 def response_body(parsed: ParsedRequest, meta: ResponseMeta, answers: Sequence[Answer]) -> Mapping[str, Any]:
     """Return the body of a response that is not streamed, a `text_completion` object."""
     echo = parsed.extra["echo"]
     finished = [answer.end for answer in answers]
-    asked_for = parsed.request.logprobs is not None
+    wanted = parsed.request.logprobs is not None
     return {
         **_base(meta),
         "choices": [
             _choice(
                 index,
                 echo + answer.content,
-                _logprobs(answer.logprobs, len(echo)) if asked_for else None,
+                _logprobs(answer.logprobs, len(echo)) if wanted else None,
                 answer.end,
             )
             for index, answer in enumerate(answers)

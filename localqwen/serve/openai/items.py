@@ -29,8 +29,8 @@ def written(kind: str, name: str, text: str, state: str = "completed", logprobs:
     if kind == "reasoning":
         part = {"type": "reasoning_text", "text": text}
         return {"id": name, "type": "reasoning", "summary": [], "content": [part], "status": state}
-    told = [openai_response.logprob(each) for each in logprobs]
-    shown = {"type": "output_text", "text": text, "annotations": [], "logprobs": told}
+    entries = [openai_response.logprob(each) for each in logprobs]
+    shown = {"type": "output_text", "text": text, "annotations": [], "logprobs": entries}
     return {"id": name, "type": "message", "role": "assistant", "status": state, "content": [shown]}
 
 

@@ -151,8 +151,8 @@ class Stream:
     media_type = encoding.SSE
 
     def __init__(self, parsed: ParsedRequest, meta: ResponseMeta) -> None:
-        self._asked = parsed
-        self._head = meta
+        self._parsed = parsed
+        self._meta = meta
         self._number = 0
         self._done: list[Item] = []
         self._open: _Open | None = None
@@ -162,7 +162,7 @@ class Stream:
         """Return the events that one event of the answer stands for; `index` is always 0."""
         match event:
             case Started():
-                running = {"response": openai_items.response(self._asked, self._head, [], None)}
+                running = {"response": openai_items.response(self._parsed, self._meta, [], None)}
                 return self._event("response.created", running) + self._event("response.in_progress", running)
             case Thinking(text):
                 return self._text("reasoning", text)
@@ -178,12 +178,12 @@ class Stream:
     def end(self) -> bytes:
         """Return the last event, with the whole response."""
         assert self._finished is not None
-        response = openai_items.response(self._asked, self._head, self._done, self._finished)
+        response = openai_items.response(self._parsed, self._meta, self._done, self._finished)
         return self._event(f"response.{response['status']}", {"response": response})
 
     def error(self, error: LocalqwenError) -> bytes:
         """Return the event `response.failed`, after an answer that failed in the middle."""
-        response = openai_items.response(self._asked, self._head, self._done, None)
+        response = openai_items.response(self._parsed, self._meta, self._done, None)
         problem = openai_response.error(error)["error"]
         response |= {"status": "failed", "error": {"code": "server_error", "message": problem["message"]}}
         return self._event("response.failed", {"response": response})
@@ -198,8 +198,8 @@ class Stream:
         where = self._where(self._open_id(kind))
         if kind == "reasoning":
             return opened + self._event("response.reasoning_text.delta", {**where, "delta": text})
-        told = [openai_response.logprob(each) for each in logprobs]
-        return opened + self._event("response.output_text.delta", {**where, "delta": text, "logprobs": told})
+        entries = [openai_response.logprob(each) for each in logprobs]
+        return opened + self._event("response.output_text.delta", {**where, "delta": text, "logprobs": entries})
 
     def _begin(self, kind: str) -> bytes:
         self._open = _Open(kind)
@@ -226,7 +226,7 @@ class Stream:
         return closed + self._finish_item(item)
 
     def _call(self, found: ToolCall) -> bytes:
-        item = openai_items.called(found, self._head, len(self._done))
+        item = openai_items.called(found, self._meta, len(self._done))
         where = {"item_id": item["id"], "output_index": len(self._done)}
         begun = {"output_index": len(self._done), "item": {**item, "arguments": "", "status": "in_progress"}}
         given = {**where, "arguments": item["arguments"]}
@@ -243,7 +243,7 @@ class Stream:
         return done
 
     def _open_id(self, kind: str) -> str:
-        return item_id(kind, self._head, len(self._done))
+        return item_id(kind, self._meta, len(self._done))
 
     def _where(self, item_id: str) -> dict[str, Any]:
         return {"item_id": item_id, "output_index": len(self._done), "content_index": 0}

@@ -27,7 +27,7 @@ from localqwen.serve.schema import (
 #: The name of the error among the document's components.
 ERROR = "Error"
 _ERRORS = {
-    "400": "a field is wrong, or the model cannot do what was asked",
+    "400": "a field is wrong, or the model cannot do that",
     "401": "the API key is missing or wrong",
     "403": "the Host or Origin is not ours",
     "404": "there is no such model",
@@ -65,7 +65,7 @@ def refused(*codes: str) -> Schema:
 
 
 def _answer(summary: str, schema: Schema, *errors: str) -> Schema:
-    given = content(schema, "what was asked for", JSON)
+    given = content(schema, "the response", JSON)
     return {"summary": summary, "responses": {"200": given, **refused("401", "403", *errors)}}
 
 
@@ -89,7 +89,7 @@ def _end_thinking() -> Schema:
 
 def _post(summary: str, schema: Schema, kind: str) -> Schema:
     given = content(
-        object_of("id", "object", "model", id=TEXT, object={"const": kind}, model=TEXT), "what was asked for", JSON
+        object_of("id", "object", "model", id=TEXT, object={"const": kind}, model=TEXT), "the response", JSON
     )
     given["content"][SSE] = {"schema": object_of("data", data=TEXT, event=TEXT)}
     return posted(summary, schema, {"200": given, **refused(*_ERRORS)})
