@@ -51,7 +51,7 @@ def test_what_is_no_size_is_refused_at_every_door(text: str) -> None:
     for door in (recommend.read_size, parsed_size):
         with pytest.raises(UsageError):
             door(text)
-    with pytest.raises(LocalqwenError, match="no size"):
+    with pytest.raises(LocalqwenError, match="not a size"):
         profiles._read(f'[p]\nprompt = 5\nlimits = {{ memory = "{text}" }}\n', "test")
 
 
