@@ -179,6 +179,24 @@ def test_models_are_listed_shown_loaded_and_unloaded(demo: Running, client: olla
     assert caught.value.status_code == 404
 
 
+def test_an_empty_request_renews_how_long_a_loaded_model_stays(client: ollama.Client) -> None:
+    client.generate("demo", keep_alive=-1)
+    (kept,) = client.ps().models
+    client.generate("demo", keep_alive="5m")
+    (renewed,) = client.ps().models
+    assert kept.expires_at is not None
+    assert renewed.expires_at is not None
+    assert kept.expires_at.year == 9999 > renewed.expires_at.year
+
+
+def test_a_context_that_is_too_long_is_refused_also_before_the_model_is_loaded(client: ollama.Client) -> None:
+    client.chat("demo", [], keep_alive=0)
+    assert eventually(lambda: not client.ps().models)
+    with pytest.raises(ollama.ResponseError, match="this server's has 2,048") as caught:
+        client.chat("demo", HI, options={"num_ctx": 4096})
+    assert caught.value.status_code == 400
+
+
 def test_a_pull_tells_real_progress_and_what_was_pulled_answers(tmp_path: Path) -> None:
     """`localqwen serve` as a user starts it; a hub on loopback has the demo's bytes under an official name."""
     file = converted.demo_conversion().file().read_bytes()
