@@ -76,6 +76,14 @@ def test_what_was_taken_back_stays_taken_back(
     assert sessions.read(session.path).messages == left
 
 
+def test_the_first_question_can_be_taken_back_too(tmp_path: Path) -> None:
+    session = written(tmp_path, QUESTION, ANSWER)
+    assert session.retry() == (ANSWER,)
+    assert session.conversation.messages == (QUESTION,)
+    assert session.undo() == QUESTION.content
+    assert session.conversation.messages == sessions.read(session.path).messages == ()
+
+
 def test_nothing_can_be_taken_back_from_an_empty_conversation(tmp_path: Path) -> None:
     session = Session.new("demo", tmp_path)
     assert (session.undo(), session.retry()) == (None, None)
