@@ -1,5 +1,6 @@
 """A conversation on disk: what is written is what is read, whatever happens in between."""
 
+import contextlib
 import json
 import os
 import signal
@@ -180,6 +181,25 @@ def test_records_of_a_later_version_change_nothing(tmp_path: Path) -> None:
     with session.path.open("a") as file:
         file.write(json.dumps({"type": "rating", "stars": 5}) + "\n")
     assert sessions.read(session.path).messages == (QUESTION,)
+
+
+def times_open(path: Path) -> int:
+    """Count the descriptors of this process that are open on a file."""
+    count, wanted = 0, path.stat()
+    for descriptor in range(1024):
+        with contextlib.suppress(OSError):  # not open
+            count += os.path.samestat(os.fstat(descriptor), wanted)
+    return count
+
+
+def test_a_chat_that_may_not_have_a_log_does_not_leave_it_open(tmp_path: Path) -> None:
+    first = written(tmp_path, QUESTION)
+    for _ in range(3):
+        with pytest.raises(SessionError, match="another chat"):
+            Session.resume(first.path)
+    assert times_open(first.path) == 1
+    first.close()
+    assert times_open(first.path) == 0
 
 
 def test_one_chat_at_a_time_owns_a_log(tmp_path: Path) -> None:
