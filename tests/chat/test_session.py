@@ -52,7 +52,7 @@ def test_a_conversation_without_a_message_leaves_no_file(tmp_path: Path) -> None
 
 
 def test_logs_are_readable_by_their_owner_only(tmp_path: Path) -> None:
-    session = written(tmp_path / "conversations", QUESTION)
+    session = written(tmp_path / "home" / "conversations", QUESTION)
     assert stat.S_IMODE(session.path.stat().st_mode) == 0o600
     assert stat.S_IMODE(session.path.parent.stat().st_mode) == 0o700
 
