@@ -32,6 +32,8 @@ _Message = Callable[[LocalqwenError | None], None]
 
 #: Seconds that the interpreter's exit waits for an engine's step to end, and for a model that is still opened.
 _LAST_STEP, _OPENING = 10.0, 1.0
+#: Seconds after which whoever waits for the thread looks for Ctrl-C, and whether the thread still runs.
+_LOOK = 0.5
 
 
 @dataclass(eq=False)
@@ -70,7 +72,7 @@ class EngineThread:
         try:
             self._thread.start()
             while not self._opening.done():
-                wait([self._opening], timeout=0.5)
+                wait([self._opening], timeout=_LOOK)
         except BaseException:  # Ctrl-C: what is half opened is closed by its thread
             self.stop()
             raise
@@ -123,7 +125,7 @@ class EngineThread:
         done: Future[None] = Future()
         self._inbox.put(partial(self._cancel, outlet, done))
         while patient and self.alive and not done.done() and threading.current_thread() is not self._thread:
-            wait([done], timeout=0.5)
+            wait([done], timeout=_LOOK)
 
     @property
     def alive(self) -> bool:

@@ -135,6 +135,18 @@ def test_an_answer_that_is_forgotten_half_read_frees_its_run() -> None:
     assert engine.runs[0].generated == 0
 
 
+def test_an_exception_thrown_into_an_answer_ends_it() -> None:
+    """As it does in a generator: the next answer need not wait for the rest of this one."""
+    engine = slow(max_runs=1)
+    with LocalChatModel(engine, "m") as model:
+        stream = model.stream(ask())
+        next(stream)
+        with pytest.raises(KeyError, match="enough"):
+            stream.throw(KeyError("enough"))
+        assert engine.runs[0].finished
+        assert isinstance(next(model.stream(ask())), PrefillProgress | Started)
+
+
 def test_a_closed_answer_ends_for_its_reader_too() -> None:
     model = LocalChatModel(slow(), "m")
     stream = model.stream(ask())

@@ -1,5 +1,6 @@
 """A conversation on disk: what is written is what is read, whatever happens in between."""
 
+import contextlib
 import json
 import os
 import signal
@@ -51,7 +52,7 @@ def test_a_conversation_without_a_message_leaves_no_file(tmp_path: Path) -> None
 
 
 def test_logs_are_readable_by_their_owner_only(tmp_path: Path) -> None:
-    session = written(tmp_path / "conversations", QUESTION)
+    session = written(tmp_path / "home" / "conversations", QUESTION)
     assert stat.S_IMODE(session.path.stat().st_mode) == 0o600
     assert stat.S_IMODE(session.path.parent.stat().st_mode) == 0o700
 
@@ -74,6 +75,14 @@ def test_what_was_taken_back_stays_taken_back(
     assert change(session) == given
     assert session.conversation.messages == left
     assert sessions.read(session.path).messages == left
+
+
+def test_the_first_question_can_be_taken_back_too(tmp_path: Path) -> None:
+    session = written(tmp_path, QUESTION, ANSWER)
+    assert session.retry() == (ANSWER,)
+    assert session.conversation.messages == (QUESTION,)
+    assert session.undo() == QUESTION.content
+    assert session.conversation.messages == sessions.read(session.path).messages == ()
 
 
 def test_nothing_can_be_taken_back_from_an_empty_conversation(tmp_path: Path) -> None:
@@ -172,6 +181,25 @@ def test_records_of_a_later_version_change_nothing(tmp_path: Path) -> None:
     with session.path.open("a") as file:
         file.write(json.dumps({"type": "rating", "stars": 5}) + "\n")
     assert sessions.read(session.path).messages == (QUESTION,)
+
+
+def times_open(path: Path) -> int:
+    """Count the descriptors of this process that are open on a file."""
+    count, wanted = 0, path.stat()
+    for descriptor in range(1024):
+        with contextlib.suppress(OSError):  # not open
+            count += os.path.samestat(os.fstat(descriptor), wanted)
+    return count
+
+
+def test_a_chat_that_may_not_have_a_log_does_not_leave_it_open(tmp_path: Path) -> None:
+    first = written(tmp_path, QUESTION)
+    for _ in range(3):
+        with pytest.raises(SessionError, match="another chat"):
+            Session.resume(first.path)
+    assert times_open(first.path) == 1
+    first.close()
+    assert times_open(first.path) == 0
 
 
 def test_one_chat_at_a_time_owns_a_log(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import mlx.core as mx
 import numpy as np
 import pytest
 from checkpoints import Shape, make_checkpoint, write_json
@@ -40,6 +41,12 @@ def test_the_logits_of_a_run_do_not_depend_on_its_company(engine: MlxEngine) -> 
     others = [engine.start(chat(engine, f"Count the letter {c} in cheese."), GREEDY, max_tokens=90) for c in "ceh"]
     (together, *_) = collect(engine, engine.start(prompt, wild, max_tokens=60, logprobs=5), *others)
     assert together == alone
+
+
+def test_a_user_learns_whether_a_gpu_computes(engine: MlxEngine) -> None:
+    """Else a slow model on MLX's CPU build would be a riddle."""
+    gpu = "gpu" in str(mx.default_device())
+    assert engine.backend_description.startswith("GPU" if gpu else "CPU build of MLX")
 
 
 @pytest.mark.parametrize("size", [1, 7, 32])

@@ -10,12 +10,14 @@ from typing import Any
 
 import pytest
 from local_server import Running, eventually, serving, talkative
+from starlette.datastructures import Headers
 
 from localqwen.engines.scripted import ScriptedEngine
+from localqwen.errors import WrongHost
 from localqwen.serve.http import request_body
 from localqwen.serve.http import server as http_server
 from localqwen.serve.http.app import Settings
-from localqwen.serve.http.guard import Access
+from localqwen.serve.http.guard import Access, own_names
 from localqwen.serve.worker import Limits
 
 HELLO = [{"role": "user", "content": "hi /no_think"}]
@@ -187,6 +189,19 @@ def test_a_switch_that_a_model_does_not_have_is_an_error() -> None:
 def test_the_host_must_be_ours(host: str, status: int) -> None:
     with serving(ScriptedEngine([]), Settings(access=Access(hosts=("mybox",)))) as server:
         assert ask(server, None, "/health", {"Host": host})[0] == status
+
+
+def test_a_server_answers_to_its_machines_name_and_to_what_it_was_told_to_listen_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The names under which the other machines of a network know this one."""
+    monkeypatch.setattr("socket.gethostname", lambda: "Kitchen-Mac")
+    access = Access(hosts=own_names("Box.example"))
+    for host in ("kitchen-mac:8000", "Kitchen-Mac.local", "box.example:8000", "BOX.EXAMPLE"):
+        access.check(Headers({"host": host}), "GET", "/v1/models")
+    for host in ("kitchen-mac.example", "box", "local", "other.local"):
+        with pytest.raises(WrongHost, match=host):
+            access.check(Headers({"host": host}), "GET", "/v1/models")
 
 
 def test_pages_of_other_origins_may_not_call() -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import pytest
 from hub_server import serving as hub_serving
 from local_server import Running, eventually, serving
 
+import localqwen
 from localqwen.engines.scripted import ScriptedEngine
 from localqwen.models import converted
 from localqwen.serve.http.ollama_routes import MOST_PULLS
@@ -177,6 +179,32 @@ def test_models_are_listed_shown_loaded_and_unloaded(demo: Running, client: olla
     with pytest.raises(ollama.ResponseError) as caught:
         client.show("no-such-model")
     assert caught.value.status_code == 404
+
+
+def test_an_empty_request_renews_how_long_a_loaded_model_stays(client: ollama.Client) -> None:
+    client.generate("demo", keep_alive=-1)
+    (kept,) = client.ps().models
+    client.generate("demo", keep_alive="5m")
+    (renewed,) = client.ps().models
+    assert kept.expires_at is not None
+    assert renewed.expires_at is not None
+    assert kept.expires_at.year == 9999 > renewed.expires_at.year
+
+
+def test_a_context_that_is_too_long_is_refused_also_before_the_model_is_loaded(client: ollama.Client) -> None:
+    client.chat("demo", [], keep_alive=0)
+    assert eventually(lambda: not client.ps().models)
+    with pytest.raises(ollama.ResponseError, match="this server's has 2,048") as caught:
+        client.chat("demo", HI, options={"num_ctx": 4096})
+    assert caught.value.status_code == 400
+
+
+def test_the_version_is_one_of_ollama_that_can_think(demo: Running) -> None:
+    """Clients compare it before they send `think` or its levels."""
+    with urllib.request.urlopen(f"{demo.url}/api/version") as response:
+        told = json.load(response)
+    assert tuple(map(int, told["version"].split("."))) >= (0, 12)
+    assert told["localqwen"] == localqwen.__version__
 
 
 def test_a_pull_tells_real_progress_and_what_was_pulled_answers(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from typing import Any
 
 import pytest
@@ -103,6 +104,17 @@ def test_a_client_that_leaves_frees_its_run_at_once(desk: Open) -> None:
     time.sleep(0.05)
     assert len(talk.came[job]) == count
     assert not talk.finished(job)
+
+
+def test_whoever_loads_a_model_or_counts_tokens_learns_why_it_cannot_be_loaded(desk: Open) -> None:
+    def refuse(name: str) -> LoadedModel:
+        raise EngineError(f"the file of {name} is damaged")
+
+    worker = desk(refuse).worker
+    waiting: list[Future[Any]] = [worker.load("m"), worker.count("m", Request([Message("user", "hi")]))]
+    for each in waiting:
+        with pytest.raises(EngineError, match="the file of m is damaged"):
+            each.result(60)
 
 
 def test_what_waits_can_leave_too(desk: Open) -> None:

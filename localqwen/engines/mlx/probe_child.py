@@ -18,7 +18,6 @@ def compute(folder: Path) -> None:
     run = engine.start(engine.tokenize("7 " * 64, special=False), Sampling(temperature=0), max_tokens=4)
     while not run.finished:
         engine.step()
-    engine.close()
 
 
 if __name__ == "__main__":

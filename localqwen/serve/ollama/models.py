@@ -195,7 +195,7 @@ class Lines:
         self._plan = planned
         self._report = report
         self._stage: tuple[str, str] | None = None
-        self._sent = 0
+        self._sent: int  # bytes in the last line; the first step always makes one
 
     def __call__(self, step: Step) -> None:
         """Pass a line to `report`, unless the last one of this file was so recent that this one adds nothing."""
