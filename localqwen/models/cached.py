@@ -108,11 +108,6 @@ def is_checkpoint(folder: Path) -> bool:
     return bool(shards) and all((folder / str(shard)).is_file() for shard in shards)
 
 
-def size(files: list[Path] | tuple[Path, ...]) -> int:
-    """Return the bytes of the files behind the links."""
-    return sum(file.stat().st_size for file in files)
-
-
 def _entries(folder: Path) -> list[Path]:
     try:
         return sorted(folder.iterdir())
