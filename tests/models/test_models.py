@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from checkpoints import make_checkpoint, write_json
-from gguf_bytes import SHAPE, head
+from gguf_bytes import SHAPE, entry, head
 from resolved import file_of
 
 from localqwen.engines import selection
@@ -122,3 +122,19 @@ def test_what_is_on_disk_is_listed_by_name_and_quantization(tmp_path: Path, monk
     (cache / "demo-0123456789ab-Q8_0.gguf").write_bytes(b"1")
     found = [(file.name, file.quant, file.bytes) for file in inventory.on_disk()]
     assert found == [("mine", "Q8_0", 5), ("Qwen3-4B", "Q4_K_M", 3)]
+
+
+def test_only_readable_qwen3_files_of_the_hubs_cache_are_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOCALQWEN_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    for repo, content in (
+        ("someone--good", head(SHAPE)),
+        ("someone--damaged", head(SHAPE)[:40]),
+        ("someone--other", head([entry("general.architecture", "llama"), *SHAPE[1:]])),
+    ):
+        file = tmp_path / "hub" / f"models--{repo}" / "snapshots" / "0" / "model-Q8_0.gguf"
+        file.parent.mkdir(parents=True)
+        file.write_bytes(content)
+    assert [file.name for file in inventory.on_disk()] == ["hf:someone/good"]
