@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from checkpoints import make_checkpoint, write_json
 from gguf_bytes import SHAPE, entry, head
+from platformdirs.windows import Windows
 from resolved import file_of
 
 from localqwen.engines import selection
@@ -110,6 +111,16 @@ def test_one_variable_moves_everything(tmp_path: Path, monkeypatch: pytest.Monke
         store.converted_dir(),
     ):
         assert path.is_relative_to(tmp_path / "here")
+
+
+def test_on_windows_the_folders_are_named_by_the_program_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows has a folder of the author above that of the program, which localqwen leaves out."""
+    monkeypatch.delenv("LOCALQWEN_HOME", raising=False)
+    monkeypatch.setattr("platformdirs.PlatformDirs", Windows)
+    monkeypatch.setattr("platformdirs.windows.get_win_folder", lambda name: str(tmp_path / name))
+    local = tmp_path / "CSIDL_LOCAL_APPDATA" / "localqwen"
+    assert (store.home(), store.config_file()) == (local, local / "config.toml")
+    assert store.cache_dir().is_relative_to(local)
 
 
 def test_what_is_on_disk_is_listed_by_name_and_quantization(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
