@@ -11,7 +11,7 @@ from platformdirs.windows import Windows
 from resolved import file_of
 
 from localqwen.engines import selection
-from localqwen.errors import ModelNotFound, NotEnoughMemory
+from localqwen.errors import ModelNotFound, NotEnoughMemory, UsageError
 from localqwen.formats import model_header
 from localqwen.formats.model_header import ModelHeader
 from localqwen.machine import Machine
@@ -34,6 +34,18 @@ def test_the_default_context_leaves_memory_to_others(available_gib: int, runs: i
 
 def test_the_default_context_never_exceeds_the_models_own() -> None:
     assert fit.default_context(replace(HEADER, context_length=512), replace(MACHINE, available_memory=0)) == 512
+
+
+def test_a_longer_context_is_stretched_by_the_smallest_factor_that_reaches_it_or_refused() -> None:
+    factors = {}
+    for context in (40_960, 40_961, 65_536, 65_537, 131_072):
+        scaling = fit.stretched(HEADER, context)
+        factors[context] = scaling and scaling.factor
+    assert factors == {40_960: None, 40_961: 2, 65_536: 2, 65_537: 4, 131_072: 4}
+    with pytest.raises(
+        UsageError, match=r"131,073 tokens is not possible: x\.gguf supports 40,960, or 131,072 with YaRN"
+    ):
+        fit.granted_context(HEADER, 131_073, MACHINE, max_runs=1, kv="f16", force=True)
 
 
 def test_needed_memory_is_weights_and_keys_and_values() -> None:
