@@ -79,16 +79,8 @@ class _Reader:
     def read(self, tokens: Sequence[int]) -> None:
         """Compute a chunk from an empty context. Raise what the collector raised, or ConversionError."""
         self.bindings.llama_memory_clear(self.bindings.llama_get_memory(self.context), True)
-        batch = self.bindings.llama_batch_init(len(tokens), 0, 1)
-        try:
-            batch.n_tokens = len(tokens)
-            for position, token in enumerate(tokens):
-                batch.token[position], batch.pos[position] = token, position
-                batch.n_seq_id[position], batch.seq_id[position][0] = 1, 0
-                batch.logits[position] = True
-            code = self.bindings.llama_decode(self.context, batch)
-        finally:
-            self.bindings.llama_batch_free(batch)
+        ids = (self.bindings.llama_token * len(tokens))(*tokens)
+        code = self.bindings.llama_decode(self.context, self.bindings.llama_batch_get_one(ids, len(ids)))
         if self.collector.failure is not None:
             raise self.collector.failure
         if code:

@@ -74,14 +74,13 @@ class CachedRepository:
         folders = [path for path in _entries(self.folder / "snapshots") if path.is_dir()]
         return sorted(folders, key=lambda path: (path.name != main, -path.stat().st_mtime))
 
-    def ggufs(self, wanted: Callable[[str], bool]) -> tuple[Path, ...]:
-        """Return the parts of the GGUF model whose path in the repository is wanted; () if no snapshot has them all."""
+    def ggufs(self, wanted: Callable[[str], bool]) -> tuple[Path, ...] | None:
+        """Return the parts of the GGUF model whose path in the repository is wanted; None if none is complete."""
         for snapshot in self.snapshots():
             found = [file for file in snapshot.rglob("*.gguf") if wanted(file.relative_to(snapshot).as_posix())]
-            for parts in gguf_parts.groups(found):
-                if gguf_parts.are_complete(parts):
-                    return parts
-        return ()
+            if complete := next(filter(gguf_parts.are_complete, gguf_parts.groups(found)), None):
+                return complete
+        return None
 
     def checkpoint(self) -> Path | None:
         """Return the first snapshot folder that holds a complete checkpoint."""
@@ -106,11 +105,6 @@ def is_checkpoint(folder: Path) -> bool:
     except (ValueError, KeyError, TypeError, AttributeError):
         return False
     return bool(shards) and all((folder / str(shard)).is_file() for shard in shards)
-
-
-def size(files: list[Path] | tuple[Path, ...]) -> int:
-    """Return the bytes of the files behind the links."""
-    return sum(file.stat().st_size for file in files)
 
 
 def _entries(folder: Path) -> list[Path]:

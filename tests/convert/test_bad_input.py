@@ -255,6 +255,7 @@ TOKENIZERS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "an id beyond the embedding": (lambda t: t["model"]["vocab"].update(zebra=320), "only 320 rows"),
     "an id twice": (lambda t: t["model"]["vocab"].update(zebra=0), "the id 0"),
     "an id that is no number": (lambda t: t["model"]["vocab"].update(zebra="x"), "the id 'x'"),
+    "an id below zero": (lambda t: t["model"]["vocab"].update(zebra=-1), "the id -1"),
     "an added token over another": (lambda t: t["added_tokens"][0].update(id=5), "the id 5"),
     "an added token without text": (lambda t: t["added_tokens"][0].pop("content"), "without text"),
     "a merge of three": (lambda t: t["model"]["merges"].append("a b c"), "merge 12"),

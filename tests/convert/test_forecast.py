@@ -54,6 +54,14 @@ def test_gguf_files_have_the_foretold_sizes(quant: str, options: Options, source
     assert sum(forecast.tensors.values()) == report.tensors
 
 
+def test_the_foretold_size_includes_the_padding_between_tensors(tmp_path: Path) -> None:
+    """Norms of 20 numbers end in the middle of GGUF's units of 32 bytes; every tensor begins with a unit."""
+    source = make_checkpoint(tmp_path / "source", Shape(head_dim=20))
+    forecast = convert.forecast_gguf(source, tmp_path / "a.gguf", quant="f16")
+    convert.convert(source, tmp_path / "a.gguf", quant="f16", threads=1)
+    assert forecast.bytes == (tmp_path / "a.gguf").stat().st_size
+
+
 @pytest.mark.parametrize("options", [{"bits": 4}, {}, {"recipe": "mixed_3_6"}, {"mode": "mxfp4"}])
 def test_mlx_folders_have_the_foretold_sizes(options: dict[str, Any], source: Path, tmp_path: Path) -> None:
     forecast = convert.forecast_mlx(source, tmp_path / "a", **options)

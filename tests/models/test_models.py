@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 from checkpoints import make_checkpoint, write_json
-from gguf_bytes import SHAPE, head
+from gguf_bytes import SHAPE, entry, head
+from platformdirs.windows import Windows
 from resolved import file_of
 
 from localqwen.engines import selection
-from localqwen.errors import ModelNotFound, NotEnoughMemory
+from localqwen.errors import ModelNotFound, NotEnoughMemory, UsageError
 from localqwen.formats import model_header
 from localqwen.formats.model_header import ModelHeader
 from localqwen.machine import Machine
@@ -33,6 +34,18 @@ def test_the_default_context_leaves_memory_to_others(available_gib: int, runs: i
 
 def test_the_default_context_never_exceeds_the_models_own() -> None:
     assert fit.default_context(replace(HEADER, context_length=512), replace(MACHINE, available_memory=0)) == 512
+
+
+def test_a_longer_context_is_stretched_by_the_smallest_factor_that_reaches_it_or_refused() -> None:
+    factors = {}
+    for context in (40_960, 40_961, 65_536, 65_537, 131_072):
+        scaling = fit.stretched(HEADER, context)
+        factors[context] = scaling and scaling.factor
+    assert factors == {40_960: None, 40_961: 2, 65_536: 2, 65_537: 4, 131_072: 4}
+    with pytest.raises(
+        UsageError, match=r"131,073 tokens is not possible: x\.gguf supports 40,960, or 131,072 with YaRN"
+    ):
+        fit.granted_context(HEADER, 131_073, MACHINE, max_runs=1, kv="f16", force=True)
 
 
 def test_needed_memory_is_weights_and_keys_and_values() -> None:
@@ -112,6 +125,16 @@ def test_one_variable_moves_everything(tmp_path: Path, monkeypatch: pytest.Monke
         assert path.is_relative_to(tmp_path / "here")
 
 
+def test_on_windows_the_folders_are_named_by_the_program_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows has a folder of the author above that of the program, which localqwen leaves out."""
+    monkeypatch.delenv("LOCALQWEN_HOME", raising=False)
+    monkeypatch.setattr("platformdirs.PlatformDirs", Windows)
+    monkeypatch.setattr("platformdirs.windows.get_win_folder", lambda name: str(tmp_path / name))
+    local = tmp_path / "CSIDL_LOCAL_APPDATA" / "localqwen"
+    assert (store.home(), store.config_file()) == (local, local / "config.toml")
+    assert store.cache_dir().is_relative_to(local)
+
+
 def test_what_is_on_disk_is_listed_by_name_and_quantization(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCALQWEN_HOME", str(tmp_path))
     models, cache = tmp_path / "models", store.converted_dir()
@@ -122,3 +145,19 @@ def test_what_is_on_disk_is_listed_by_name_and_quantization(tmp_path: Path, monk
     (cache / "demo-0123456789ab-Q8_0.gguf").write_bytes(b"1")
     found = [(file.name, file.quant, file.bytes) for file in inventory.on_disk()]
     assert found == [("mine", "Q8_0", 5), ("Qwen3-4B", "Q4_K_M", 3)]
+
+
+def test_only_readable_qwen3_files_of_the_hubs_cache_are_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOCALQWEN_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    for repo, content in (
+        ("someone--good", head(SHAPE)),
+        ("someone--damaged", head(SHAPE)[:40]),
+        ("someone--other", head([entry("general.architecture", "llama"), *SHAPE[1:]])),
+    ):
+        file = tmp_path / "hub" / f"models--{repo}" / "snapshots" / "0" / "model-Q8_0.gguf"
+        file.parent.mkdir(parents=True)
+        file.write_bytes(content)
+    assert [file.name for file in inventory.on_disk()] == ["hf:someone/good"]

@@ -526,6 +526,21 @@ def test_modelscope_serves_the_same_names_into_the_same_layout(machine: Machine)
     assert "nobody/nothing is not on" in message
 
 
+@pytest.mark.skipif(importlib.util.find_spec("modelscope_hub") is None, reason="ModelScope's client is not installed")
+def test_a_pull_from_modelscope_that_is_killed_goes_on_where_it_was(machine: Machine) -> None:
+    machine.environment |= {"MODELSCOPE_ENDPOINT": machine.hub.endpoint, "MODELSCOPE_HOME": str(machine.folder / "ms")}
+    machine.hub.faults.bytes_per_second = 2e5
+    process = machine.start("pull", "ms:Qwen/Qwen3-4B-GGUF")
+    begun = machine.folder / "localqwen" / "modelscope"
+    wait_until(lambda: sum(path.stat().st_size for path in begun.rglob("*") if path.is_file()) > 100_000, process)
+    process.kill()
+    process.communicate()
+    machine.hub.reset()
+    (result,) = json.loads(machine.good("pull", "ms:Qwen/Qwen3-4B-GGUF", "--json"))
+    assert Path(result["path"]).read_bytes() == data(machine.hub)
+    assert machine.hub.seen.sent < len(data(machine.hub))
+
+
 def test_without_modelscopes_client_the_hint_says_how_to_get_it(machine: Machine) -> None:
     stub = machine.folder / "modelscope_hub.py"
     stub.write_text("raise ImportError('not installed')")
