@@ -98,22 +98,22 @@ class LocalPath:
 Reference = Named | Repository | LocalPath
 
 
-def parse(name: str) -> Reference:
+def parse(text: str) -> Reference:
     """Return what a text means, whether it exists or not.
 
     Raise ModelNotFound with did-you-mean and what exists, UsageError for a malformed repository name.
     """
-    source = _source_of(name)
+    source = _source_of(text)
     if source is not None:
-        return _repository(source, name.partition(":")[2])
-    model = registry.find(name)
+        return _repository(source, text.partition(":")[2])
+    model = registry.find(text)
     if model is not None:
         return Named(model, model.default, bare=True)
-    if name.lower() in registry.families():
-        return _preferred(name.lower())
-    if looks_like_path(name):
-        return LocalPath(_expanded(name))
-    return _with_quant(name)
+    if text.lower() in registry.families():
+        return _preferred(text.lower())
+    if looks_like_path(text):
+        return LocalPath(_expanded(text))
+    return _with_quant(text)
 
 
 def looks_like_path(name: str) -> bool:
