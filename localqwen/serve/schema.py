@@ -18,6 +18,8 @@ TEXT_OR_NULL: Schema = {"type": ["string", "null"]}
 FLAG: Schema = {"type": ["boolean", "null"]}
 OBJECT: Schema = {"type": "object"}
 COUNT: Schema = {"type": "integer", "minimum": 0}
+#: The HTTP statuses with which a POST of any API can be refused.
+REFUSED = ("400", "401", "403", "404", "408", "413", "500", "502", "503", "507")
 
 
 def object_of(*required: str, **properties: Schema) -> Schema:
@@ -46,6 +48,11 @@ def whole(low: int, high: int) -> Schema:
 def content(schema: Schema, what: str, *media_types: str) -> Schema:
     """Return a response (OpenAPI's Response Object) whose body has this schema, in each of the media types."""
     return {"description": what, "content": {media_type: {"schema": schema} for media_type in media_types}}
+
+
+def responses(given: Schema, error: Schema, *codes: str) -> Schema:
+    """Return an operation's responses by status: `given` for 200, and an error of this schema for each of `codes`."""
+    return {"200": given, **{code: content(error, "refused, with the reason", JSON) for code in codes}}
 
 
 def posted(summary: str, body: Schema, responses: Schema) -> Schema:

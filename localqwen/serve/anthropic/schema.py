@@ -10,19 +10,20 @@ from localqwen.serve.schema import (
     FLAG,
     NAME,
     OBJECT,
+    REFUSED,
     TEXT,
     Schema,
     content,
     list_of,
     object_of,
     posted,
+    responses,
     sampling,
 )
 
 _ERROR = object_of(
     "type", "error", type={"const": "error"}, error=object_of("type", "message", type=TEXT, message=TEXT)
 )
-_REFUSED = ("400", "401", "403", "404", "408", "413", "500", "502", "503", "507")
 
 
 def paths() -> Mapping[str, Schema]:
@@ -38,8 +39,7 @@ def _post(summary: str, body: Schema, answer: Schema, *, streams: bool = False) 
     given = content(answer, "the response", JSON)
     if streams:
         given["content"][SSE] = {"schema": object_of("data", data=TEXT, event=TEXT)}
-    refused = {code: content(_ERROR, "refused, with the reason", JSON) for code in _REFUSED}
-    return posted(summary, body, {"200": given, **refused})
+    return posted(summary, body, responses(given, _ERROR, *REFUSED))
 
 
 def _request(*, limited: bool) -> Schema:

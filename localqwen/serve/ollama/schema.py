@@ -12,6 +12,7 @@ from localqwen.serve.schema import (
     FLAG,
     NAME,
     OBJECT,
+    REFUSED,
     TEXT,
     TEXT_OR_NULL,
     Schema,
@@ -19,12 +20,12 @@ from localqwen.serve.schema import (
     list_of,
     object_of,
     posted,
+    responses,
     sampling,
     whole,
 )
 
 _ERROR = object_of("error", error=TEXT)
-_REFUSED = ("400", "401", "403", "404", "408", "413", "500", "502", "503", "507")
 
 
 def paths() -> Mapping[str, Schema]:
@@ -44,8 +45,8 @@ def paths() -> Mapping[str, Schema]:
 
 
 def _get(summary: str, schema: Schema) -> Schema:
-    responses = _responses(content(schema, "the response", JSON), "401", "403")
-    return {"get": {"summary": summary, "responses": responses}}
+    given = content(schema, "the response", JSON)
+    return {"get": {"summary": summary, "responses": responses(given, _ERROR, "401", "403")}}
 
 
 def _post(summary: str, body: Schema, answer: Schema, *, streams: bool = True) -> Schema:
@@ -53,11 +54,7 @@ def _post(summary: str, body: Schema, answer: Schema, *, streams: bool = True) -
     given = content(answer, "the response", JSON)
     if streams:
         given["content"][NDJSON] = {"schema": TEXT}
-    return posted(summary, body, _responses(given, *_REFUSED))
-
-
-def _responses(given: Schema, *codes: str) -> Schema:
-    return {"200": given, **{code: content(_ERROR, "refused, with the reason", JSON) for code in codes}}
+    return posted(summary, body, responses(given, _ERROR, *REFUSED))
 
 
 def _models() -> Schema:
