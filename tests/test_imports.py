@@ -13,7 +13,20 @@ ROOT = Path(__file__).parents[1]
 FILES = sorted([*(ROOT / "localqwen").rglob("*.py"), *(ROOT / "convert").rglob("*.py")])
 
 #: A layer may import itself and what stands before it. Names are the second part of `localqwen.NAME`.
-LAYERS = ["_version", "errors", "units", "machine", "formats", "models", "engines", "chat", "serve", "bench", "cli"]
+LAYERS = [
+    "_version",
+    "errors",
+    "units",
+    "machine",
+    "formats",
+    "models",
+    "engines",
+    "chat",
+    "model_process",
+    "serve",
+    "bench",
+    "cli",
+]
 OPEN_TO_CONVERT = ("errors", "machine", "_version", "formats")
 #: Package -> the only places that may import it.
 HOMES = {

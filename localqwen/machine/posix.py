@@ -19,6 +19,8 @@ from typing import Any
 
 #: Whether a terminal can give single keys here. On Windows the keyboard is read line by line only.
 HAS_SINGLE_KEYS = sys.platform != "win32"
+#: linux/prctl.h
+_PR_SET_PDEATHSIG = 1
 #: The errors of a file system without F_FULLFSYNC, such as a network's.
 _NO_FULL_SYNC = {errno.ENOTSUP, errno.EINVAL, errno.ENOTTY}
 
@@ -150,6 +152,50 @@ def apart_from_terminal() -> dict[str, Any]:
 def was_killed(code: int) -> bool:
     """Return whether a child with exit code `code` was killed by SIGKILL, most often by the system for its memory."""
     return sys.platform != "win32" and code == -signal.SIGKILL
+
+
+def end_with_parent(parent: int) -> None:
+    """Let the system end this process by SIGKILL when the thread that started it ends, however that happens. `parent`
+    is the id of that thread's process; where it has ended already, end now.
+
+    Only Linux can (PR_SET_PDEATHSIG, prctl(2)); elsewhere a child watches a pipe.
+    """
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != parent:
+            os._exit(1)
+
+
+def forbid_core_files() -> None:
+    """Let a crash of this process write no core file: one of a large model would fill the disk."""
+    if sys.platform != "win32":
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+
+
+def offer_as_victim() -> None:
+    """Ask Linux to end this process before its parent where memory runs out (proc(5): oom_score_adj)."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+            file.write("500")
+
+
+def limit_further_memory(count: int) -> None:
+    """Let this process allocate at most `count` bytes more than it has: what asks for more gets no memory. Mapped files
+    do not count. Only Linux has such a limit (RLIMIT_DATA, setrlimit(2))."""
+    if sys.platform != "linux":
+        return
+    import resource
+
+    with open("/proc/self/status") as file:
+        fields = dict(line.split(":", 1) for line in file)
+    present = int(fields["VmData"].split()[0]) << 10
+    hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+    if hard == resource.RLIM_INFINITY or present + count < hard:
+        resource.setrlimit(resource.RLIMIT_DATA, (present + count, hard))
 
 
 # Terminals. Windows has none of this: callers look at HAS_SINGLE_KEYS first.

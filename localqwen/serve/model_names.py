@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from localqwen.chat.load_options import LoadOptions
-from localqwen.chat.model_info import LoadedModel
 from localqwen.errors import ConfigError, LocalqwenError, ModelNotFound, NotPulled, UsageError
+from localqwen.model_process import file_stamps
+from localqwen.model_process.process import ModelSpec
 
 if TYPE_CHECKING:
     from localqwen.models.local_files import LocalFile
     from localqwen.models.names import Named, Repository
     from localqwen.models.registry import Model
     from localqwen.models.resolve import ResolvedModel
-
-_log = logging.getLogger("localqwen.serve")
 
 #: Ollama's clients append this to a name without a tag.
 _LATEST = ":latest"
@@ -75,14 +73,13 @@ class Catalogue:
         raise _not_found(name, reference, list(found))
 
     def resolve(self, wanted: str) -> str:
-        """Return the name that `open` takes. Raise what `find` raises."""
+        """Return the name that `spec` takes. Raise what `find` raises."""
         known = self.find(wanted)
         self._typed[known.name] = known.files.typed if known.files else known.name
         return known.name
 
-    def open(self, name: str) -> LoadedModel:
-        """Load the model of a name that `resolve` returned. Raise the LocalqwenError that prevents it."""
-        from localqwen.chat import load
+    def spec(self, name: str) -> ModelSpec:
+        """Return what a process opens for a name that `resolve` returned. It reads the disk."""
         from localqwen.engines import selection
         from localqwen.models import resolve
 
@@ -91,10 +88,9 @@ class Catalogue:
             model = resolve.located(served)  # its files may have moved since it was unloaded
         else:
             model, options = selection.resolve(self._typed[name], options.engine), replace(options, adapter=None)
-        opened = load.open_model(model, options, name=name)
-        for warning in opened.engine.warnings:
-            _log.warning("%s: %s", name, warning)
-        return opened
+        files = file_stamps.of(model.files.path) if model.files else {}
+        # The engine that was chosen here: in the child, with less memory left, the choice might be another.
+        return ModelSpec(model.name, name, replace(options, engine=model.engine), files)
 
 
 def _known(name: str, model: ResolvedModel) -> KnownModel:

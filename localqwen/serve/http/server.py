@@ -15,7 +15,7 @@ from typing import Any
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from localqwen.errors import EngineError, UsageError
+from localqwen.errors import LocalqwenError, UsageError
 from localqwen.machine import posix
 from localqwen.serve.http.app import Service, application
 
@@ -68,8 +68,10 @@ class PatientProtocol(H11Protocol):
 
 
 class Listening(uvicorn.Server):
-    """A server that calls `started` when it accepts requests. SIGTERM and the first Ctrl-C let running answers end
-    within `grace` seconds; a second signal stops them at once."""
+    """A server that loads its models, then accepts requests and calls `started`. SIGTERM and the first Ctrl-C end
+    loading, and let running answers end within `grace` seconds; a second signal stops them at once.
+
+    `problem` is the error that prevented loading; `interrupted` says that Ctrl-C did."""
 
     def __init__(self, service: Service, *, started: Callable[[], None] = lambda: None, grace: float = GRACE) -> None:
         super().__init__(_config(service, grace))
@@ -77,23 +79,36 @@ class Listening(uvicorn.Server):
         self._say_started = started
         self._grace = grace
         self._loop: asyncio.AbstractEventLoop | None = None
-        self.died = False
-        service.worker.on_death = self._worker_died
+        self._loading: asyncio.Task[None] | None = None
+        self._stopping: asyncio.Task[None] | None = None
+        self.problem: LocalqwenError | None = None
+        self.interrupted = False
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve until a signal comes; no process of a model outlives this."""
+        try:
+            await super().serve(sockets)
+        finally:
+            await self._service.models.stop(0)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Open the port, then call `started`."""
+        """Load the models and open the port, then call `started`."""
         self._loop = asyncio.get_running_loop()
-        await super().startup(sockets)
-        self._say_started()
+        self._loading = asyncio.ensure_future(self._service.load())
+        try:
+            await self._loading
+        except LocalqwenError as error:
+            self.problem, self.should_exit = error, True
+        except asyncio.CancelledError:
+            self.should_exit = True
+        if not self.should_exit:
+            await super().startup(sockets)
+            self._say_started()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Let running answers end, then close the connections."""
-        self._service.worker.stop(self._grace)
+        self._stopping = asyncio.ensure_future(self._service.models.stop(self._grace))
         await super().shutdown(sockets)
-
-    def _worker_died(self) -> None:
-        self.died = True
-        self.should_exit = True
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -109,10 +124,20 @@ class Listening(uvicorn.Server):
                 signal.signal(number, handler)
 
     def _signalled(self, number: int, frame: FrameType | None) -> None:
-        if self.should_exit and self._loop is not None:
-            self._service.worker.stop(0)  # every answer ends with an error, which is still sent to its client
-            self._loop.call_soon_threadsafe(self._loop.call_later, LAST_WORDS, self._abort)
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._stop_loading if not self.should_exit else self._stop_at_once)
+        if self._loading is not None and not self._loading.done():
+            self.interrupted = number == signal.SIGINT
         self.should_exit = True
+
+    def _stop_loading(self) -> None:
+        if self._loading is not None:
+            self._loading.cancel()
+
+    def _stop_at_once(self) -> None:
+        """End every answer with an error, which is still sent to its client, and every process."""
+        self._stopping = asyncio.ensure_future(self._service.models.stop(0))
+        asyncio.get_running_loop().call_later(LAST_WORDS, self._abort)
 
     def _abort(self) -> None:
         """Close all connections. uvicorn's `force_exit` would leave the application running, and print a traceback at
@@ -126,7 +151,7 @@ def _config(service: Service, grace: float) -> uvicorn.Config:
         application(service),
         http=PatientProtocol,
         ws="none",
-        lifespan="on",
+        lifespan="off",
         log_config=None,
         access_log=False,
         proxy_headers=False,
@@ -168,8 +193,11 @@ def url(listener: socket.socket) -> str:
 
 
 def run(server: Listening, listener: socket.socket) -> None:
-    """Serve until a signal comes. Raise EngineError if the worker died."""
+    """Load the models and serve until a signal comes. Raise the LocalqwenError that prevented loading, and
+    KeyboardInterrupt where Ctrl-C ended it."""
     posix.allow_open_files(MOST_CONNECTIONS + FILES)
     server.run(sockets=[listener])
-    if server.died:
-        raise EngineError("the engine's thread died", "report this error with the traceback above")
+    if server.problem is not None:
+        raise server.problem
+    if server.interrupted:
+        raise KeyboardInterrupt

@@ -1,0 +1,78 @@
+"""What is known of processes that died: which request was at work each time, and which models die again and again."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable, Iterable
+
+from localqwen.errors import LocalqwenError, Unsupported
+
+#: At so many deaths a request was at work, until it is refused.
+_DEATHS_OF_A_REQUEST = 2
+#: So many deaths within so many seconds, and a model is set aside.
+DEATHS_OF_A_MODEL, WITHIN = 3, 600.0
+#: How many requests are remembered.
+_MOST_REQUESTS = 1000
+
+
+class SetAside(LocalqwenError):
+    """The process of the model died again and again: it is not started any more."""
+
+    http_status = 503
+
+
+class Deaths:
+    """The deaths since the server started."""
+
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._requests: OrderedDict[str, int] = OrderedDict()
+        self._times: dict[str, deque[float]] = {}
+        self._aside: dict[str, str] = {}
+        self.causes: Counter[tuple[str, str]] = Counter()  # (model, cause)
+
+    def note(self, model: str, running: Iterable[str], cause: str, what: str) -> None:
+        """Note that the process of a model died. `running` are the digests of the requests that were at work, `what`
+        says in words what it did."""
+        self.causes[model, cause] += 1
+        counts = [self._count(digest) for digest in running]
+        if any(count >= _DEATHS_OF_A_REQUEST for count in counts):
+            return  # the request is to blame, not the model
+        times = self._times.setdefault(model, deque(maxlen=DEATHS_OF_A_MODEL))
+        times.append(self._clock())
+        if len(times) == DEATHS_OF_A_MODEL and times[-1] - times[0] <= WITHIN:
+            self._aside[model] = f"its process died {DEATHS_OF_A_MODEL} times within {WITHIN / 60:.0f} minutes, {what}"
+
+    def _count(self, digest: str) -> int:
+        count = self._requests[digest] = self._requests.pop(digest, 0) + 1
+        while len(self._requests) > _MOST_REQUESTS:
+            self._requests.popitem(last=False)
+        return count
+
+    def check_request(self, digest: Callable[[], str]) -> None:
+        """Raise Unsupported for a request at which processes died. `digest` is asked only where any did."""
+        if self._requests and self._requests.get(digest(), 0) >= _DEATHS_OF_A_REQUEST:
+            raise Unsupported(
+                f"the process of the model died {_DEATHS_OF_A_REQUEST} times while it worked on this very request",
+                "change the request, or report it: localqwen doctor shows what to add",
+            )
+
+    def check_model(self, model: str) -> None:
+        """Raise SetAside for a model that is set aside."""
+        if model in self._aside:
+            raise SetAside(
+                f"{model} is set aside: {self._aside[model]}",
+                f"replace its file, or unload it (POST /api/generate with keep_alive 0), or restart the server; "
+                f"then it is tried again: localqwen run {model} shows what happens",
+            )
+
+    @property
+    def aside(self) -> dict[str, str]:
+        """Return the models that are set aside, with the reason."""
+        return dict(self._aside)
+
+    def revive(self, model: str) -> None:
+        """Forget the deaths of a model."""
+        self._aside.pop(model, None)
+        self._times.pop(model, None)
