@@ -24,6 +24,8 @@
     │   ├── TooLarge            a body beyond the limit                             exit 1, HTTP 413
     │   └── Busy                all runs are taken and the queue is full            exit 1, HTTP 503
     ├── EngineError             an engine failed while loading or decoding          exit 1, HTTP 500
+    │   ├── ProcessEnded        the process of a served model died, or was ended    exit 1, HTTP 503
+    │   └── SetAside            a served model whose process died again and again   exit 1, HTTP 503
     └── ConversionError         a conversion could not finish                       exit 1, HTTP 500
         ├── CheckpointError     the source is not a readable checkpoint
         └── OutputError         the target exists, or cannot be written
@@ -179,6 +181,18 @@ class Busy(Refused):
 
 class EngineError(LocalqwenError):
     """An engine failed while loading or decoding."""
+
+
+class ProcessEnded(EngineError):
+    """The process of a model that the server had loaded died, or was ended because it did not answer."""
+
+    http_status = 503
+
+
+class SetAside(EngineError):
+    """The process of a model died again and again: the server does not start it any more."""
+
+    http_status = 503
 
 
 class ConversionError(LocalqwenError):

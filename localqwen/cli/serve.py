@@ -81,7 +81,7 @@ class Duration(click.ParamType[float]):
     help="Give up loading a model after so long; -1: never.",
 )
 @click.option(
-    "--prepare-timeout",
+    "--prompt-timeout",
     type=Duration(),
     default="10s",
     show_default=True,
@@ -145,7 +145,7 @@ def _settings(host: str, flags: dict[str, Any]) -> Settings:
             flags["max_queue"],
             flags["keep_alive"],
             prefill_ahead=not flags["no_prepare"],
-            prepare=flags["prepare_timeout"],
+            stage=flags["prompt_timeout"],
             load=flags["load_timeout"],
         ),
         Access(flags["api_key"] or "", hosts, flags["cors"]),

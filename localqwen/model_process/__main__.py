@@ -9,7 +9,7 @@ from localqwen.model_process import launch
 
 def main() -> None:
     """Answer the parent's messages on standard input until it ends."""
-    launch.prepare_child()  # before the long imports: the parent may end meanwhile
+    launch.begin_child()  # before the long imports: the parent may end meanwhile
     from localqwen.model_process import channel, child
 
     child.serve(channel.of_this_process(), child.open_named, end=lambda: os._exit(0))

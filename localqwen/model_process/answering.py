@@ -27,7 +27,7 @@ _PATIENCE = 0.4
 
 
 @dataclass(eq=False)
-class _Asked(Ticket):
+class _Request(Ticket):
     """A request; `left` of its answers have not finished."""
 
     left: int = 1
@@ -47,10 +47,10 @@ class Answering:
         self._send = send
         self._clock = clock
         self._worked = clock()
-        self._scheduler = Scheduler[_Asked](loaded, self._emit, prefill_ahead=prefill_ahead)
+        self._scheduler = Scheduler[_Request](loaded, self._emit, prefill_ahead=prefill_ahead)
         self._preparing = Preparing(loaded.info)
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._asked: dict[str, _Asked] = {}
+        self._tickets: dict[str, _Request] = {}
         self._outgoing: list[list[Any]] = []
         self._closed = False
 
@@ -60,8 +60,8 @@ class Answering:
         """Do what a message says. Raise KeyError, TypeError or ValueError for one that says nothing."""
         match message:
             case {"answer": str(number), "request": request, "answers": int(answers)}:
-                asked = self._asked[number] = _Asked(id=number, left=answers)
-                self._preparing.replies(request, answers, partial(self._stage, number), partial(self._prepared, asked))
+                ticket = self._tickets[number] = _Request(id=number, left=answers)
+                self._preparing.replies(request, answers, partial(self._stage, number), partial(self._prepared, ticket))
             case {"count": str(number), "request": request}:
                 self._preparing.count(request, partial(self._stage, number), partial(self._counted, number))
             case {"cancel": str(number)}:
@@ -82,8 +82,8 @@ class Answering:
     def _stage(self, number: str, name: str) -> None:
         self._send({"stage": [number, name]})
 
-    def _prepared(self, asked: _Asked, outcome: list[Reply] | LocalqwenError) -> None:
-        self._inbox.put(partial(self._begin, asked, outcome))
+    def _prepared(self, ticket: _Request, outcome: list[Reply] | LocalqwenError) -> None:
+        self._inbox.put(partial(self._begin, ticket, outcome))
 
     def _counted(self, number: str, outcome: int | LocalqwenError) -> None:
         if isinstance(outcome, LocalqwenError):
@@ -138,28 +138,28 @@ class Answering:
             events, self._outgoing = self._outgoing, []
             self._send({"events": events})
 
-    def _emit(self, asked: _Asked, index: int, what: Event | LocalqwenError) -> None:
+    def _emit(self, ticket: _Request, index: int, what: Event | LocalqwenError) -> None:
         if isinstance(what, LocalqwenError):
-            asked.left = 0
-            self._outgoing.append([asked.id, index, values.error_to_json(what)])
+            ticket.left = 0
+            self._outgoing.append([ticket.id, index, values.error_to_json(what)])
         else:
-            asked.left -= isinstance(what, Finished)
-            self._outgoing.append([asked.id, index, values.event_to_json(what)])
-        if not asked.left:
-            self._asked.pop(asked.id, None)
+            ticket.left -= isinstance(what, Finished)
+            self._outgoing.append([ticket.id, index, values.event_to_json(what)])
+        if not ticket.left:
+            self._tickets.pop(ticket.id, None)
 
-    def _begin(self, asked: _Asked, outcome: list[Reply] | LocalqwenError) -> None:
-        if asked.cancelled:
+    def _begin(self, ticket: _Request, outcome: list[Reply] | LocalqwenError) -> None:
+        if ticket.cancelled:
             return
         if isinstance(outcome, LocalqwenError):
-            self._emit(asked, 0, outcome)
+            self._emit(ticket, 0, outcome)
         else:
-            self._scheduler.add(asked, outcome)
+            self._scheduler.add(ticket, outcome)
 
     def _cancel(self, number: str) -> None:
-        asked = self._asked.pop(number, None)
-        if asked is not None:
-            self._scheduler.cancel(asked)
+        ticket = self._tickets.pop(number, None)
+        if ticket is not None:
+            self._scheduler.cancel(ticket)
 
     def _end_thinking(self, number: str) -> None:
         self._send({"ended_thinking": [number, self._scheduler.end_thinking(number)]})

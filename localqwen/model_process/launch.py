@@ -32,7 +32,7 @@ def popen_arguments() -> dict[str, Any]:
     return {"env": environment, **posix.apart_from_terminal()}
 
 
-def prepare_child() -> None:
+def begin_child() -> None:
     """Do what a child does first: bind its life to its parent's, write no core file, and be the one that the system
     ends where memory runs out."""
     posix.end_with_parent(int(os.environ.get(PARENT, os.getppid())))

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from localqwen.chat.load_options import LoadOptions
-from localqwen.errors import EngineError
+from localqwen.errors import EngineError, ProcessEnded
 from localqwen.model_process import frames, launch, values
 from localqwen.model_process.death import Death
 from localqwen.model_process.file_stamps import Stamps
@@ -25,10 +25,8 @@ _LAST_LINES, _LONGEST_LINE = 20, 500
 _FAREWELL = 2.0
 
 
-class ProcessEnded(EngineError):
-    """The process of a model ended, or was ended, while it did something; `death` says how."""
-
-    http_status = 503
+class ProcessDied(ProcessEnded):
+    """The end of a process that nobody wanted, while it did something; `death` says how."""
 
     def __init__(self, name: str, death: Death, doing: str) -> None:
         super().__init__(f"the process of {name} {death.text} {doing}".rstrip(), "localqwen verify checks its files")
@@ -176,7 +174,7 @@ class ModelProcess:
     async def open(cls, spec: ModelSpec, start: Start, *, seconds: float, settings: Mapping[str, Any]) -> ModelProcess:
         """Start a child and let it open a model within `seconds`. `settings` are more of what its first message says.
 
-        Raise the error that prevents it, ProcessEnded where the child died of it. Cancelling this ends the child."""
+        Raise the error that prevents it, ProcessDied where the child died of it. Cancelling this ends the child."""
         process = cls(spec.name, await start(spec.name))
         try:
             async with asyncio.timeout(seconds):
@@ -184,9 +182,9 @@ class ModelProcess:
                 process.opened = process._opening(await process._receive())
         except TimeoutError:
             process.kill(f"was ended because it had not loaded the model within {seconds:.0f} s")
-            raise ProcessEnded(spec.name, await process.ended(), "") from None
+            raise ProcessDied(spec.name, await process.ended(), "") from None
         except EOFError:
-            raise ProcessEnded(spec.name, await process.ended(), "while it loaded the model") from None
+            raise ProcessDied(spec.name, await process.ended(), "while it loaded the model") from None
         except BaseException:
             process.kill("was ended while it loaded the model")
             await asyncio.shield(process.ended())

@@ -26,7 +26,7 @@ class AtWork:
     """An open process and the tasks of its model. `on_free` is called when nothing is left to do."""
 
     def __init__(
-        self, process: ModelProcess, tasks: dict[str, Task], on_free: Callable[[], None], *, prepare_seconds: float
+        self, process: ModelProcess, tasks: dict[str, Task], on_free: Callable[[], None], *, stage_seconds: float
     ) -> None:
         assert process.opened is not None
         self.opened = process.opened
@@ -34,7 +34,7 @@ class AtWork:
         self._process = process
         self._tasks = tasks
         self._on_free = on_free
-        self._watch = Watch(prepare_seconds, lambda number: process.send({"ping": number}), self._late)
+        self._watch = Watch(stage_seconds, lambda number: process.send({"ping": number}), self._late)
         self._ending: dict[str, list[asyncio.Future[bool]]] = {}
         self._closing: asyncio.Task[None] | None = None
         self._stale = False

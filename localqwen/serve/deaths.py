@@ -6,7 +6,7 @@ import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable
 
-from localqwen.errors import LocalqwenError, Unsupported
+from localqwen.errors import SetAside, Unsupported
 
 #: At so many deaths a request was at work, until it is refused.
 _DEATHS_OF_A_REQUEST = 2
@@ -14,12 +14,6 @@ _DEATHS_OF_A_REQUEST = 2
 DEATHS_OF_A_MODEL, WITHIN = 3, 600.0
 #: How many requests are remembered.
 _MOST_REQUESTS = 1000
-
-
-class SetAside(LocalqwenError):
-    """The process of the model died again and again: it is not started any more."""
-
-    http_status = 503
 
 
 class Deaths:
@@ -32,8 +26,8 @@ class Deaths:
         self._aside: dict[str, str] = {}
         self.causes: Counter[tuple[str, str]] = Counter()  # (model, cause)
 
-    def note(self, model: str, running: Iterable[str], cause: str, what: str) -> None:
-        """Note that the process of a model died. `running` are the digests of the requests that were at work, `what`
+    def note(self, model: str, running: Iterable[str], cause: str, doing: str) -> None:
+        """Note that the process of a model died. `running` are the digests of the requests that were at work, `doing`
         says in words what it did."""
         self.causes[model, cause] += 1
         counts = [self._count(digest) for digest in running]
@@ -42,7 +36,8 @@ class Deaths:
         times = self._times.setdefault(model, deque(maxlen=DEATHS_OF_A_MODEL))
         times.append(self._clock())
         if len(times) == DEATHS_OF_A_MODEL and times[-1] - times[0] <= WITHIN:
-            self._aside[model] = f"its process died {DEATHS_OF_A_MODEL} times within {WITHIN / 60:.0f} minutes, {what}"
+            often = f"{DEATHS_OF_A_MODEL} times within {WITHIN / 60:.0f} minutes"
+            self._aside[model] = f"its process died {often}, the last time by {cause} {doing}".rstrip()
 
     def _count(self, digest: str) -> int:
         count = self._requests[digest] = self._requests.pop(digest, 0) + 1

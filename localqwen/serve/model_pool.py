@@ -7,6 +7,7 @@ Everything here happens in the event loop, and nothing here waits for a model.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -40,7 +41,7 @@ class ModelStatus:
     running: int
     waiting: int
     idle_seconds_left: float | None
-    pid: int
+    pid: int = 0
 
 
 class ModelPool:
@@ -125,6 +126,11 @@ class ModelPool:
         """Return what each loaded model does."""
         return [_status(model, self._seconds_left(model.name)) for model in self._models.values() if model.opened]
 
+    @property
+    def open_tasks(self) -> int:
+        """Return how many tasks have not ended."""
+        return sum(len(model.tasks) for model in self._models.values())
+
     # Who stays in memory.
 
     def _on_free(self, model: ServedModel) -> None:
@@ -132,7 +138,7 @@ class ModelPool:
         seconds = self._keep_alive.get(model.name, self._around.limits.keep_alive)
         self._stop_timer(model.name)
         loop = asyncio.get_running_loop()
-        self._until[model.name] = loop.time() + seconds
+        self._until[model.name] = time.monotonic() + seconds
         if seconds < FOR_EVER:
             self._timers[model.name] = loop.call_later(seconds, self._unload_if_free, model)
 
@@ -152,7 +158,7 @@ class ModelPool:
         task.add_done_callback(self._background.discard)
 
     def _seconds_left(self, name: str) -> float:
-        return max(0.0, self._until.get(name, 0.0) - asyncio.get_running_loop().time())
+        return max(0.0, self._until.get(name, 0.0) - time.monotonic())
 
     async def _make_room(self) -> bool:
         """Unload the model that has had nothing to do for longest. Return whether there was one."""
@@ -182,7 +188,7 @@ class ModelPool:
             model.fail(Busy("the server is stopping"), waiting_only=True)
         with suppress(TimeoutError):
             async with asyncio.timeout(grace):
-                while any(model.tasks for model in self._models.values()):
+                while self.open_tasks:
                     await asyncio.sleep(_LOOK)
         for model in self._models.values():
             model.fail(Busy("the server has stopped"))

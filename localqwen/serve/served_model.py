@@ -16,7 +16,7 @@ from localqwen.errors import Busy, LocalqwenError, NotEnoughMemory
 from localqwen.model_process import file_stamps
 from localqwen.model_process.death import Death
 from localqwen.model_process.file_stamps import Stamps
-from localqwen.model_process.process import ModelProcess, ModelSpec, OpenedModel, ProcessEnded, Start
+from localqwen.model_process.process import ModelProcess, ModelSpec, OpenedModel, ProcessDied, Start
 from localqwen.serve.at_work import AtWork
 from localqwen.serve.deaths import Deaths
 from localqwen.serve.tasks import Task
@@ -28,14 +28,14 @@ _TRIES = 2
 
 @dataclass(frozen=True)
 class Limits:
-    """The limits of a model: `queue` requests may wait; an idle model stays loaded for `keep_alive` seconds; `prepare`
+    """The limits of a model: `queue` requests may wait; an idle model stays loaded for `keep_alive` seconds; `stage`
     is how many seconds each of rendering, tokenizing and compiling a grammar may take, `load` how many loading may;
     `prefill_ahead` computes the beginning of the next turn's prompt while nobody waits."""
 
     queue: int = 64
     keep_alive: float = 300.0
     prefill_ahead: bool = True
-    prepare: float = 10.0
+    stage: float = 10.0
     load: float = 600.0
 
 
@@ -154,7 +154,7 @@ class ServedModel:
             self._around.deaths.check_model(self.name)
             async with self._around.turn():
                 return await self._open_with_room()
-        except ProcessEnded as error:
+        except ProcessDied as error:
             self._died(error.death, "while it loaded the model")
         except LocalqwenError as error:
             self.fail(error)
@@ -165,7 +165,7 @@ class ServedModel:
         limits = self._around.limits
         spec = await asyncio.to_thread(self._around.spec, self.name)
         self._files = spec.files
-        settings = {"prefill_ahead": limits.prefill_ahead, "prepare_seconds": limits.prepare}
+        settings = {"prefill_ahead": limits.prefill_ahead, "stage_seconds": limits.stage}
         while True:
             try:
                 return await ModelProcess.open(spec, self._around.start, seconds=limits.load, settings=settings)
@@ -177,9 +177,7 @@ class ServedModel:
         """Let a process work until it ends."""
         for warning in process.opened.warnings if process.opened else ():
             _log.warning("%s: %s", self.name, warning)
-        self._work = AtWork(
-            process, self.tasks, lambda: self._on_free(self), prepare_seconds=self._around.limits.prepare
-        )
+        self._work = AtWork(process, self.tasks, lambda: self._on_free(self), stage_seconds=self._around.limits.stage)
         try:
             death = await self._work.run()
         finally:
@@ -205,7 +203,7 @@ class ServedModel:
         running = [task for task in self.tasks.values() if task.running]
         suspects = [task for task in running if task.blamed] or running
         self._around.deaths.note(self.name, [task.digest for task in suspects], death.cause, doing)
-        error = ProcessEnded(self.name, death, doing)
+        error = ProcessDied(self.name, death, doing)
         for task in list(self.tasks.values()):
             task.deaths += 1
             if task in running or task.deaths >= _TRIES:

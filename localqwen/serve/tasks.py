@@ -106,6 +106,7 @@ class Job(Task):
         self._left = parsed.answers
 
     def message(self) -> Message:
+        """Return the request and how many answers it wants."""
         request = values.request_to_json(self.parsed.request)
         return {"answer": self.id, "request": request, "answers": self.parsed.answers}
 
@@ -119,6 +120,7 @@ class Job(Task):
         return self._left <= 0
 
     def fail(self, error: LocalqwenError) -> None:
+        """Put an error into the mailbox. Nothing follows."""
         self.mailbox.put(JobEvent(error))
 
 
@@ -130,6 +132,7 @@ class Waiting(Task, Generic[T]):
         self.answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
 
     def fail(self, error: LocalqwenError) -> None:
+        """Let the client have an error in place of its value."""
         if not self.answer.done():
             self.answer.set_exception(error)
 
@@ -147,6 +150,7 @@ class Counting(Waiting[int]):
         self._request = request
 
     def message(self) -> Message:
+        """Return the request whose prompt is counted."""
         return {"count": self.id, "request": values.request_to_json(self._request)}
 
 
@@ -156,8 +160,9 @@ class Loading(Waiting[OpenedModel]):
     takes_a_place = False
 
     def message(self) -> None:
-        return None
+        """Return None: a loaded model is told nothing."""
 
     def opened(self, model: OpenedModel) -> bool:
+        """Give the client the model; that was all."""
         self.finish(model)
         return True

@@ -9,15 +9,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-#: Seconds between two pings, and without an answer until a process counts as hung.
-_BETWEEN, _SILENCE = 5.0, 30.0
-#: Seconds that a stage may take beyond its limit: what the child itself interrupts is not an end of the child.
+#: Seconds between two pings.
+_BETWEEN = 2.0
+#: Seconds that a stage, or the answer to a ping, may take beyond the limit: what the child itself interrupts is not an
+#: end of the child.
 _MARGIN = 2.0
 
 
 class Watch:
-    """Watches one process. `late` is called once, with the request whose stage took too long ("" for none) and what to
-    say of it; `ping` sends a ping."""
+    """Watches one process, which has `seconds` for each stage, and for the answer to a ping. `late` is called with
+    the request whose stage took too long ("" for none) and what to say of it; `ping` sends a ping."""
 
     def __init__(self, seconds: float, ping: Callable[[int], None], late: Callable[[str, str], None]) -> None:
         self._seconds = seconds
@@ -51,7 +52,7 @@ class Watch:
 
     def _send(self) -> None:
         silent = self._loop.time() - self._answered_at
-        if silent > _SILENCE:
+        if silent > self._seconds + _MARGIN:
             self._late("", f"was ended because it did not answer for {silent:.0f} s")
             return
         self._sent += 1

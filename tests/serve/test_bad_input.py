@@ -18,7 +18,7 @@ from localqwen.serve.http import request_body
 from localqwen.serve.http import server as http_server
 from localqwen.serve.http.app import Settings
 from localqwen.serve.http.guard import Access, own_names
-from localqwen.serve.worker import Limits
+from localqwen.serve.served_model import Limits
 
 HELLO = [{"role": "user", "content": "hi /no_think"}]
 CHAT = "/v1/chat/completions"
@@ -291,11 +291,11 @@ def test_five_hundred_clients_that_vanish_leave_nothing_behind() -> None:
         for number in range(500):
             with socket.create_connection(("127.0.0.1", server.port)) as client:
                 client.sendall(meta + request[: 5 if number % 3 else None])
-        backend = server.service.backend
-        assert eventually(lambda: backend.channel.open_boxes == 0, 20)
+        models = server.service.models
+        assert eventually(lambda: models.open_tasks == 0, 20)
         assert eventually(lambda: all(run.finished for run in engine.runs))
         assert ask(server, None, "/health")[0] == 200
-        assert eventually(lambda: backend.worker.loaded()[0].idle_seconds_left is not None)
+        assert eventually(lambda: models.loaded()[0].idle_seconds_left is not None)
 
 
 def test_a_client_that_closes_its_half_is_taken_for_gone() -> None:
