@@ -21,7 +21,7 @@ class Deaths:
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._requests: OrderedDict[str, int] = OrderedDict()
+        self._requests: OrderedDict[tuple[str, str], int] = OrderedDict()  # by model and digest
         self._times: dict[str, deque[float]] = {}
         self._aside: dict[str, str] = {}
         self.causes: Counter[tuple[str, str]] = Counter()  # (model, cause)
@@ -30,7 +30,7 @@ class Deaths:
         """Note that the process of a model died. `running` are the digests of the requests that were at work, `doing`
         says in words what it did."""
         self.causes[model, cause] += 1
-        counts = [self._count(digest) for digest in running]
+        counts = [self._count((model, digest)) for digest in running]
         if any(count >= _DEATHS_OF_A_REQUEST for count in counts):
             return  # the request is to blame, not the model
         times = self._times.setdefault(model, deque(maxlen=DEATHS_OF_A_MODEL))
@@ -39,17 +39,17 @@ class Deaths:
             often = f"{DEATHS_OF_A_MODEL} times within {WITHIN / 60:.0f} minutes"
             self._aside[model] = f"its process died {often}, the last time by {cause} {doing}".rstrip()
 
-    def _count(self, digest: str) -> int:
-        count = self._requests[digest] = self._requests.pop(digest, 0) + 1
+    def _count(self, request: tuple[str, str]) -> int:
+        count = self._requests[request] = self._requests.pop(request, 0) + 1
         while len(self._requests) > _MOST_REQUESTS:
             self._requests.popitem(last=False)
         return count
 
-    def check_request(self, digest: Callable[[], str]) -> None:
-        """Raise Unsupported for a request at which processes died. `digest` is asked only where any did."""
-        if self._requests and self._requests.get(digest(), 0) >= _DEATHS_OF_A_REQUEST:
+    def check_request(self, model: str, digest: Callable[[], str]) -> None:
+        """Raise Unsupported for a request at which processes died. `digest` is called only where any did."""
+        if self._requests and self._requests.get((model, digest()), 0) >= _DEATHS_OF_A_REQUEST:
             raise Unsupported(
-                f"the process of the model died {_DEATHS_OF_A_REQUEST} times while it worked on this very request",
+                f"the process of {model} died {_DEATHS_OF_A_REQUEST} times while it worked on this very request",
                 "change the request, or report it: localqwen doctor shows what to add",
             )
 
@@ -71,3 +71,5 @@ class Deaths:
         """Forget the deaths of a model."""
         self._aside.pop(model, None)
         self._times.pop(model, None)
+        for request in [request for request in self._requests if request[0] == model]:
+            del self._requests[request]

@@ -83,8 +83,7 @@ class ServedModel:
         """Do a task, as soon as the model is loaded. Raise Busy where too many wait, SetAside, and Unsupported for a
         request at which processes died."""
         self._check_queue(task)
-        self._around.deaths.check_request(lambda: task.digest)
-        self._check_set_aside()
+        self._check_deaths(task)
         self.tasks[task.id] = task
         if self._living is None:
             self._living = asyncio.ensure_future(self._live())
@@ -101,11 +100,14 @@ class ServedModel:
                 retry_after=5,
             )
 
-    def _check_set_aside(self) -> None:
-        """Raise SetAside, unless the files are others now."""
+    def _check_deaths(self, task: Task) -> None:
+        """Raise SetAside for a model, and Unsupported for a task, that ended processes before. Other files on disk, and
+        all is forgotten."""
+        deaths = self._around.deaths
         if file_stamps.change(self._files) is not None:
-            self._around.deaths.revive(self.name)
-        self._around.deaths.check_model(self.name)
+            deaths.revive(self.name)
+        deaths.check_model(self.name)
+        deaths.check_request(self.name, lambda: task.digest)
 
     def cancel(self, task: Task) -> None:
         """End a task. Nothing more of it comes."""
@@ -206,7 +208,7 @@ class ServedModel:
         error = ProcessDied(self.name, death, doing)
         for task in list(self.tasks.values()):
             task.deaths += 1
-            if task in running or task.deaths >= _TRIES:
+            if task.begun or task.blamed or task.deaths >= _TRIES:
                 del self.tasks[task.id]
                 task.fail(error)
 

@@ -61,9 +61,9 @@ class Task(ABC):
 
     @property
     def digest(self) -> str:
-        """Return the same for the same request to the same model, and nothing else."""
+        """Return the same for the same request, and nothing else."""
         message = {key: value for key, value in (self.message() or {}).items() if value != self.id}
-        text = json.dumps([self.model, message], sort_keys=True, ensure_ascii=True)
+        text = json.dumps(message, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -194,8 +194,8 @@ def test_the_request_is_to_blame_and_not_the_model() -> None:
     deaths.check_model("m")
     assert deaths.causes["m", "SIGSEGV"] == 20
     with pytest.raises(Unsupported, match="died 2 times"):
-        deaths.check_request(lambda: "the same")
-    deaths.check_request(lambda: "another")
+        deaths.check_request("m", lambda: "the same")
+    deaths.check_request("m", lambda: "another")
 
 
 def test_only_the_last_thousand_requests_are_remembered() -> None:
@@ -203,9 +203,9 @@ def test_only_the_last_thousand_requests_are_remembered() -> None:
     for number in range(1001):
         for _ in range(2):
             deaths.note("m", [str(number)], "SIGSEGV", "")
-    deaths.check_request(lambda: "0")
+    deaths.check_request("m", lambda: "0")
     with pytest.raises(Unsupported):
-        deaths.check_request(lambda: "1")
+        deaths.check_request("m", lambda: "1")
 
 
 def test_a_file_that_changes_is_noticed_and_one_that_is_gone_is_not_missed(tmp_path: Path) -> None:
