@@ -12,6 +12,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from mmap import mmap
 from types import FrameType
@@ -19,6 +21,8 @@ from typing import Any
 
 #: Whether a terminal can give single keys here. On Windows the keyboard is read line by line only.
 HAS_SINGLE_KEYS = sys.platform != "win32"
+#: Seconds between two looks at who the parent is.
+_LOOK_EVERY = 1.0
 #: linux/prctl.h
 _PR_SET_PDEATHSIG = 1
 #: The errors of a file system without F_FULLFSYNC, such as a network's.
@@ -155,10 +159,10 @@ def was_killed(code: int) -> bool:
 
 
 def end_with_parent(parent: int) -> None:
-    """Let the system end this process by SIGKILL when the thread that started it ends, however that happens. `parent`
-    is the id of that thread's process; where it has ended already, end now.
+    """End this process when its parent, which has the id `parent`, has ended, however that happens.
 
-    Only Linux can (PR_SET_PDEATHSIG, prctl(2)); elsewhere a child watches a pipe.
+    Linux does it by SIGKILL when the thread that started this process ends (PR_SET_PDEATHSIG, prctl(2)). Elsewhere a
+    thread looks who the parent is; on Windows that shows nothing, and a child watches its pipe.
     """
     if sys.platform == "linux":
         import ctypes
@@ -166,6 +170,14 @@ def end_with_parent(parent: int) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         if os.getppid() != parent:
             os._exit(1)
+    elif sys.platform != "win32":
+        threading.Thread(target=_watch_parent, args=(parent,), name="localqwen-parent", daemon=True).start()
+
+
+def _watch_parent(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(_LOOK_EVERY)
+    os._exit(1)
 
 
 def forbid_core_files() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from typing import BinaryIO
+from typing import IO
 
 from localqwen.model_process import frames
 from localqwen.model_process.frames import Message
@@ -14,7 +14,7 @@ from localqwen.model_process.frames import Message
 class Channel:
     """Messages over two binary streams. One thread receives, any may send."""
 
-    def __init__(self, incoming: BinaryIO, outgoing: BinaryIO) -> None:
+    def __init__(self, incoming: IO[bytes], outgoing: IO[bytes]) -> None:
         self._incoming, self._outgoing = incoming, outgoing
         self._sending = threading.Lock()
 
