@@ -41,6 +41,7 @@ LONG = (
     "serve/test_clients.py",
     "serve/test_ollama_client.py",
     "serve/test_openapi.py",
+    "serve/test_processes.py",
     "serve/test_qwen_agent.py",
     "serve/test_shapes.py",
     "test_packaging.py",
