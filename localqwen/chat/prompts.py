@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from localqwen.chat.encoding import encode_chat
 from localqwen.chat.messages import Message, Request
 from localqwen.chat.model_info import ModelInfo
-from localqwen.chat.template import encode_chat
 from localqwen.chat.thinking import resolve_thinking
 
 
