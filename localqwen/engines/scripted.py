@@ -7,12 +7,12 @@ Its vocabulary grows as it tokenizes: words, white space and tags become tokens 
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from localqwen.engines.engine import Constraint, FinishReason, Logprobs, Run, Sampling, TokenOutput
+from localqwen.engines.normalization import nfc
 from localqwen.engines.scheduling import checks, common_prefix
 from localqwen.errors import EngineError
 
@@ -64,7 +64,7 @@ class ScriptedEngine:
 
     def tokenize(self, text: str, *, special: bool) -> list[int]:
         checks.check_open(self.closed)
-        words = _TOKEN.findall(unicodedata.normalize("NFC", text))
+        words = _TOKEN.findall(nfc(text))
         if special:
             return [self._id(word.encode()) for word in words]
         return [self._id(part.encode()) for word in words for part in (word if word.startswith("<|") else [word])]

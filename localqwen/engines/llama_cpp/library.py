@@ -7,13 +7,13 @@ with what the library logged.
 from __future__ import annotations
 
 import ctypes
-import unicodedata
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from localqwen import machine
 from localqwen.engines.engine import Sampling
+from localqwen.engines.normalization import nfc
 from localqwen.errors import EngineError, EngineUnavailable
 from localqwen.formats.yarn import Scaling
 
@@ -141,7 +141,7 @@ class ModelFile:
 
     def tokenize(self, text: str, *, special: bool) -> list[int]:
         """Return the ids of the text's NFC form: Hugging Face tokenizers normalize, llama.cpp does not."""
-        data = unicodedata.normalize("NFC", text).encode("utf-8", errors="replace")
+        data = nfc(text).encode("utf-8", errors="replace")
         size = len(data) + 1  # no token is shorter than a byte
         buffer = (ctypes.c_int32 * size)()
         count = self._lib.llama_tokenize(self.vocab, data, len(data), buffer, size, False, special)

@@ -5,13 +5,13 @@ Uses the `tokenizers` library itself. transformers, and mlx_lm's wrapper around 
 
 from __future__ import annotations
 
-import unicodedata
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
 
+from localqwen.engines.normalization import nfc
 from localqwen.errors import EngineError
 from localqwen.formats import json_file
 
@@ -51,7 +51,7 @@ class FolderTokenizer:
 
     def encode(self, text: str, *, special: bool) -> list[int]:
         """Return the ids of the NFC form; half a surrogate pair, which UTF-8 cannot write, is a question mark."""
-        whole = unicodedata.normalize("NFC", text).encode("utf-8", errors="replace").decode()
+        whole = nfc(text).encode("utf-8", errors="replace").decode()
         self._tokenizer.encode_special_tokens = not special
         ids: list[int] = self._tokenizer.encode(whole, add_special_tokens=False).ids
         return ids
