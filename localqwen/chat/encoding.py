@@ -6,10 +6,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from localqwen.chat.template import ChatTemplate
-from localqwen.errors import TemplateError
+from localqwen.errors import ContextTooLong, TemplateError, UsageError
 
 #: Qwen3's control tokens (`special: true` in tokenizer.json). Other tags are ordinary vocabulary.
 CONTROL_TOKENS = (
@@ -22,6 +22,55 @@ _CONTROL = re.compile("|".join(map(re.escape, CONTROL_TOKENS)))
 _NONCHARACTERS = [chr(code) for code in range(0xFDD0, 0xFDF0)]
 
 
+#: Characters of a prompt that is counted exactly, however few tokens the context holds.
+COUNTED_EXACTLY = 1 << 18
+
+
+class Part(NamedTuple):
+    """A stretch of a prompt: plain text, or a control token that the template wrote."""
+
+    text: str
+    control: bool
+
+
+def chat_parts(
+    template: ChatTemplate,
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    enable_thinking: bool | None = None,
+) -> list[Part]:
+    """Return the rendered prompt, cut at the control tokens that the template wrote. Those in the data are marked
+    before rendering, so that they stay text. Raise TemplateError, and UsageError for data that is nested too deeply."""
+    try:
+        mark = _unused_mark(messages, tools)
+        marked, marked_tools = _marked(messages, mark), _marked(tools, mark)
+    except RecursionError as exc:
+        raise UsageError("the messages or tools are nested too deeply", "flatten their JSON") from exc
+    rendered = template.render(marked, tools=marked_tools, enable_thinking=enable_thinking)
+    return [Part(part.text.replace(mark, ""), part.control) for part in _split_control(rendered)]
+
+
+def encode_parts(
+    parts: Sequence[Part], tokenize: Callable[..., list[int]], *, context_length: int | None = None
+) -> list[int]:
+    """Return the ids of a prompt: between its control tokens everything is plain text, so that the ids are those of an
+    ordinary rendering wherever the data holds no control tokens.
+
+    With a `context_length`, raise ContextTooLong for a long prompt as soon as it is known to have more ids.
+    """
+    ids: list[int] = []
+    if context_length is None or sum(len(part.text) for part in parts) <= COUNTED_EXACTLY:
+        for part in parts:
+            ids += tokenize(part.text, special=part.control)
+        return ids
+    for part in parts:
+        ids += tokenize(part.text, special=part.control, limit=context_length - len(ids))
+        if len(ids) > context_length:
+            raise ContextTooLong(len(ids), context_length, exact=False)
+    return ids
+
+
 def encode_chat(
     template: ChatTemplate,
     messages: Sequence[Mapping[str, Any]],
@@ -30,28 +79,26 @@ def encode_chat(
     tools: Sequence[Mapping[str, Any]] | None = None,
     enable_thinking: bool | None = None,
 ) -> tuple[list[int], str]:
-    """Return the token ids of the prompt, and its text.
-
-    A control token is one only where the template wrote it. Those in the data are marked before rendering, and between
-    the template's own control tokens everything is encoded as plain text, so that the ids are those of an ordinary
-    rendering wherever the data holds none.
-    """
-    mark = _unused_mark(messages, tools)
-    rendered = template.render(_marked(messages, mark), tools=_marked(tools, mark), enable_thinking=enable_thinking)
-    ids: list[int] = []
-    for text, control in _split_control(rendered):
-        ids += tokenize(text.replace(mark, ""), special=False)
-        ids += tokenize(control, special=True)
-    return ids, rendered.replace(mark, "")
+    """Return the token ids of the prompt, and its text. A control token is one only where the template wrote it."""
+    parts = chat_parts(template, messages, tools=tools, enable_thinking=enable_thinking)
+    return encode_parts(parts, tokenize), text_of(parts)
 
 
-def _split_control(text: str) -> Iterator[tuple[str, str]]:
-    """Pairs of a plain stretch and the control token behind it ("" at the end)."""
+def text_of(parts: Sequence[Part]) -> str:
+    """Return the prompt as text."""
+    return "".join(part.text for part in parts)
+
+
+def _split_control(text: str) -> Iterator[Part]:
+    """Cut a text at its control tokens. Two control tokens have no empty text between them."""
     at = 0
     for found in _CONTROL.finditer(text):
-        yield text[at : found.start()], found.group()
+        if at < found.start():
+            yield Part(text[at : found.start()], control=False)
+        yield Part(found.group(), control=True)
         at = found.end()
-    yield text[at:], ""
+    if at < len(text):
+        yield Part(text[at:], control=False)
 
 
 def _marked(value: Any, mark: str) -> Any:
