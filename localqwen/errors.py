@@ -104,15 +104,18 @@ class Unsupported(LocalqwenError):
 
 
 class ContextTooLong(Unsupported):
-    """The prompt leaves no room for one generated token. It is raised before any work."""
+    """The prompt leaves no room for one generated token. It is raised before any work. Where `exact` is False, the
+    prompt was not read to its end, and has at least `prompt_tokens`."""
 
-    def __init__(self, prompt_tokens: int, context_length: int) -> None:
+    def __init__(self, prompt_tokens: int, context_length: int, *, exact: bool = True) -> None:
         super().__init__(
-            f"the prompt has {prompt_tokens:,} tokens, the context holds {context_length:,}",
+            f"the prompt has {'' if exact else 'at least '}{prompt_tokens:,} tokens, "
+            f"the context holds {context_length:,}",
             "shorten the prompt or the conversation, or raise the context with --ctx",
         )
         self.prompt_tokens = prompt_tokens
         self.context_length = context_length
+        self.exact = exact
 
 
 class NotEnoughMemory(Unsupported):

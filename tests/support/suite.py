@@ -33,6 +33,7 @@ LONG = (
     "engines/test_contract.py",
     "engines/test_mlx.py",
     "engines/test_selection.py",
+    "engines/test_tokenizing.py",
     "engines/test_yarn.py",
     "guards/test_earlier_files.py",
     "machine/test_posix.py",
