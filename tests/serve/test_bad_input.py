@@ -14,8 +14,7 @@ from starlette.datastructures import Headers
 
 from localqwen.engines.scripted import ScriptedEngine
 from localqwen.errors import WrongHost
-from localqwen.serve.http import request_body
-from localqwen.serve.http import server as http_server
+from localqwen.serve.http import connections, request_body
 from localqwen.serve.http.app import Settings
 from localqwen.serve.http.guard import Access, own_names
 from localqwen.serve.worker import Limits
@@ -270,7 +269,7 @@ def test_headers_without_end_are_cut(server: Running) -> None:
 
 
 def test_a_connection_that_dawdles_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_server, "HEADERS", 0.2)
+    monkeypatch.setattr(connections, "HEADERS", 0.2)
     monkeypatch.setattr(request_body, "BETWEEN_PARTS", 0.2)
     with serving(ScriptedEngine([])) as server:
         for start in (b"", b"GET /health HTTP/1.1\r\n"):
