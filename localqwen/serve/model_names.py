@@ -62,7 +62,7 @@ class Catalogue:
 
     def find(self, wanted: str) -> KnownModel:
         """Return the model that a client names. Raise ModelNotFound with the names that exist, or NotPulled."""
-        name = wanted.removesuffix(_LATEST) or self.served[0]
+        name = wanted.removesuffix(_LATEST) if wanted else self.served[0]
         if name in self._served:
             return _known(name, self._served[name])
         found = {each.name: each for each in self.known()}
@@ -72,7 +72,7 @@ class Catalogue:
             return found[text]
         if text == BUILT_IN:
             return _built_in()
-        raise _not_found(name, reference, list(found))
+        raise _not_found(wanted, reference, list(found))
 
     def resolve(self, wanted: str) -> str:
         """Return the name that `open` takes. Raise what `find` raises."""
@@ -109,6 +109,16 @@ def _built_in() -> KnownModel:
     entry = registry.find(BUILT_IN)
     files = local_files.local_folder(converted.demo_checkpoint(), BUILT_IN, "", entry=entry)
     return KnownModel(BUILT_IN, replace(files, command=BUILT_IN), entry)
+
+
+def pullable(wanted: str) -> Named | Repository:
+    """Return the entry or repository that a client wants to download. Raise ModelNotFound for any other text."""
+    from localqwen.models import names
+
+    reference = _reference(wanted.removesuffix(_LATEST))
+    if reference is None:
+        raise names.unknown(wanted)
+    return reference
 
 
 def _reference(name: str) -> Named | Repository | None:
