@@ -59,7 +59,7 @@ def test_it_answers_at_all(server: Running) -> None:
         (b'{"messages": "\xc3"}', "is not UTF-8"),
         (b'{"temperature": NaN}', "NaN is not a number"),
         (b'{"temperature": 1e999, "messages": [{"role": "user", "content": "x"}]}', "temperature"),
-        (b'{"seed": ' + b"9" * 5000 + b"}", "is not JSON"),
+        (b'{"seed": ' + b"9" * 5000 + b"}", "has a number of more than 400 characters"),
         (b'{"seed": 9223372036854775808, "messages": [{"role": "user", "content": "x"}]}', "seed"),
         (b"[" * 100_000, "nested too deeply"),
         (b'{"messages": [{"role": "user", "content": "\\ud800"}]}', "surrogate"),
@@ -110,20 +110,21 @@ def test_a_prompt_longer_than_the_context(server: Running) -> None:
     assert answer["error"]["n_prompt_tokens"] > 9000
 
 
-def test_ten_megabytes_of_text_hold_nobody(server: Running) -> None:
-    status, answer, _ = ask(server, {"messages": [{"role": "user", "content": "word " * 2_000_000}]})
+def test_eight_megabytes_of_text_hold_nobody(server: Running) -> None:
+    status, answer, _ = ask(server, {"messages": [{"role": "user", "content": "word " * 1_600_000}]})
     assert (status, answer["error"]["code"]) == (400, "context_length_exceeded")
 
 
-def test_a_body_beyond_the_limit_is_not_read(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(request_body, "LARGEST", 1000)
-    status, answer, _ = ask(server, b" " * 2000)
-    assert status == 413
-    assert "larger than" in answer["error"]["message"]
-    with socket.create_connection(("127.0.0.1", server.port)) as flood:  # no length was announced
-        flood.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n")
-        flood.sendall(b"800\r\n" + b" " * 0x800 + b"\r\n")
-        assert b" 413 " in flood.recv(1000)
+def test_a_body_beyond_the_limit_is_not_read() -> None:
+    with serving(ScriptedEngine([]), Settings(access=Access(largest_body=1000))) as server:
+        status, answer, _ = ask(server, b" " * 2000)
+        assert status == 413
+        assert "larger than 1,000 bytes" in answer["error"]["message"]
+        assert "--max-body" in answer["error"]["message"]
+        with socket.create_connection(("127.0.0.1", server.port)) as flood:  # no length was announced
+            head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+            flood.sendall(head.encode() + b"800\r\n" + b" " * 0x800 + b"\r\n")
+            assert b" 413 " in flood.recv(1000)
 
 
 def test_an_encoded_body_is_said_not_to_be_taken(server: Running) -> None:

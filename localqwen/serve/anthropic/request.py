@@ -105,7 +105,7 @@ def _blocks(message: Fields) -> Iterator[Fields]:
     if not message.has("content"):
         raise message.wrong("content", "is missing")
     if isinstance(message.data["content"], str):
-        yield Fields({"type": "text", "text": message.data["content"]}, message.at("content"))
+        yield Fields({"type": "text", "text": message.data["content"]}, message.at("content"), message)
     else:
         yield from message.objects("content")
 

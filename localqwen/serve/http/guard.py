@@ -22,6 +22,7 @@ from localqwen.serve import encoding
 from localqwen.serve.http import authority
 from localqwen.serve.http.authority import Authority
 from localqwen.serve.http.mappers import error_body
+from localqwen.serve.http.request_body import LARGEST, LARGEST_KEY
 
 log = logging.getLogger("localqwen.serve")
 #: The key in the ASGI scope under which an endpoint leaves the Finished events of its answers for the log.
@@ -32,12 +33,13 @@ _OPEN = ("/health",)
 
 @dataclass(frozen=True)
 class Access:
-    """Who may send requests. `hosts` are the names of the server beside those of this machine; `origins` are pages that
-    may call it from a browser ("*" allows any)."""
+    """Who may send requests, and how large. `hosts` are the names of the server beside those of this machine; `origins`
+    are pages that may call it from a browser ("*" allows any); `largest_body` is in bytes."""
 
     key: str = ""
     hosts: tuple[str, ...] = ()
     origins: tuple[str, ...] = ()
+    largest_body: int = LARGEST
 
     def check(self, headers: Headers, method: str, path: str) -> None:
         """Raise WrongHost or WrongKey if the request is not allowed. A browser's preflight request (OPTIONS) carries no
@@ -96,6 +98,7 @@ class Guard:
                 status = message["status"]
             await send(message)
 
+        scope[LARGEST_KEY] = self._access.largest_body
         finished: list[Finished] = scope.setdefault(FINISHED, [])
         try:
             await self._answer(scope, receive, noting)

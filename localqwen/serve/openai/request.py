@@ -5,13 +5,12 @@ Reads OpenAI's own fields, and those of vLLM, SGLang, llama-server and DashScope
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from localqwen.chat.messages import JsonFormat, Message, Overrides, Role, Tool, ToolCall
 from localqwen.serve.api import EFFORTS, ShowThinking
-from localqwen.serve.fields import Fields, too_deep
+from localqwen.serve.fields import Fields
 
 ROLES: Mapping[str, Role] = {
     "system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool",
@@ -115,17 +114,12 @@ def arguments(fields: Fields, name: str) -> Mapping[str, Any]:
     """Return a call's arguments: a JSON object, or a string that contains one. An empty string stands for no
     arguments."""
     value = fields.data.get(name)
-    if isinstance(value, str):
-        try:
-            value = json.loads(value or "{}", strict=False)
-        except (ValueError, RecursionError):
-            raise fields.wrong(name, "is not valid JSON") from None
-    if value is None:
+    if value is None or value == "":
         return {}
+    if isinstance(value, str):
+        value = fields.json(name)
     if not isinstance(value, Mapping):
         raise fields.wrong(name, "must be a JSON object, or a string that contains one")
-    if too_deep(value):
-        raise fields.wrong(name, "is nested too deeply")
     return value
 
 
@@ -161,7 +155,7 @@ def tool_choice(fields: Fields, offered: Sequence[Tool]) -> tuple[Sequence[Tool]
         return offered, names
     if isinstance(choice, str):
         raise fields.wrong("tool_choice", f"is {choice!r}, it must be none, auto, required or a function")
-    chosen = Fields(choice, fields.at("tool_choice"))
+    chosen = Fields(choice, fields.at("tool_choice"), fields)
     if chosen.text("type") == "allowed_tools":
         return _allowed_tools(chosen.object("allowed_tools") or chosen, offered, names)
     return offered, (_named_tool(chosen, names),)
