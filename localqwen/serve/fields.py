@@ -6,7 +6,8 @@ cannot obey is refused; each API lists its own (`Fields.refuse`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from localqwen.engines.engine import SAMPLING_RANGES
@@ -16,6 +17,8 @@ from localqwen.serve import json_text
 #: The most stop strings, and the characters of the longest: after every token, the thread that all answers share
 #: searches for each.
 MOST_STOPS, LONGEST_STOP = 64, 1000
+#: The characters of a client's text, and how many names, that an error shows.
+_SHOWN, _LISTED = 100, 20
 _KINDS = {dict: "an object", list: "a list", str: "a string", bool: "true or false", int: "a whole number"}
 _KINDS |= {float: "a number", type(None): "null"}
 
@@ -107,7 +110,7 @@ class Fields:
         """Return a string that is one of `allowed`."""
         value = self.text(name)
         if value is not None and value not in allowed:
-            raise self.wrong(name, f"is {value!r}, it must be one of {', '.join(allowed)}")
+            raise self.wrong(name, f"is {shown(value)}, it must be one of {', '.join(allowed)}")
         return value
 
     def object(self, name: str) -> Fields | None:
@@ -164,6 +167,17 @@ class Fields:
         for name, why in reasons.items():
             if self.data.get(name):
                 raise self.wrong(name, why)
+
+
+def shown(text: str | None) -> str:
+    """Return a client's text as an error quotes it, cut if it is long."""
+    return repr(text) if text is None or len(text) <= _SHOWN else repr(f"{text[:_SHOWN]}…")
+
+
+def listed(names: Collection[str]) -> str:
+    """Return names as an error lists them: the first of them if they are many."""
+    more = f" and {len(names) - _LISTED:,} more" if len(names) > _LISTED else ""
+    return ", ".join(shown(name)[1:-1] for name in itertools.islice(names, _LISTED)) + more
 
 
 def kind(value: Any) -> str:
