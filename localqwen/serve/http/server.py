@@ -17,17 +17,18 @@ import uvicorn
 from localqwen.errors import EngineError, UsageError
 from localqwen.machine import posix
 from localqwen.serve.http.app import Service, application
-from localqwen.serve.http.connections import PatientProtocol
+from localqwen.serve.http.connections import MOST_IDLE, PatientProtocol
 
 #: Seconds for which an idle connection stays open.
 KEEP_ALIVE = 75
-#: The most bytes of headers, and the most connections at the same time.
-LARGEST_HEADERS, MOST_CONNECTIONS = 32 << 10, 1024
+#: The most bytes of headers, and the most connections at the same time: 1,024 with a request, and the idle ones.
+LARGEST_HEADERS, MOST_CONNECTIONS = 32 << 10, 1024 + MOST_IDLE
 #: Connections that wait to be accepted. asyncio accepts this many at a time, and prints a traceback for each one for
 #: which the process has no file left.
 BACKLOG = 128
-#: The most files that the process opens beside its connections.
-FILES = 256
+#: The most files that the process opens beside its connections, and those of connections that are being accepted and
+#: closed.
+FILES = 256 + 2 * BACKLOG
 #: Seconds for running answers after SIGTERM or Ctrl-C, and for clients to read the end after a second signal.
 GRACE, LAST_WORDS = 30.0, 0.5
 
