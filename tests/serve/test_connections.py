@@ -12,7 +12,9 @@ from local_server import Running, eventually, serving, talkative
 from localqwen.engines.scripted import ScriptedEngine
 from localqwen.machine import posix
 from localqwen.serve.http import connections
+from localqwen.serve.http.app import Settings
 from localqwen.serve.http.connections import MOST_IDLE
+from localqwen.serve.http.guard import Access
 
 GET = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
@@ -131,6 +133,17 @@ def test_a_client_that_reads_nothing_is_left(monkeypatch: pytest.MonkeyPatch) ->
         deaf.sendall(chat(stream=True, max_tokens=100_000))
         assert eventually(lambda: bool(engine.runs) and engine.runs[0].finished, 30)
         assert engine.runs[0].generated < 50_000
+
+
+def test_what_is_no_http_behind_a_response_closes_the_connection(caplog: pytest.LogCaptureFixture) -> None:
+    """The rest of a body that was refused for its size."""
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+    with serving(ScriptedEngine([]), Settings(access=Access(largest_body=100))) as server, connect(server) as client:
+        client.sendall(head + b"80\r\n" + b" " * 0x80 + b"\r\n")
+        assert b" 413 " in client.recv(1000)
+        client.sendall(b"no length\r\n")
+        assert eventually(lambda: is_closed(client))
+    assert not [record for record in caplog.records if record.exc_info]
 
 
 def test_a_process_that_may_open_few_files_keeps_fewer_idle_connections(monkeypatch: pytest.MonkeyPatch) -> None:

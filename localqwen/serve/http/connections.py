@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from weakref import WeakKeyDictionary
 
+import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
@@ -77,6 +78,14 @@ class PatientProtocol(H11Protocol):
             self._idle.add(self)
         if self.transport.is_closing() and self.transport.get_write_buffer_size():
             self._wait_for_reader()
+
+    def send_400_response(self, msg: str) -> None:
+        """Tell the client that what it sent is no HTTP. After a response has begun, h11 allows no other: the connection
+        is closed."""
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            super().send_400_response(msg)
+        else:
+            self.drop()
 
     def pause_writing(self) -> None:
         """Wait for the client to read."""
