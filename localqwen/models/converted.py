@@ -68,6 +68,12 @@ def convert(folder: Path, target: Path, *, quant: str, name: str, progress: Repo
     return target
 
 
+def quantizations() -> tuple[str, ...]:
+    """Return the quantizations that a checkpoint can be converted to, in lower case, with their other names."""
+    quants = converter().quants
+    return (*quants.QUANTIZATIONS, *quants.ALIASES)
+
+
 def _content_key(folder: Path) -> str:
     """Return a text that changes with the files of a checkpoint: with sizes and times, so that no bytes are read."""
     from localqwen._version import __version__

@@ -113,30 +113,32 @@ def _built_in() -> KnownModel:
 
 def pullable(wanted: str) -> Named | Repository:
     """Return the entry or repository that a client wants to download. Raise ModelNotFound for any other text."""
-    from localqwen.models import names
-
-    reference = _reference(wanted.removesuffix(_LATEST))
-    if reference is None:
-        raise names.unknown(wanted)
-    return reference
+    return _parsed(wanted.removesuffix(_LATEST))
 
 
 def _reference(name: str) -> Named | Repository | None:
     """Return the entry or repository that a client means, or None if the text is not a name or could be a path."""
+    try:
+        return _parsed(name)
+    except ModelNotFound:
+        return None
+
+
+def _parsed(name: str) -> Named | Repository:
     from localqwen.models import names
 
-    if len(name) > LONGEST_NAME or not name.isprintable():
-        return None
     repository = name.partition(":")[0].lower() in names.SOURCES
-    if not repository and names.looks_like_path(name):
-        return None
+    if len(name) > LONGEST_NAME or not name.isprintable() or (not repository and names.looks_like_path(name)):
+        raise names.unknown(name)
     try:
         reference = names.parse(name)
     except ConfigError:  # a broken models.toml says nothing about the name
         raise
-    except (ModelNotFound, UsageError):
-        return None
-    return None if isinstance(reference, names.LocalPath) else reference
+    except UsageError as exc:
+        raise names.unknown(name) from exc
+    if isinstance(reference, names.LocalPath):  # the file is new
+        raise names.unknown(name)
+    return reference
 
 
 def _not_found(name: str, reference: Named | Repository | None, here: Sequence[str]) -> LocalqwenError:
