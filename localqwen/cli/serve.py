@@ -36,6 +36,19 @@ class Duration(click.ParamType[float]):
         return seconds if seconds >= 0 else float("inf")
 
 
+class Size(click.ParamType[int]):
+    """A number of bytes with its unit: `8MiB`, `64MB`, `1G`."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return the bytes."""
+        size = value if isinstance(value, int) else units.parse_size(str(value))
+        if size is None:
+            self.fail(f"{value!r} is not a size: write 8MiB, 64MB, 1GiB", param, ctx)
+        return size
+
+
 @click.command("serve", cls=ConfiguredCommand)
 @click.argument("models", nargs=-1, metavar="[MODEL]...")
 @click.option("--host", default="127.0.0.1", show_default=True, metavar="ADDRESS", help="Listen at this address.")
@@ -64,6 +77,14 @@ class Duration(click.ParamType[float]):
     show_default=True,
     metavar="N",
     help="Let N requests wait, per model.",
+)
+@click.option(
+    "--max-body",
+    type=Size(),
+    default="8MiB",
+    show_default=True,
+    metavar="SIZE",
+    help="Refuse requests with a larger body.",
 )
 @click.option(
     "--reasoning-field",
@@ -148,7 +169,7 @@ def _settings(host: str, flags: dict[str, Any]) -> Settings:
             stage=flags["prompt_timeout"],
             load=flags["load_timeout"],
         ),
-        Access(flags["api_key"] or "", hosts, flags["cors"]),
+        Access(flags["api_key"] or "", hosts, flags["cors"], flags["max_body"]),
         REASONING_FIELDS if field == "both" else (field,),
     )
 

@@ -133,6 +133,16 @@ def allow_open_files(count: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
 
 
+def open_files_limit() -> int | None:
+    """Return the most files that this process may have open, None without a limit."""
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return None if soft == resource.RLIM_INFINITY else soft
+
+
 def peak_memory() -> int | None:
     """Return the peak of resident memory of this process in bytes, None if the system does not report it."""
     if sys.platform == "win32":

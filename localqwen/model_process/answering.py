@@ -6,6 +6,7 @@ nothing to do the thread sleeps on its inbox, or prefills ahead.
 
 from __future__ import annotations
 
+import itertools
 import queue
 import time
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from typing import Any
 
 from localqwen.chat.messages import Event, Finished
 from localqwen.chat.model_info import LoadedModel
+from localqwen.chat.prefill_ahead import EndedAnswer
 from localqwen.chat.reply import Reply
 from localqwen.chat.scheduler import Scheduler, Ticket
 from localqwen.errors import LocalqwenError
@@ -52,6 +54,7 @@ class Answering:
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._tickets: dict[str, _Request] = {}
         self._outgoing: list[list[Any]] = []
+        self._next_turns = itertools.count()
         self._closed = False
 
     # In the thread that receives.
@@ -90,6 +93,9 @@ class Answering:
             self._send({"events": [[number, 0, values.error_to_json(outcome)]]})
         else:
             self._send({"counted": [number, outcome]})
+
+    def _know_next_turn(self, ended: EndedAnswer, outcome: tuple[int, ...] | LocalqwenError) -> None:
+        self._inbox.put(partial(self._add_next_turn, ended, outcome))
 
     # In the engine's thread.
 
@@ -131,7 +137,18 @@ class Answering:
             self._scheduler.step()
             self._worked = self._clock()
         elif self._inbox.empty() and self._scheduler.can_prefill_ahead and self._wait() == 0:
-            self._scheduler.prefill_ahead()
+            self._prefill_ahead()
+
+    def _prefill_ahead(self) -> None:
+        """Let the next turns of ended answers be prepared, and compute a slice of one that is."""
+        for ended in self._scheduler.take_ended():
+            name = f"next turn {next(self._next_turns)}"
+            self._preparing.next_turn(ended, partial(self._stage, name), partial(self._know_next_turn, ended))
+        self._scheduler.compute_pending()
+
+    def _add_next_turn(self, ended: EndedAnswer, outcome: tuple[int, ...] | LocalqwenError) -> None:
+        # A template that allows no further turn is no failure: there is nothing to compute.
+        self._scheduler.add_pending(ended, () if isinstance(outcome, LocalqwenError) else outcome)
 
     def _flush(self) -> None:
         if self._outgoing:

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from localqwen.chat.messages import Request
 from localqwen.chat.model_info import ModelInfo
+from localqwen.chat.prefill_ahead import EndedAnswer, next_turn
 from localqwen.chat.prompts import count_prompt
 from localqwen.chat.reply import Reply
 from localqwen.errors import EngineError, LocalqwenError
@@ -43,17 +44,30 @@ class Preparing:
 
     def count(self, request: Message, on_stage: OnStage, then: Then[int]) -> None:
         """Count the tokens of the prompt of a request."""
-        self._submit(request, lambda whole: count_prompt(whole, self._info), on_stage, then)
+        self._submit(request, lambda whole: count_prompt(whole, self._info, on_stage=on_stage), on_stage, then)
+
+    def next_turn(self, ended: EndedAnswer, on_stage: OnStage, then: Then[tuple[int, ...]]) -> None:
+        """Render and tokenize what every turn after an answer begins with."""
+
+        def work() -> tuple[int, ...]:
+            return next_turn(ended.request, ended.message, self._info, thinking=ended.thinking, on_stage=on_stage)
+
+        self._run(self._long, work, on_stage, then)
 
     def _submit(self, request: Message, work: Callable[[Request], T], on_stage: OnStage, then: Then[T]) -> None:
-        def run() -> T:
+        def read_and_work() -> T:
             on_stage("request")
+            return work(values.request_from_json(request))
+
+        self._run(self._long if _is_long(request) else self._short, read_and_work, on_stage, then)
+
+    def _run(self, pool: ThreadPoolExecutor, work: Callable[[], T], on_stage: OnStage, then: Then[T]) -> None:
+        def run() -> T:
             try:
-                return work(values.request_from_json(request))
+                return work()
             finally:
                 on_stage("")
 
-        pool = self._long if _is_long(request) else self._short
         pool.submit(run).add_done_callback(partial(_pass_on, then))
 
     def close(self) -> None:
@@ -94,5 +108,5 @@ def _replies(request: Request, answers: int, info: ModelInfo, on_stage: OnStage)
     for index in range(answers):
         seed = request.sampling.seed
         own = request if seed is None else replace(request, sampling=replace(request.sampling, seed=seed + index))
-        replies.append(Reply(own, info))
+        replies.append(Reply(own, info, on_stage=on_stage))
     return replies

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -26,8 +27,10 @@ def find(reference: Reference) -> LocalFile | None:
             return _find_named(reference)
         case Repository():
             return _find_repository(reference)
-        case LocalPath(path):
-            return local_files.local_file(path.stem, (path,), gguf_parts.quant_of(path)) if path.is_file() else None
+        case LocalPath(path) if os.path.isfile(path):
+            return local_files.local_file(path.stem, (path,), gguf_parts.quant_of(path))
+        case LocalPath():
+            return None
 
 
 def _find_named(named: Named) -> LocalFile | None:

@@ -36,6 +36,7 @@ class AtWork:
         self._on_free = on_free
         self._watch = Watch(stage_seconds, lambda number: process.send({"ping": number}), self._late)
         self._ending: dict[str, list[asyncio.Future[bool]]] = {}
+        self._leaving: dict[str, Task] = {}
         self._closing: asyncio.Task[None] | None = None
         self._stale = False
 
@@ -65,8 +66,9 @@ class AtWork:
             self._process.send(message)
 
     def cancel(self, task: Task) -> None:
-        """End a task that was removed."""
-        self._watch.forget(task.id)
+        """End a task that was removed. A stage of its preparation goes on all the same, and so does its clock."""
+        if task.stage:
+            self._leaving[task.id] = task
         self._process.send({"cancel": task.id})
         self._rest()
 
@@ -85,6 +87,13 @@ class AtWork:
             self._process.kill("was ended")
         return self._closing
 
+    @property
+    def suspects(self) -> list[Task]:
+        """Return the tasks that the process works on, those whose clients have gone among them: one that it hangs on
+        alone, if it does."""
+        running = [task for task in (*self._tasks.values(), *self._leaving.values()) if task.running]
+        return [task for task in running if task.blamed] or running
+
     def _rest(self) -> None:
         """Stop the clocks where nothing is left to do, and close a process whose files are others now."""
         if self._stale and not any(task.given for task in self._tasks.values()):
@@ -101,7 +110,7 @@ class AtWork:
 
     def _late(self, number: str, what: str) -> None:
         """End a process that hangs. The request that it hangs on is to blame."""
-        task = self._tasks.get(number)
+        task = self._tasks.get(number) or self._leaving.get(number)
         if task is not None:
             task.blamed = True
         self._process.kill(what)
@@ -141,10 +150,12 @@ class AtWork:
                 raise BrokenMessage("an event of nothing")
 
     def _take_stage(self, number: str, name: str) -> None:
-        task = self._tasks.get(number)
+        task = self._tasks.get(number) or self._leaving.get(number)
         if task is not None:
             task.stage = name
-            self._watch.stage(number, name)
+        if not name:
+            self._leaving.pop(number, None)
+        self._watch.stage(number, name)
 
     def _take_count(self, number: str, tokens: int) -> None:
         task = self._tasks.get(number)
@@ -159,7 +170,6 @@ class AtWork:
             self._done(number)
 
     def _done(self, number: str) -> None:
-        self._watch.forget(number)
         self._tasks.pop(number, None)
         self._rest()
 

@@ -60,7 +60,7 @@ class Catalogue:
 
     def find(self, wanted: str) -> KnownModel:
         """Return the model that a client names. Raise ModelNotFound with the names that exist, or NotPulled."""
-        name = wanted.removesuffix(_LATEST) or self.served[0]
+        name = wanted.removesuffix(_LATEST) if wanted else self.served[0]
         if name in self._served:
             return _known(name, self._served[name])
         found = {each.name: each for each in self.known()}
@@ -70,7 +70,7 @@ class Catalogue:
             return found[text]
         if text == BUILT_IN:
             return _built_in()
-        raise _not_found(name, reference, list(found))
+        raise _not_found(wanted, reference, list(found))
 
     def resolve(self, wanted: str) -> str:
         """Return the name that `spec` takes. Raise what `find` raises."""
@@ -107,22 +107,34 @@ def _built_in() -> KnownModel:
     return KnownModel(BUILT_IN, replace(files, command=BUILT_IN), entry)
 
 
+def pullable(wanted: str) -> Named | Repository:
+    """Return the entry or repository that a client wants to download. Raise ModelNotFound for any other text."""
+    return _parsed(wanted.removesuffix(_LATEST))
+
+
 def _reference(name: str) -> Named | Repository | None:
     """Return the entry or repository that a client means, or None if the text is not a name or could be a path."""
+    try:
+        return _parsed(name)
+    except ModelNotFound:
+        return None
+
+
+def _parsed(name: str) -> Named | Repository:
     from localqwen.models import names
 
-    if len(name) > LONGEST_NAME or not name.isprintable():
-        return None
     repository = name.partition(":")[0].lower() in names.SOURCES
-    if not repository and names.looks_like_path(name):
-        return None
+    if len(name) > LONGEST_NAME or not name.isprintable() or (not repository and names.looks_like_path(name)):
+        raise names.unknown(name)
     try:
         reference = names.parse(name)
     except ConfigError:  # a broken models.toml says nothing about the name
         raise
-    except (ModelNotFound, UsageError):
-        return None
-    return None if isinstance(reference, names.LocalPath) else reference
+    except UsageError as exc:
+        raise names.unknown(name) from exc
+    if isinstance(reference, names.LocalPath):  # the file is new
+        raise names.unknown(name)
+    return reference
 
 
 def _not_found(name: str, reference: Named | Repository | None, here: Sequence[str]) -> LocalqwenError:

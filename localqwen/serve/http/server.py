@@ -13,58 +13,24 @@ from types import FrameType
 from typing import Any
 
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from localqwen.errors import LocalqwenError, UsageError
 from localqwen.machine import posix
 from localqwen.serve.http.app import Service, application
+from localqwen.serve.http.connections import MOST_IDLE, PatientProtocol
 
-#: Seconds in which the headers of a request must arrive, and for which an idle connection stays open.
-HEADERS, KEEP_ALIVE = 10.0, 75
-#: The most bytes of headers, and the most connections at the same time.
-LARGEST_HEADERS, MOST_CONNECTIONS = 32 << 10, 1024
+#: Seconds for which an idle connection stays open.
+KEEP_ALIVE = 75
+#: The most bytes of headers, and the most connections at the same time: 1,024 with a request, and the idle ones.
+LARGEST_HEADERS, MOST_CONNECTIONS = 32 << 10, 1024 + MOST_IDLE
 #: Connections that wait to be accepted. asyncio accepts this many at a time, and prints a traceback for each one for
 #: which the process has no file left.
 BACKLOG = 128
-#: The most files that the process opens beside its connections.
-FILES = 256
+#: The most files that the process opens beside its connections, and those of connections that are being accepted and
+#: closed.
+FILES = 256 + 2 * BACKLOG
 #: Seconds for running answers after SIGTERM or Ctrl-C, and for clients to read the end after a second signal.
 GRACE, LAST_WORDS = 30.0, 0.5
-
-
-class PatientProtocol(H11Protocol):
-    """An HTTP connection whose headers must arrive within HEADERS seconds. uvicorn alone waits for ever, so that a
-    client that sends them byte by byte would keep the connection."""
-
-    _due: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Start the clock for the first request."""
-        super().connection_made(transport)
-        self._watch()
-
-    def data_received(self, data: bytes) -> None:
-        """Handle the data, and start or stop the clock."""
-        super().data_received(data)
-        self._watch()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Stop the clock."""
-        self._forget()
-        super().connection_lost(exc)
-
-    def _watch(self) -> None:
-        """Run the clock from the first byte of a request's headers to the last."""
-        between = self.cycle is None or self.cycle.response_complete
-        if not between:
-            self._forget()
-        elif self._due is None and self.timeout_keep_alive_task is None:
-            self._due = self.loop.call_later(HEADERS, self.transport.close)
-
-    def _forget(self) -> None:
-        if self._due is not None:
-            self._due.cancel()
-            self._due = None
 
 
 class Listening(uvicorn.Server):

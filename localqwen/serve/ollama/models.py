@@ -15,11 +15,12 @@ from localqwen.chat.model_info import thinking_mode_of
 from localqwen.chat.sampling import Presets
 from localqwen.chat.template import ChatTemplate
 from localqwen.errors import LocalqwenError, NotPulled
-from localqwen.models import digests, metadata, names, pull
+from localqwen.models import digests, metadata, pull
 from localqwen.models.metadata import ModelMetadata
-from localqwen.models.names import LocalPath, Named
+from localqwen.models.names import Named
 from localqwen.models.pull import Plan, Step
 from localqwen.models.registry import Model
+from localqwen.serve import model_names
 from localqwen.serve.fields import Fields
 from localqwen.serve.model_names import KnownModel
 from localqwen.serve.model_pool import ModelStatus
@@ -176,15 +177,12 @@ def run_pull(parsed: Pull, report: Report) -> None:
 
     A path is not a name here: clients must not learn which files are on this disk.
     """
-    name = model_name(parsed.name).removesuffix(":latest")
-    reference = names.parse(name)
-    if isinstance(reference, LocalPath):
-        raise names.unknown(name)
-    report({"status": "pulling manifest"})
-    if not (isinstance(reference, Named) and reference.model.is_built_in):
-        planned = pull.plan_or_present(reference)
-        if isinstance(planned, Plan):
-            pull.run(planned, Lines(planned, report))
+    reference = model_names.pullable(model_name(parsed.name))
+    built_in = isinstance(reference, Named) and reference.model.is_built_in
+    planned = None if built_in else pull.plan_or_present(reference)
+    report({"status": "pulling manifest"})  # after the plan: an error in it still has a status of its own
+    if isinstance(planned, Plan):
+        pull.run(planned, Lines(planned, report))
     report({"status": "success"})
 
 
