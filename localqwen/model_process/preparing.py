@@ -26,6 +26,7 @@ Then = Callable[[T | LocalqwenError], None]
 #: Called before each stage of a request, with its name; "" when all are over.
 OnStage = Callable[[str], None]
 
+_UNLOADED = EngineError("the model is being unloaded", "ask again")
 #: A request with more characters of text, or more tools, is prepared beside the others, not before them.
 _LONG_TEXT, _MANY_TOOLS = 20_000, 100
 
@@ -68,7 +69,12 @@ class Preparing:
             finally:
                 on_stage("")
 
-        pool.submit(run).add_done_callback(partial(_pass_on, then))
+        try:
+            future = pool.submit(run)
+        except RuntimeError:  # closed a moment ago: the engine failed
+            then(_UNLOADED)
+        else:
+            future.add_done_callback(partial(_pass_on, then))
 
     def close(self) -> None:
         """End the threads. Work that has not begun is dropped."""
@@ -98,7 +104,7 @@ def _error(problem: BaseException) -> LocalqwenError:
         case MemoryError():
             return EngineError("preparing the prompt takes more memory than there is", "shorten the request")
         case CancelledError():
-            return EngineError("the model is being unloaded")
+            return _UNLOADED
     return EngineError(f"unexpected {type(problem).__name__}: {problem}")
 
 

@@ -145,7 +145,14 @@ def error_to_json(error: LocalqwenError) -> dict[str, Any]:
 
 
 #: What errors carry beside message and hint.
-_EXTRA = {"ContextTooLong": ("prompt_tokens", "context_length"), "Busy": ("retry_after",), "BadField": ("field",)}
+_EXTRA = {
+    "ContextTooLong": ("prompt_tokens", "context_length", "exact"),
+    "Busy": ("retry_after",),
+    "BadField": ("field",),
+}
+
+
+_EXTRA_TYPES: dict[str, type] = {"field": str, "exact": bool}
 
 
 def error_from_json(data: Any) -> LocalqwenError:
@@ -164,8 +171,8 @@ def error_from_json(data: Any) -> LocalqwenError:
     raise BrokenMessage(f"an error that is not one: {str(data)[:100]}")
 
 
-def _extra(data: Mapping[str, Any], name: str) -> int | str:
+def _extra(data: Mapping[str, Any], name: str) -> Any:
     value = data.get(name)
-    if type(value) is not (str if name == "field" else int):
+    if type(value) is not _EXTRA_TYPES.get(name, int):
         raise BrokenMessage(f"an error whose {name} is {value!r}")
     return value

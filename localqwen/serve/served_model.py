@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 
@@ -157,7 +157,7 @@ class ServedModel:
             async with self._around.turn():
                 return await self._open_with_room()
         except ProcessDied as error:
-            self._died(error.death, "while it loaded the model")
+            self._died(error.death, "while it loaded the model", [])
         except LocalqwenError as error:
             self.fail(error)
         return None
@@ -179,31 +179,22 @@ class ServedModel:
         """Let a process work until it ends."""
         for warning in process.opened.warnings if process.opened else ():
             _log.warning("%s: %s", self.name, warning)
-        self._work = AtWork(process, self.tasks, lambda: self._on_free(self), stage_seconds=self._around.limits.stage)
+        work = AtWork(process, self.tasks, lambda: self._on_free(self), stage_seconds=self._around.limits.stage)
+        self._work = work
         try:
-            death = await self._work.run()
+            death = await work.run()
         finally:
             self._work = None
         if death is not None:
-            self._died(death, self._doing())
+            self._died(death, _doing(work.suspects), work.suspects)
         for task in self.tasks.values():
             task.start_again()
 
-    def _doing(self) -> str:
-        """Return in words what the process does at the moment."""
-        blamed = any(task.blamed for task in self.tasks.values())
-        counts = [(sum(task.begun for task in self.tasks.values()), "wrote")]
-        counts += [(sum(bool(task.stage) for task in self.tasks.values()), "prepared")]
-        doing = " and ".join(f"{verb} {_answers(count)}" for count, verb in counts if count and not blamed)
-        return f"while it {doing}" if doing else "" if blamed else "while it had nothing to do"
-
-    def _died(self, death: Death, doing: str) -> None:
+    def _died(self, death: Death, doing: str, suspects: Sequence[Task]) -> None:
         """Fail what the process worked on; what had not begun is left for the next one, once."""
         _log.warning("%s", f"{self.name}: its process {death.text} {doing}".rstrip())
         for line in death.last_words:
             _log.warning("%s: | %s", self.name, line)
-        running = [task for task in self.tasks.values() if task.running]
-        suspects = [task for task in running if task.blamed] or running
         self._around.deaths.note(self.name, [task.digest for task in suspects], death.cause, doing)
         error = ProcessDied(self.name, death, doing)
         for task in list(self.tasks.values()):
@@ -211,6 +202,15 @@ class ServedModel:
             if task.begun or task.blamed or task.deaths >= _TRIES:
                 del self.tasks[task.id]
                 task.fail(error)
+
+
+def _doing(suspects: Sequence[Task]) -> str:
+    """Return in words what a process does that works on these tasks."""
+    if any(task.blamed for task in suspects):
+        return ""  # the reason of the end says it
+    counts = [(sum(task.begun for task in suspects), "wrote"), (sum(bool(task.stage) for task in suspects), "prepared")]
+    doing = " and ".join(f"{verb} {_answers(count)}" for count, verb in counts if count)
+    return f"while it {doing or 'had nothing to do'}"
 
 
 def _answers(count: int) -> str:
