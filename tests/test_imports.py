@@ -13,7 +13,10 @@ ROOT = Path(__file__).parents[1]
 FILES = sorted([*(ROOT / "localqwen").rglob("*.py"), *(ROOT / "convert").rglob("*.py")])
 
 #: A layer may import itself and what stands before it. Names are the second part of `localqwen.NAME`.
-LAYERS = ["_version", "errors", "units", "machine", "formats", "models", "engines", "chat", "serve", "bench", "cli"]
+LAYERS = [
+    "_version", "errors", "units", "json_text", "machine", "formats", "models", "engines", "chat", "serve", "bench",
+    "cli",
+]  # fmt: skip
 OPEN_TO_CONVERT = ("errors", "machine", "_version", "formats")
 #: Package -> the only places that may import it.
 HOMES = {
