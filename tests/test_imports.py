@@ -14,19 +14,9 @@ FILES = sorted([*(ROOT / "localqwen").rglob("*.py"), *(ROOT / "convert").rglob("
 
 #: A layer may import itself and what stands before it. Names are the second part of `localqwen.NAME`.
 LAYERS = [
-    "_version",
-    "errors",
-    "units",
-    "machine",
-    "formats",
-    "models",
-    "engines",
-    "chat",
-    "model_process",
-    "serve",
-    "bench",
-    "cli",
-]
+    "_version", "errors", "units", "json_text", "machine", "formats", "models", "engines", "chat",
+    "model_process", "serve", "bench", "cli",
+]  # fmt: skip
 OPEN_TO_CONVERT = ("errors", "machine", "_version", "formats")
 #: Package -> the only places that may import it.
 HOMES = {

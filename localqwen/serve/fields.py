@@ -10,9 +10,9 @@ import itertools
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
+from localqwen import json_text
 from localqwen.engines.engine import SAMPLING_RANGES
 from localqwen.errors import BadField
-from localqwen.serve import json_text
 
 #: The most stop strings, and the characters of the longest: after every token, the thread that all answers share
 #: searches for each.

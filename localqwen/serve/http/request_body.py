@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 from starlette.requests import Request
 from starlette.types import Receive
 
+from localqwen import json_text
 from localqwen.errors import BadField, TooLarge, TooSlow
-from localqwen.serve import json_text
 
 #: The largest body in bytes unless the server says otherwise: 8 MiB of text fill the longest context (262,144 tokens)
 #: more than four times.

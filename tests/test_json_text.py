@@ -12,11 +12,11 @@ from hypothesis import strategies as some
 from starlette.requests import Request
 from starlette.types import Message
 
+from localqwen import json_text
 from localqwen.errors import BadField
-from localqwen.serve import json_text
+from localqwen.json_text import DEEPEST, LONGEST_NUMBER, MOST_VALUES, Refused
 from localqwen.serve.fields import Fields
 from localqwen.serve.http import request_body
-from localqwen.serve.json_text import DEEPEST, LONGEST_NUMBER, MOST_VALUES, Refused
 from localqwen.serve.openai import request as openai_request
 
 _SCALARS = some.none() | some.booleans() | some.integers() | some.floats(allow_nan=False, allow_infinity=False)
