@@ -43,7 +43,7 @@ class ChatTemplate:
                 f"the model's chat template has {len(source):,} characters, at most {MAX_SOURCE:,} are allowed",
                 running.TRUST,
             )
-        self._program = running.run(partial(Program, source), seconds, "compiling it")
+        self._program = running.run(partial(Program, source), seconds, compiling=True)
 
     def render(
         self,
@@ -63,7 +63,7 @@ class ChatTemplate:
             **switch,
             **self.special_tokens,
         }
-        return running.run(partial(self._program.render, variables), self.seconds, "rendering these messages")
+        return running.run(partial(self._program.render, variables), self.seconds, compiling=False)
 
 
 def encode_chat(

@@ -41,7 +41,7 @@ def joined(pieces: Iterable[str]) -> str:
     while chunk := list(islice(pieces, 1024)):
         size += sum(map(len, chunk))
         if size > MAX_TEXT:
-            raise LimitReached(f"makes a text of more than {MAX_TEXT:,} characters")
+            raise LimitReached(f"makes more than {MAX_TEXT:,} characters at once")
         chunks.append("".join(chunk))
     return "".join(chunks)
 
@@ -70,7 +70,7 @@ class Budget:
     def require(self, size: int) -> None:
         """Raise LimitReached if an operation that makes a value of this size is too large."""
         if size > MAX_TEXT:
-            raise LimitReached(f"makes a text of more than {MAX_TEXT:,} characters")
+            raise LimitReached(f"makes more than {MAX_TEXT:,} characters at once")
         if size > self.left:
             raise LimitReached(f"makes more than {MAX_TOTAL:,} characters in all")
 

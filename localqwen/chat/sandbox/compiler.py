@@ -5,13 +5,14 @@ Nothing is computed while a template is compiled: jinja2 would evaluate `"x" * 1
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import pairwise
 from typing import Any
 
 from jinja2 import nodes
 from jinja2.compiler import CodeGenerator, Frame
 
-from localqwen.chat.sandbox.budget import LimitReached
+from localqwen.chat.sandbox.budget import MAX_ITEMS, LimitReached
 
 #: The most nodes of a template's syntax tree, their nesting, and the characters of the Python code that they become:
 #: Python compiles some 200,000 characters in 0.1 s and cannot be interrupted.
@@ -28,6 +29,12 @@ class SandboxCodeGenerator(CodeGenerator):
         super().write_commons()
         for name in _OPERATIONS:
             self.writeline(f"{name} = context.{name}")
+
+    def blockvisit(self, nodes: Iterable[nodes.Node], frame: Frame) -> None:
+        """Write statements. In a loop inside a macro, a check of how many pieces its output has so far comes first."""
+        if frame.loop_frame and frame.buffer is not None:
+            self.writeline(f"if len({frame.buffer}) > {MAX_ITEMS}: concat({frame.buffer}, True)")
+        super().blockvisit(nodes, frame)
 
     def _output_child_to_const(self, node: nodes.Expr, frame: Frame, finalize: Any) -> str:
         if not isinstance(node, (nodes.TemplateData, nodes.Const)):

@@ -16,7 +16,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Joiner, generate_lorem_ipsum
 
 from localqwen.chat.sandbox import filters, operators
-from localqwen.chat.sandbox.budget import ITEM, SCALARS, Budget, LimitReached, joined, light, weigh
+from localqwen.chat.sandbox.budget import ITEM, MAX_ITEMS, SCALARS, Budget, LimitReached, joined, light, weigh
 from localqwen.chat.sandbox.compiler import MAX_CODE, SandboxCodeGenerator, check_tree
 from localqwen.chat.sandbox.methods import call_method
 
@@ -52,8 +52,10 @@ class SandboxContext(Context):
         self.budget.spend(len(text))
         return text
 
-    def concat(self, pieces: Sequence[str]) -> str:
-        """Return the output of a macro or block: its pieces joined."""
+    def concat(self, pieces: Sequence[str], too_many: bool = False) -> str:
+        """Return the output of a macro or block: its pieces joined. Raise LimitReached if they are too many."""
+        if too_many:
+            raise LimitReached(f"makes a text of more than {MAX_ITEMS:,} pieces")
         self.budget.spend(sum(map(len, pieces)) + len(pieces))
         return "".join(pieces)
 

@@ -193,7 +193,7 @@ class _Bounded(Formatter):
             raise LimitReached("formats a text with a width that is too large")
         self._size += text_size(value)
         if self._size > MAX_TEXT:
-            raise LimitReached(f"makes a text of more than {MAX_TEXT:,} characters")
+            raise LimitReached(f"makes more than {MAX_TEXT:,} characters at once")
         return super().format_field(value, format_spec)
 
 

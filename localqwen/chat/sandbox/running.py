@@ -16,22 +16,23 @@ TRUST = "use a model file whose chat template you trust, or send shorter message
 _MAX_SHOWN = 300
 
 
-def run(work: Callable[[], R], seconds: float, doing: str) -> R:
-    """Return what `work` returns, which compiles or runs a template. Raise TemplateError if it fails in any way, or is
-    not `doing` within `seconds`."""
+def run(work: Callable[[], R], seconds: float, *, compiling: bool) -> R:
+    """Return what `work` returns, which compiles or renders a template. Raise TemplateError if it fails in any way, or
+    takes more than `seconds`."""
     try:
         return within(seconds, work)
     except TimeExceeded:
-        failure = TemplateError(f"the model's chat template was stopped: {doing} took more than {seconds:g} s", TRUST)
+        what = "compiling it" if compiling else "rendering these messages"
+        failure = TemplateError(f"the model's chat template was stopped: {what} took more than {seconds:g} s", TRUST)
     # A template is a program that somebody else wrote: it can raise whatever jinja2 and Python raise. This catches what
     # the template raises and nothing else; `work` is its code alone.
     except Exception as exc:
-        failure = _failure(exc)
+        failure = _failure(exc, compiling)
     # Raised here, without the exception behind it: its traceback holds all that the template has made.
     raise failure
 
 
-def _failure(exc: Exception) -> TemplateError:
+def _failure(exc: Exception, compiling: bool) -> TemplateError:
     """Return the TemplateError for what a template has raised."""
     from jinja2 import TemplateSyntaxError
 
@@ -48,8 +49,8 @@ def _failure(exc: Exception) -> TemplateError:
             return TemplateError("the model's chat template calls itself too often, or is nested too deep", TRUST)
         case MemoryError():
             return TemplateError("the model's chat template needs more memory than there is", TRUST)
-        case SyntaxError():  # Python's, of the code that jinja2 makes
-            return TemplateError(f"the model's chat template cannot be compiled: {shown(exc.msg)}", TRUST)
+    if compiling:
+        return TemplateError(f"the model's chat template cannot be compiled: {_reason(exc)}", TRUST)
     return TemplateError(
         f"the model's chat template refused these messages: {_reason(exc)}",
         "check the roles and the order of the messages",
@@ -58,6 +59,8 @@ def _failure(exc: Exception) -> TemplateError:
 
 def _reason(exc: Exception) -> str:
     """Return an exception's text, or its type if the text could be endless: it may hold a template's containers."""
+    if isinstance(exc, SyntaxError):  # Python's, of the code that jinja2 makes
+        return shown(exc.msg)
     plain = all(isinstance(each, (str, int, float, type(None))) for each in exc.args)
     return shown(str(exc) if plain else "") or type(exc).__name__
 
