@@ -18,7 +18,7 @@ from jinja2.sandbox import SandboxedEscapeFormatter, SandboxedFormatter
 from jinja2.utils import Cycler
 from markupsafe import Markup
 
-from localqwen.chat.sandbox.budget import ITEM, MAX_TEXT, Budget, LimitReached, light, text_size
+from localqwen.chat.sandbox.budget import ITEM, MAX_TEXT, Budget, LimitReached, light
 from localqwen.chat.sandbox.operators import ESCAPED, MAX_FORMAT
 
 #: Returns the most characters that a method makes; called with the text and the method's arguments.
@@ -85,7 +85,8 @@ def _expanded(text: str, tabsize: int = 8) -> int:
     return len(text) + text.count("\t") * tabsize
 
 
-_TEXT: Mapping[str, Bound] = {
+#: Method of a text -> its bound.
+TEXT: Mapping[str, Bound] = {
     **dict.fromkeys(
         ("count", "endswith", "find", "index", "partition", "removeprefix", "removesuffix", "startswith"), same_size
     ),
@@ -139,9 +140,9 @@ def call_method(
         return join(budget, owner, *args, **kwargs)
     if name in ("format", "format_map"):
         return format_text(budget, environment, owner, *_format_arguments(name, args, kwargs))
-    if name not in _TEXT:
+    if name not in TEXT:
         raise _unknown(owner, name)
-    budget.require(_TEXT[name](str(owner), *args, **kwargs) * (ESCAPED if isinstance(owner, Markup) else 1))
+    budget.require(TEXT[name](str(owner), *args, **kwargs) * (ESCAPED if isinstance(owner, Markup) else 1))
     return budget.made(method(*args, **kwargs))
 
 
@@ -191,10 +192,11 @@ class _Bounded(Formatter):
         """Return the field's text. Raise LimitReached where it is too large."""
         if _LONG_WIDTH.search(format_spec):
             raise LimitReached("formats a text with a width that is too large")
-        self._size += text_size(value)
+        text = super().format_field(light(value), format_spec)
+        self._size += len(text)
         if self._size > MAX_TEXT:
             raise LimitReached(f"makes more than {MAX_TEXT:,} characters at once")
-        return super().format_field(value, format_spec)
+        return text
 
 
 class _Formatter(_Bounded, SandboxedFormatter):
