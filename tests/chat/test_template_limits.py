@@ -235,6 +235,13 @@ def test_large_but_honest_prompts_are_rendered() -> None:
     assert template.render([{"role": "user", "content": content}]) == "<user>" + content
 
 
+def test_a_long_constant_is_not_compared_with_many_texts() -> None:
+    """A million comparisons of a hundred thousand characters each would be one call into C."""
+    source = "{% set ns = namespace(x='@' ~ 'y') %}{{ '@z' in [ns.x] * 1000000 }}".replace("@", "x" * 100_000)
+    with pytest.raises(TemplateError, match="works on a value with more than 33,554,432 characters"):
+        render(source)
+
+
 def test_markup_is_bounded_and_escapes_as_in_jinja2() -> None:
     assert render("{{ ('<b>'|safe) + '<' }}{{ '<'|e }}{{ ('{}'|safe).format('<') }}") == "<b>&lt;&lt;&lt;"
 

@@ -17,6 +17,8 @@ from localqwen.chat.sandbox.budget import MAX_ITEMS, LimitReached
 #: The most nodes of a template's syntax tree, their nesting, and the characters of the Python code that they become:
 #: Python compiles some 200,000 characters in 0.1 s and cannot be interrupted.
 MAX_NODES, MAX_DEPTH, MAX_CODE = 20_000, 200, 2 << 20
+#: The most characters of a text that is compared without a check.
+_SHORT = 1_000
 #: Methods of the context that the code calls by these names.
 _OPERATIONS = ("text", "concat", "joined", "added", "light", "made", "cut")
 
@@ -132,10 +134,11 @@ _SIGNS = {
 
 
 def _is_constant(node: nodes.Node) -> bool:
-    """Return whether a node is a constant, or a list or tuple of such."""
+    """Return whether a node is a short constant, or a list or tuple of such: comparing a value with it, or with each
+    item of a value, takes no time."""
     if isinstance(node, (nodes.List, nodes.Tuple)):
-        return all(isinstance(item, nodes.Const) for item in node.items)
-    return isinstance(node, nodes.Const)
+        return all(isinstance(item, nodes.Const) and _is_constant(item) for item in node.items)
+    return isinstance(node, nodes.Const) and not (isinstance(node.value, str) and len(node.value) > _SHORT)
 
 
 def check_tree(tree: nodes.Template) -> None:
