@@ -35,7 +35,7 @@ HOMES = {
     "httpx2": ["localqwen/models/hub", "localqwen/bench/remote.py"],
     "matplotlib": ["localqwen/bench/charts.py"],
     "modelscope_hub": ["localqwen/models/modelscope.py"],
-    "jinja2": ["localqwen/chat/template.py"],
+    "jinja2": ["localqwen/chat/sandbox/"],
     # What Windows lacks.
     "fcntl": ["localqwen/machine/posix.py"],
     "resource": ["localqwen/machine/posix.py"],

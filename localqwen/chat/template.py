@@ -1,30 +1,37 @@
 """Messages to prompt: the model's own chat template, rendered as transformers renders it.
 
-A template comes with a model file, so it is untrusted code and runs in jinja2's immutable sandbox.
+A template comes with a model file, so it is untrusted code: it runs in the sandbox of `sandbox`, within limits.
 """
 
 from __future__ import annotations
 
-import datetime
-import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
+from localqwen.chat.sandbox import running
 from localqwen.errors import TemplateError
+
+#: The seconds that compiling a template and each rendering may take, and the most characters of its source.
+SECONDS, MAX_SOURCE = 5.0, 1 << 20
 
 
 class ChatTemplate:
-    """A chat template in jinja2, with the tokens that it may name (`eos_token`, …). Raise TemplateError."""
+    """A chat template in jinja2, with the tokens that it may name (`eos_token`, …). Compiling it and each rendering may
+    take so many `seconds`. Raise TemplateError."""
 
-    def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
-        import jinja2
+    def __init__(self, source: str, special_tokens: Mapping[str, str], *, seconds: float = SECONDS) -> None:
+        from localqwen.chat.sandbox.environment import Program
 
         self.source = source
         self.special_tokens = dict(special_tokens)
-        try:
-            self._template = _environment().from_string(source)
-        except jinja2.TemplateSyntaxError as exc:
-            raise TemplateError(f"the model's chat template is not valid (line {exc.lineno}): {exc.message}") from exc
+        self.seconds = seconds
+        if len(source) > MAX_SOURCE:
+            raise TemplateError(
+                f"the model's chat template has {len(source):,} characters, at most {MAX_SOURCE:,} are allowed",
+                running.TRUST,
+            )
+        self._program = running.run(partial(Program, source), seconds, compiling=True)
 
     def render(
         self,
@@ -36,46 +43,12 @@ class ChatTemplate:
     ) -> str:
         """Return the prompt as text. `messages` and `tools` have OpenAI's shape; `enable_thinking` None is not passed
         on."""
-        import jinja2
-
         switch = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
-        try:
-            text: str = self._template.render(
-                messages=messages,
-                tools=tools,
-                add_generation_prompt=add_generation_prompt,
-                **switch,
-                **self.special_tokens,
-            )
-            return text
-        except (jinja2.TemplateError, TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as exc:
-            raise TemplateError(
-                f"the model's chat template refused these messages: {exc}",
-                "check the roles and the order of the messages",
-            ) from exc
-
-
-def _environment() -> Any:
-    """As transformers sets it up (utils/chat_template_utils.py): the same trimming, extension, filter and globals."""
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = lambda pattern: datetime.datetime.now().strftime(pattern)
-    return environment
-
-
-def _to_json(
-    value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: Any = None, sort_keys: bool = False
-) -> str:
-    """jinja2's own filter escapes for HTML, which models never saw."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-def _raise_exception(message: str) -> None:
-    from jinja2 import TemplateError as JinjaError
-
-    raise JinjaError(message)
+        variables = {
+            "messages": messages,
+            "tools": tools,
+            "add_generation_prompt": add_generation_prompt,
+            **switch,
+            **self.special_tokens,
+        }
+        return running.run(partial(self._program.render, variables), self.seconds, compiling=False)

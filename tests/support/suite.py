@@ -16,6 +16,7 @@ LONG = (
     "bench/test_quality.py",
     "bench/test_tune.py",
     "chat/test_local.py",
+    "chat/test_template_fuzz.py",
     "cli/test_loading.py",
     "cli/test_terminal.py",
     "convert/test_activations.py",

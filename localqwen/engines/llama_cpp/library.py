@@ -122,14 +122,14 @@ class ModelFile:
         return buffer.value.decode(errors="replace") if length >= 0 else ""
 
     def special_tokens(self) -> dict[str, str]:
-        """Return the text of tokens by the names that chat templates use. Qwen3 has no bos_token: its prompts begin
-        without one."""
+        """Return the text of tokens by the names that chat templates use; what is no UTF-8 is replaced. Qwen3 has no
+        bos_token: its prompts begin without one."""
         ids = {
             "eos_token": self._lib.llama_vocab_eos(self.vocab),
             "pad_token": self._lib.llama_vocab_pad(self.vocab),
         }
         return {
-            name: self._lib.llama_vocab_get_text(self.vocab, token).decode()
+            name: self._lib.llama_vocab_get_text(self.vocab, token).decode(errors="replace")
             for name, token in ids.items()
             if token >= 0
         }

@@ -111,9 +111,16 @@ class FolderTokenizer:
         """The chat template, "" where there is none. A file of its own wins over tokenizer_config.json, as in
         transformers."""
         file = self._folder / "chat_template.jinja"
-        template = file.read_text(encoding="utf-8") if file.is_file() else self._settings.get("chat_template")
+        template = (
+            file.read_text(encoding="utf-8", errors="replace")
+            if file.is_file()
+            else self._settings.get("chat_template")
+        )
         if isinstance(template, list):  # several, by name
-            template = next((each.get("template") for each in template if each.get("name") == "default"), None)
+            template = next(
+                (each.get("template") for each in template if isinstance(each, dict) and each.get("name") == "default"),
+                None,
+            )
         return template if isinstance(template, str) else ""
 
     def _json(self, name: str) -> dict[str, Any]:
