@@ -5,6 +5,7 @@ The first message says what to open; the answer is `opened` with what the parent
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -14,11 +15,16 @@ from dataclasses import dataclass, field
 from localqwen.chat.load_options import LoadOptions
 from localqwen.chat.model_info import LoadedModel
 from localqwen.errors import EngineError, LocalqwenError
+from localqwen.machine import posix
 from localqwen.model_process import file_stamps, frames, values
 from localqwen.model_process.answering import Answering
 from localqwen.model_process.channel import Channel
 from localqwen.model_process.file_stamps import Stamps
 from localqwen.model_process.frames import Message
+
+#: The engine that has all its memory when a model is open: what is allocated later is for prompts. A template or a
+#: grammar gets so many bytes, and no more.
+_ALLOCATES_AT_ONCE, _FURTHER_MEMORY = "llama.cpp", 2 << 30
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,7 @@ def serve(channel: Channel, open_model: Open, end: Callable[[], None]) -> None:
         began = time.perf_counter()
         _check_version(opening)
         opened = open_model(opening)
+        _limit(opened.loaded, opening)
         answers = Answering(opened.loaded, channel.send, prefill_ahead=opening.get("prefill_ahead", True))
         answering.set_result(answers)
         channel.send(_facts(opened, (time.perf_counter() - began) * 1000))
@@ -59,6 +66,14 @@ def serve(channel: Channel, open_model: Open, end: Callable[[], None]) -> None:
         answers.run()
     except LocalqwenError as error:  # the engine failed: this process is of no more use
         channel.send({"failed": values.error_to_json(error)})
+
+
+def _limit(loaded: LoadedModel, opening: Message) -> None:
+    """Set the limits of what a prompt may take. The parent ends this process where a stage goes on for longer than
+    `stage_seconds`: a template that can be interrupted is interrupted before."""
+    loaded.info.template.seconds = opening.get("stage_seconds", math.inf) / 2
+    if loaded.engine.name == _ALLOCATES_AT_ONCE:
+        posix.limit_further_memory(_FURTHER_MEMORY)
 
 
 def _check_version(opening: Message) -> None:

@@ -17,10 +17,16 @@ _MOST_REQUESTS = 1000
 
 
 class Deaths:
-    """The deaths since the server started."""
+    """The deaths since the server started. `on_aside` is called with the models that are set aside when they change."""
 
-    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        on_aside: Callable[[dict[str, str]], None] = lambda aside: None,
+    ) -> None:
         self._clock = clock
+        self._on_aside = on_aside
         self._requests: OrderedDict[tuple[str, str], int] = OrderedDict()  # by model and digest
         self._times: dict[str, deque[float]] = {}
         self._aside: dict[str, str] = {}
@@ -38,6 +44,7 @@ class Deaths:
         if len(times) == DEATHS_OF_A_MODEL and times[-1] - times[0] <= WITHIN:
             often = f"{DEATHS_OF_A_MODEL} times within {WITHIN / 60:.0f} minutes"
             self._aside[model] = f"its process died {often}, the last time by {cause} {doing}".rstrip()
+            self._on_aside(self.aside)
 
     def _count(self, request: tuple[str, str]) -> int:
         count = self._requests[request] = self._requests.pop(request, 0) + 1
@@ -69,7 +76,8 @@ class Deaths:
 
     def revive(self, model: str) -> None:
         """Forget the deaths of a model."""
-        self._aside.pop(model, None)
+        if self._aside.pop(model, None) is not None:
+            self._on_aside(self.aside)
         self._times.pop(model, None)
         for request in [request for request in self._requests if request[0] == model]:
             del self._requests[request]

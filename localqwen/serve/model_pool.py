@@ -16,6 +16,7 @@ from typing import TypeVar
 from localqwen.chat.messages import Request
 from localqwen.errors import Busy, LocalqwenError
 from localqwen.model_process.process import ModelSpec, OpenedModel, Start, start_child
+from localqwen.models import set_aside
 from localqwen.serve.api import FOR_EVER
 from localqwen.serve.deaths import Deaths
 from localqwen.serve.served_model import Limits, ServedModel, Surroundings
@@ -55,7 +56,7 @@ class ModelPool:
         *,
         start: Start = start_child,
     ) -> None:
-        self.deaths = Deaths()
+        self.deaths = Deaths(on_aside=set_aside.keep)
         self._around = Surroundings(limits, self.deaths, spec, start, self._make_room, self._turn)
         self._models: dict[str, ServedModel] = {}
         self._keep_alive: dict[str, float] = {}
@@ -193,6 +194,7 @@ class ModelPool:
         for model in self._models.values():
             model.fail(Busy("the server has stopped"))
             self._stop_timer(model.name)
+        set_aside.keep({})
         await asyncio.gather(*(model.unload(at_once=True) for model in self._models.values()))
 
 

@@ -357,8 +357,9 @@ def test_what_is_here_and_what_is_loaded_have_names_with_tags() -> None:
     entry = registry.find("qwen3:4b")
     file = LocalFile("qwen3:4b", Path("gone.gguf"), 2_500_000_000, "Q4_K_M", 1_750_000_000.0, entry=entry)
     known = [demo_model(), KnownModel("qwen3:4b", file, entry)]
-    demo, real = ollama_models.tags(known)["models"]
+    demo, real = ollama_models.tags(known, {"demo": "it died"})["models"]
     assert (demo["name"], demo["model"], demo["size"] > 1_000_000) == ("demo:latest", "demo:latest", True)
+    assert (demo["set_aside"], "set_aside" in real) == ("it died", False)
     assert (real["name"], real["size"], real["modified_at"]) == ("qwen3:4b", 2_500_000_000, "2025-06-15T15:06:40Z")
     assert real["details"]["parameter_size"] == "4.0B"
     assert real["details"]["quantization_level"] == "Q4_K_M"

@@ -22,6 +22,7 @@ from resolved import file_of
 from localqwen.chat.load_options import LoadOptions
 from localqwen.engines import selection
 from localqwen.formats.gguf_reader import HeaderReader
+from localqwen.models import set_aside
 from localqwen.serve.http.app import Service, Settings
 from localqwen.serve.model_names import Catalogue
 from localqwen.serve.served_model import Limits
@@ -134,10 +135,12 @@ def test_a_model_on_which_llama_cpp_aborts_is_an_error_and_is_set_aside(server: 
     client = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
     client.request("GET", "/v1/models/victim")
     assert "died 3 times" in json.loads(client.getresponse().read())["set_aside"]
+    assert "died 3 times" in set_aside.reasons()["victim"]
     assert ask(server, "demo")[0] == 200
     (home / "other").write_bytes(data)
     (home / "other").replace(home / "victim.gguf")
     assert ask(server, "victim")[0] == 200
+    assert set_aside.reasons() == {}
 
 
 def test_a_file_truncated_while_it_is_served_ends_its_own_model(server: Running, home: Path) -> None:

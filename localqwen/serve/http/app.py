@@ -21,12 +21,12 @@ from localqwen.errors import LocalqwenError, ModelNotFound
 from localqwen.model_process.process import Start, start_child
 from localqwen.serve.anthropic import messages as anthropic_messages
 from localqwen.serve.http import metrics as prometheus
-from localqwen.serve.http import ollama_routes, openapi
+from localqwen.serve.http import ollama_routes, openapi, request_body
 from localqwen.serve.http.endpoint import Answering, Backend
 from localqwen.serve.http.guard import Access, Guard
 from localqwen.serve.http.mappers import ANSWERING, error_body
 from localqwen.serve.http.metrics import Metrics
-from localqwen.serve.http.request_body import ClientLeft, read_json
+from localqwen.serve.http.request_body import ClientLeft
 from localqwen.serve.model_names import Catalogue, KnownModel
 from localqwen.serve.model_pool import ModelPool
 from localqwen.serve.ollama.chat import timestamp
@@ -139,7 +139,7 @@ class _Routes:
 
     async def count_tokens(self, request: Request) -> Response:
         """Return the number of tokens of the prompt that the same body would make (Anthropic's API)."""
-        parsed = anthropic_messages.read_count(await read_json(request))
+        parsed = await request_body.read(request, anthropic_messages.read_count)
         model = await run_in_threadpool(self._service.catalogue.resolve, parsed.model)
         tokens = await self._service.models.count(model, parsed.request)
         return JSONResponse(anthropic_messages.counted(tokens))

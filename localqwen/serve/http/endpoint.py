@@ -15,9 +15,10 @@ from localqwen.chat.messages import Finished
 from localqwen.errors import LocalqwenError
 from localqwen.serve import encoding
 from localqwen.serve.api import ResponseMeta, Stream
+from localqwen.serve.http import request_body
 from localqwen.serve.http.guard import FINISHED, send_error
 from localqwen.serve.http.mappers import Api
-from localqwen.serve.http.request_body import ClientLeft, read_json
+from localqwen.serve.http.request_body import ClientLeft
 from localqwen.serve.model_names import Catalogue
 from localqwen.serve.model_pool import ModelPool
 from localqwen.serve.tasks import Job, JobEvent
@@ -41,8 +42,7 @@ class Answering:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            body = await read_json(Request(scope, receive))
-            parsed = self._api.read(body)
+            parsed = await request_body.read(Request(scope, receive), self._api.read)
             model = await _resolved(self._backend.catalogue, parsed.model)
         except ClientLeft:
             return

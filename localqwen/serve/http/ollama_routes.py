@@ -93,8 +93,8 @@ class _Models:
 
     async def tags(self, request: Request) -> Response:
         """Return the models on disk."""
-        catalogue = self._backend.catalogue
-        return JSONResponse(await run_in_threadpool(lambda: ollama_models.tags(catalogue.known())))
+        catalogue, aside = self._backend.catalogue, self._backend.models.deaths.aside
+        return JSONResponse(await run_in_threadpool(lambda: ollama_models.tags(catalogue.known(), aside)))
 
     async def ps(self, request: Request) -> Response:
         """Return the loaded models."""

@@ -42,9 +42,10 @@ def version() -> dict[str, Any]:
     return {"version": API_VERSION, "localqwen": __version__}
 
 
-def tags(known: Sequence[KnownModel]) -> dict[str, Any]:
-    """Return the response of `/api/tags`: the models on disk."""
-    return {"models": [_listed(each) for each in known]}
+def tags(known: Sequence[KnownModel], aside: Mapping[str, str]) -> dict[str, Any]:
+    """Return the response of `/api/tags`: the models on disk. `aside` are those that are set aside, with the reason."""
+    reasons = [{"set_aside": aside[each.name]} if each.name in aside else {} for each in known]
+    return {"models": [_listed(each) | reason for each, reason in zip(known, reasons, strict=True)]}
 
 
 def _listed(known: KnownModel) -> dict[str, Any]:
