@@ -9,7 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
+from localqwen.engines import long_runs
 from localqwen.engines.normalization import nfc
 
 #: How Qwen2 and Qwen3 split a text before byte-pair encoding (tokenizer.json: pre_tokenizer).
@@ -45,13 +47,22 @@ class TextEncoder:
     Tags are looked for in the order of their length, as llama.cpp does: the longest first, each in the whole text.
     """
 
-    def __init__(self, tags: list[Tag], encode: Callable[[str], list[int]], *, divisible: bool) -> None:
-        """`divisible` says whether the tokenizer splits by QWEN2_SPLIT, so that long texts may be cut."""
+    def __init__(
+        self,
+        tags: list[Tag],
+        encode: Callable[[str], list[int]],
+        token_bytes: Callable[[int], bytes],
+        *,
+        divisible: bool,
+    ) -> None:
+        """`token_bytes` returns the bytes of a token. `divisible` says whether the tokenizer does byte-pair encoding
+        and splits by QWEN2_SPLIT before, so that long texts may be cut."""
         writable = [tag for tag in tags if tag.text and _normalized(tag.text) == tag.text]
         longest_first = sorted(writable, key=lambda tag: -len(tag.text.encode()))
         self._tags = {True: longest_first, False: [tag for tag in longest_first if not tag.control]}
         self._tokens: Mapping[str, int] = {tag.text: tag.token for tag in longest_first}
         self._encode_plain = encode
+        self._token_bytes = token_bytes
         self._divisible = divisible and not any(_BOUNDARY.search(tag.text) for tag in writable)
 
     def encode(self, text: str, *, special: bool, limit: int | None = None) -> list[int]:
@@ -88,9 +99,10 @@ class TextEncoder:
         """Return the ids of a piece that has no boundary; if it has far more than `limit`, more than `limit` ids.
 
         Cut anywhere, the ids change, and their number by a few at each cut: at twice the limit there is no doubt."""
+        encode = lru_cache(4)(self._encode_piece)  # a word of one letter has equal parts
         ids: list[int] = []
         for begin in range(0, len(piece), PIECE):
-            ids += self._encode_piece(piece[begin : begin + PIECE], special)
+            ids += encode(piece[begin : begin + PIECE], special)
             if len(ids) > 2 * limit + PIECE // 16:
                 return ids[: limit + 1]
         return self._encode_piece(piece, special)
@@ -103,8 +115,14 @@ class TextEncoder:
                 parts = [part for whole in parts for part in _split(whole, tag)]
         ids: list[int] = []
         for part in parts:
-            ids += [part] if isinstance(part, int) else self._encode_plain(part)
+            ids += [part] if isinstance(part, int) else self._encode_text(part)
         return ids
+
+    def _encode_text(self, text: str) -> list[int]:
+        """Return the ids of a text without tags."""
+        if self._divisible and len(text) > LONG_PIECE:
+            return long_runs.encode(text, self._encode_plain, self._token_bytes)
+        return self._encode_plain(text)
 
 
 def _normalized(text: str) -> str:

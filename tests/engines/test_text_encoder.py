@@ -27,7 +27,10 @@ class Characters:
 
 def encoder(*, divisible: bool = True, tags: list[Tag] | None = None) -> tuple[TextEncoder, Characters]:
     library = Characters()
-    return TextEncoder(TAGS if tags is None else tags, library, divisible=divisible), library
+    made = TextEncoder(
+        TAGS if tags is None else tags, library, lambda token: chr(token - 1000).encode(), divisible=divisible
+    )
+    return made, library
 
 
 def shown(ids: list[int]) -> list[int | str]:
@@ -80,7 +83,7 @@ def test_a_long_text_is_cut_between_a_word_and_what_stands_behind_it() -> None:
 
 
 def test_without_a_boundary_or_with_another_tokenizer_a_text_stays_whole() -> None:
-    for text, divisible in (("a" * 5 * PIECE, True), ("a b " * 2 * PIECE, False)):
+    for text, divisible in (("\u00e9" * 5 * PIECE, True), ("a b " * 2 * PIECE, False)):
         made, library = encoder(divisible=divisible)
         made.encode(text, special=False)
         assert library.texts == [text]
@@ -102,7 +105,7 @@ def test_with_a_limit_no_more_is_read_than_tells_that_it_is_exceeded(text: str) 
 
 def test_a_long_word_within_the_limit_is_encoded_exactly() -> None:
     made, library = encoder()
-    word = "a" * (LONG_PIECE + 1)
+    word = "\u00e9" * (LONG_PIECE + 1)
     assert len(made.encode(word, special=False, limit=len(word))) == len(word)
     assert library.texts[-1] == word
 

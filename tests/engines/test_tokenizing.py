@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from localqwen import engines
-from localqwen.engines import text_encoder
+from localqwen.engines import long_runs, text_encoder
 from localqwen.engines.engine import Engine
 from localqwen.engines.llama_cpp.library import ModelFile, library
 
@@ -65,6 +65,61 @@ def test_a_text_cut_at_every_boundary_has_the_ids_of_the_whole(
     whole = by_llama_cpp(real["llama.cpp"], text, special=special)
     for name, engine in real.items():
         assert engine.tokenize(text, special=special) == whole, name
+
+
+#: What a run is made of, in words that are drawn.
+RUNS = [
+    ["a"], [" "], ["\n"], ["-"], ["="], ["\t"], ["'"], ["*", "/"], ["the", "ing", "qu", "international", "x"],
+    [" ", "\t"], ["\n", "\r\n", "\r"], ["--", "==", "'", "!", "<", ">", "`", "."], list("aeiouxyzBCD"), ["\u6c49"],
+    [" \n"],
+]  # fmt: skip
+BETWEEN = st.sampled_from(["", "x", " ", "\n", "'s", "!", "1", "\u00e9", "\u3000", "</", "\r\n\r\n", "\u0301"])
+
+
+@st.composite
+def with_long_runs(draw: st.DrawFn) -> str:
+    """A text with runs of some hundred characters."""
+    parts = [draw(BETWEEN)]
+    for words in draw(st.lists(st.sampled_from(RUNS), min_size=1, max_size=3)):
+        chosen = draw(st.lists(st.sampled_from(words), min_size=1, max_size=12))
+        parts += ["".join(chosen) * (draw(st.integers(90, 400)) // len(chosen)), draw(BETWEEN)]
+    return "".join(parts)
+
+
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(text=with_long_runs())
+@example(text="\n" + " " * 500)
+@example(text="\n" + " " * 500 + "\n")
+@example(text="x" + " " * 500 + "\ny")
+def test_a_long_word_encoded_in_parts_has_the_ids_of_the_whole(
+    real: dict[str, Engine], monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    monkeypatch.setattr(long_runs, "PART", 24)
+    monkeypatch.setattr(text_encoder, "LONG_PIECE", 24)
+    whole = by_llama_cpp(real["llama.cpp"], text, special=False)
+    for name, engine in real.items():
+        assert engine.tokenize(text, special=False) == whole, name
+
+
+@pytest.mark.parametrize("text", ["a", " ", "\n ", "-", "\r\n", "internationalization"])
+def test_a_word_of_many_parts_is_not_encoded_as_a_whole(real: dict[str, Engine], text: str) -> None:
+    """Where seams can be found, which is the case in every run of one character or word."""
+    model = getattr(real["llama.cpp"], "_model")  # noqa: B009
+    long = (text.strip(" ") or text) * (8 * long_runs.PART // len(text)) if text != "\n " else "\n" + " " * 200_000
+    read: list[int] = []
+
+    def counted(text: str) -> list[int]:
+        read.append(len(text))
+        return model.tokenize(text, special=False)
+
+    assert long_runs.encode(long, counted, model.piece) == by_llama_cpp(real["llama.cpp"], long, special=False)
+    assert max(read) < 3 * long_runs.PART
+
+
+def test_a_text_whose_tokens_do_not_tell_their_text_is_encoded_as_a_whole() -> None:
+    """As a vocabulary may be that is not one of byte-pair encoding."""
+    text = "a" * 10 * long_runs.PART
+    assert long_runs.encode(text, lambda text: [1] * len(text), lambda _: b"\xff") == [1] * len(text)
 
 
 @pytest.mark.parametrize("name", ENGINES)

@@ -78,7 +78,7 @@ class ModelFile:
         self.vocab = self._lib.llama_model_get_vocab(self.handle)
         self.vocabulary_size: int = self._lib.llama_vocab_n_tokens(self.vocab)
         self._pieces: dict[int, bytes] = {}
-        self._encoder = TextEncoder(self._tags(), self._tokenize_plain, divisible=self._splits_as_qwen2())
+        self._encoder = TextEncoder(self._tags(), self._tokenize_plain, self.piece, divisible=self._splits_as_qwen2())
         self._adapter: Any = None
         self._adapter_name = ""
 

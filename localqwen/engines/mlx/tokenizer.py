@@ -6,6 +6,7 @@ Uses the `tokenizers` library itself. transformers, and mlx_lm's wrapper around 
 from __future__ import annotations
 
 import json
+import os
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from tokenizers import AddedToken, Tokenizer
 from localqwen.engines.text_encoder import QWEN2_SPLIT, Tag, TextEncoder
 from localqwen.errors import EngineError
 from localqwen.formats import json_file
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # a batch has one text: no threads for it
 
 _HINT = "download the folder again: it needs tokenizer.json, tokenizer_config.json and config.json of one checkpoint"
 
@@ -37,7 +40,9 @@ class FolderTokenizer:
         self._tokenizer.add_special_tokens([_as_special(token) for token in control])
         self._control = {number for number, token in self._added.items() if _is_control(token)}
         tags = [Tag(token.content, number, number in self._control) for number, token in self._added.items()]
-        self._encoder = TextEncoder(tags, self._encode_plain, divisible=self._splits_as_qwen2())
+        self._encoder = TextEncoder(
+            tags, self._encode_plain, lambda token: self.bytes_by_id[token], divisible=self._splits_as_qwen2()
+        )
         self._tokenizer.encode_special_tokens = True  # as text: the encoder has cut the text at them
 
     def _add_declared(self) -> dict[int, AddedToken]:
@@ -65,8 +70,10 @@ class FolderTokenizer:
         return normalizer.get("type") in (None, "NFC") and patterns == [{"Regex": QWEN2_SPLIT}, None] and not prefixed
 
     def _encode_plain(self, text: str) -> list[int]:
-        """Return the ids of a text without tags."""
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        """Return the ids of a text without tags. Other threads run meanwhile, which `encode` of a single text does not
+        allow; "fast" means without the places of the tokens in the text."""
+        (encoded,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)
+        ids: list[int] = encoded.ids
         return ids
 
     @cached_property
