@@ -20,6 +20,7 @@ class ThreadChild:
         self.incoming, self.outgoing = incoming, outgoing
         self._theirs = theirs
         self._killed = False
+        self._ended = threading.Event()
         self.failure: BaseException | None = None
 
     def kill(self) -> None:
@@ -28,10 +29,8 @@ class ThreadChild:
             self._theirs.shutdown(socket.SHUT_RDWR)
 
     async def wait(self) -> int:
-        while not self.incoming.at_eof():
+        while not self._ended.is_set():
             await asyncio.sleep(0.002)
-            if self.incoming._buffer:  # type: ignore[attr-defined]  # unread: nobody wants it any more
-                await self.incoming.read(1 << 16)
         return -9 if self._killed else 1 if self.failure else 0
 
     def last_words(self) -> tuple[str, ...]:
@@ -49,6 +48,7 @@ class ThreadChild:
             with contextlib.suppress(OSError):
                 self._theirs.shutdown(socket.SHUT_RDWR)
             self._theirs.close()
+            self._ended.set()
 
 
 def starting(open_model: Callable[[str], LoadedModel]) -> Start:
