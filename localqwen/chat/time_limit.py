@@ -7,17 +7,26 @@ whoever runs foreign code must keep those short. Knows nothing of templates.
 
 from __future__ import annotations
 
+import _weakrefset
 import math
+import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from typing import TypeVar
 
 R = TypeVar("R")
 
-#: Seconds until a call that goes on is interrupted again: what runs in a finalizer swallows every exception.
+#: Seconds until a call that goes on is interrupted again: a finalizer or a callback of a weak reference, of any object
+#: that happens to die in the thread, swallows every exception and reports it on stderr.
 _AGAIN = 0.05
+#: Seconds that the end of such code is waited for, looking at the thread every so many seconds.
+_PATIENCE, _LOOK = 1.0, 0.001
+
+
+_WEAK_REFERENCES = (weakref.__file__, _weakrefset.__file__)
 
 
 class TimeExceeded(Exception):
@@ -57,11 +66,12 @@ def within(seconds: float, work: Callable[[], R]) -> R:
 class _Call:
     """A call that is watched. `ended` is written by its own thread, `firing` and `fired` by the watchdog."""
 
-    __slots__ = ("deadline", "ended", "fired", "firing", "thread")
+    __slots__ = ("deadline", "ended", "fired", "firing", "patient_until", "thread")
 
     def __init__(self, thread: int, deadline: float) -> None:
         self.thread = thread
         self.deadline = deadline
+        self.patient_until = deadline + _PATIENCE
         self.ended = False
         self.firing = False
         self.fired = False
@@ -121,12 +131,25 @@ class _Watchdog:
             self._wake.acquire(timeout=min(max(wait, 0), threading.TIMEOUT_MAX))
 
     def _fire(self, call: _Call, now: float) -> None:
+        if now < call.patient_until and _finalizes(call.thread):
+            call.deadline = now + _LOOK
+            return
         call.firing = True
         if not call.ended:
             call.fired = True
             _interrupt(call.thread, _Expired)
             call.deadline = now + _AGAIN
         call.firing = False
+
+
+def _finalizes(thread: int) -> bool:
+    """Return whether a thread runs a finalizer, or a callback of a weak reference."""
+    frame = sys._current_frames().get(thread)
+    while frame is not None:
+        if frame.f_code.co_name == "__del__" or frame.f_code.co_filename in _WEAK_REFERENCES:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _interrupt(thread: int, exception: type[BaseException] | None) -> None:

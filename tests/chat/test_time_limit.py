@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from localqwen.chat import time_limit
 from localqwen.chat.time_limit import TimeExceeded, within
 
 FOREVER = 10**12
@@ -75,10 +76,22 @@ def test_code_that_catches_every_exception_is_interrupted() -> None:
 def test_an_interruption_that_a_finalizer_swallows_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
     swallowed: list[object] = []
     monkeypatch.setattr(sys, "unraisablehook", lambda found: swallowed.append(found.exc_type))
+    monkeypatch.setattr(time_limit, "_PATIENCE", 0)
     for _ in range(20):
         with pytest.raises(TimeExceeded):
             within(0.001, finalize_forever)
     assert swallowed
+
+
+def test_the_end_of_a_finalizer_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is raised in a finalizer, of any object that dies by chance, would be reported on stderr."""
+    swallowed: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda found: swallowed.append(found.exc_type))
+    monkeypatch.setattr(time_limit, "_PATIENCE", 60)
+    for _ in range(50):
+        with pytest.raises(TimeExceeded):
+            within(0.001, finalize_forever)
+    assert len(swallowed) < 10
 
 
 def endings(calls: int, seed: int) -> int:

@@ -76,7 +76,8 @@ class Budget:
 
     def spend(self, size: int) -> None:
         """Count a new value of this size. Raise LimitReached as `require` does."""
-        self.require(size)
+        if size > MAX_TEXT or size > self.left:
+            self.require(size)
         self.left -= size
 
     def spend_items(self, count: int) -> None:

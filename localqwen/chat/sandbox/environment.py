@@ -25,7 +25,7 @@ _MAX_PATTERN, _LONG_WIDTH = 1_000, re.compile(r"%[^a-zA-Z%]*\d{4}")
 #: The most paragraphs and words of `lipsum`.
 _MAX_LIPSUM = 1_000
 _DICT_NAMES = frozenset(dir(dict))
-_CALLABLE = (BlockReference, Joiner, LoopContext, Macro, Undefined)
+_CALLABLE = (BlockReference, Joiner, LoopContext, Undefined)
 
 
 class SandboxContext(Context):
@@ -61,9 +61,13 @@ class SandboxContext(Context):
 
     def joined(self, values: Sequence[Any]) -> str:
         """Return `a ~ b ~ c`."""
-        texts = [value if type(value) is str else self.text(value) for value in values]
-        self.budget.spend(sum(map(len, texts)))
-        return "".join(texts)
+        size = 0
+        for value in values:
+            if type(value) is not str:
+                return self.joined([*map(self.text, values)])
+            size += len(value)
+        self.budget.spend(size)
+        return "".join(values)
 
     def added(self, values: Sequence[Any]) -> Any:
         """Return `a + b + c`."""
@@ -134,9 +138,11 @@ class SandboxEnvironment(ImmutableSandboxedEnvironment):
         """Return what a template's call returns. Raise SecurityError for what templates may not call."""
         if len(args) + len(kwargs) > ITEM:
             context.budget.spend_items(len(args) + len(kwargs))
-        if isinstance(obj, (MethodType, BuiltinMethodType)):
-            kwargs.pop("_loop_vars", None)
+        if isinstance(obj, (Macro, MethodType, BuiltinMethodType)):
+            kwargs.pop("_loop_vars", None)  # jinja2 passes them for functions that ask for the context
             kwargs.pop("_block_vars", None)
+            if isinstance(obj, Macro):
+                return obj(context.eval_ctx, *args, **kwargs)
             return call_method(context.budget, self, obj, args, kwargs)
         if isinstance(obj, _CALLABLE):
             return context.call(obj, *args, **kwargs)

@@ -102,8 +102,8 @@ def _number(value: Any, *_: Any, **__: Any) -> int:
     return 0
 
 
-def _rounded(value: Any, precision: int = 0, method: str = "common") -> int:
-    if abs(precision) > _MAX_DIGITS:
+def _rounded(value: Any, precision: int | None = 0, method: str = "common") -> int:
+    if abs(precision or 0) > _MAX_DIGITS:
         raise LimitReached(f"rounds to more than {_MAX_DIGITS} digits")
     return 0
 
@@ -187,7 +187,7 @@ def _with_context(function: Function) -> Function:
 
 def _bounded(name: str, function: Function) -> Function:
     bound, run = _BOUNDS.get(name), _with_context(function)
-    lazy, iterates = name in _LAZY, name in _LAZY | _COLLECTING
+    lazy, iterates = name in _LAZY, name in _LAZY | _COLLECTING and name != "reverse"  # which makes a list itself
 
     @pass_context
     def call(context: Any, value: Any, /, *args: Any, **kwargs: Any) -> Any:
