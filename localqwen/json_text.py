@@ -29,15 +29,16 @@ class Refused(ValueError):
     """A text that is not JSON, or beyond the limits: the message continues a sentence, as in `is not JSON: …`."""
 
 
-def parse(data: bytes, *, strict: bool = True, allowance: int = MOST_VALUES) -> tuple[Any, int]:
+def parse(data: bytes, *, strict: bool = True, finite: bool = True, allowance: int = MOST_VALUES) -> tuple[Any, int]:
     """Return the value of a JSON text, and how many values and keys it has, at most `allowance`. Raise Refused.
 
-    The text is UTF-8, as RFC 8259 wants; `strict` refuses control characters in strings, as it wants too. NaN, infinity
-    and half a surrogate pair are refused.
+    The text is UTF-8, as RFC 8259 wants; `strict` refuses control characters in strings, `finite` NaN and infinity, as
+    it wants too. Half a surrogate pair is refused.
     """
-    count = _scan(data, allowance)
+    count = check(data, allowance)
     try:
-        value = json.loads(data.decode("utf-8-sig"), strict=strict, **_IN_PYTHON)
+        hooks = _IN_PYTHON if finite else {**_IN_PYTHON, "parse_constant": None}
+        value = json.loads(data.decode("utf-8-sig"), strict=strict, **hooks)
     except UnicodeDecodeError as exc:
         raise Refused(f"is not UTF-8: byte {exc.start}") from exc
     except json.JSONDecodeError as exc:
@@ -47,8 +48,8 @@ def parse(data: bytes, *, strict: bool = True, allowance: int = MOST_VALUES) -> 
     return value, count
 
 
-def _scan(data: bytes, allowance: int) -> int:
-    """Return an upper bound of the number of values and keys. Raise Refused beyond the limits."""
+def check(data: bytes, allowance: int = MOST_VALUES) -> int:
+    """Return an upper bound of the number of values and keys in a JSON text. Raise Refused beyond the limits."""
     outside = _outside_strings(data, allowance)
     if b"0" * (LONGEST_NUMBER + 1) in outside.translate(_NUMBERS):
         raise Refused(f"has a number of more than {LONGEST_NUMBER} characters")

@@ -10,7 +10,7 @@ import os
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import prod
+from math import isfinite, prod
 from typing import BinaryIO, NamedTuple
 
 from localqwen.formats.dtypes import GGUF, DType
@@ -142,6 +142,8 @@ class HeaderReader:
             self._skip_list()
             return None
         value: Value = self._number(_letter(kind))
+        if isinstance(value, float) and not isfinite(value):
+            raise ValueError(f"one of its values is {value}")
         return value
 
     def _skip_list(self) -> None:

@@ -43,8 +43,8 @@ def manifest(file: Path) -> Path:
 
 def newest_converted(repo: str, quant: str) -> Path | None:
     """Return the newest file converted from that repository in that quantization; `*` means any."""
-    found = converted_repository(repo).glob(f"*-{quant.upper()}.gguf")
-    return max(found, key=lambda path: path.stat().st_mtime, default=None)
+    found = (path for path in converted_repository(repo).glob(f"*-{quant.upper()}.gguf") if os.path.isfile(path))
+    return max(found, key=os.path.getmtime, default=None)
 
 
 def conversations_dir() -> Path:

@@ -55,7 +55,8 @@ class Catalogue:
 
         found = {name: _known(name, model) for name, model in self._served.items()}
         for file in inventory.on_disk():
-            found.setdefault(file.shown, KnownModel(file.shown, file, file.entry))
+            if _is_text(file.shown):
+                found.setdefault(file.shown, KnownModel(file.shown, file, file.entry))
         return [*found.values()]
 
     def find(self, wanted: str) -> KnownModel:
@@ -91,6 +92,11 @@ class Catalogue:
         files = file_stamps.of(model.files.path) if model.files else {}
         # The engine that was chosen here: in the child, with less memory left, the choice might be another.
         return ModelSpec(model.name, name, replace(options, engine=model.engine), files)
+
+
+def _is_text(name: str) -> bool:
+    """Return whether a file's name can be written as UTF-8; no client could name it otherwise."""
+    return name.isascii() or not any("\ud800" <= character <= "\udfff" for character in name)
 
 
 def _known(name: str, model: ResolvedModel) -> KnownModel:

@@ -389,7 +389,21 @@ def test_a_model_without_an_entry_is_listed_with_what_its_files_say(tmp_path: Pa
         assert shown["capabilities"][0] == "completion"
     gone = KnownModel("mine", selection.resolve(folder).files)
     shutil.rmtree(folder)
-    assert ollama_models.tags([gone])["models"][0]["details"]["parameter_size"] == ""
+    assert ollama_models.tags([gone], {})["models"][0]["details"]["parameter_size"] == ""
+
+
+@pytest.mark.parametrize(
+    ("template", "mode"),
+    [
+        ("{% if enable_thinking is defined %}…", "switch"),
+        ("…{% if add_generation_prompt %}{{ '<|im_start|>assistant\n<think>\n' }}{% endif %}", "always"),
+        ("<think>…{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}", "never"),
+        ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "never"),
+        ("", "never"),
+    ],
+)
+def test_a_template_is_read_and_never_run_in_the_servers_process(template: str, mode: str) -> None:
+    assert ollama_models._mode(template) == mode
 
 
 def test_a_model_is_shown_from_its_header() -> None:

@@ -11,9 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from localqwen.chat.messages import ThinkingMode
-from localqwen.chat.model_info import thinking_mode_of
 from localqwen.chat.sampling import Presets
-from localqwen.chat.template import ChatTemplate
 from localqwen.errors import LocalqwenError, NotPulled
 from localqwen.models import digests, metadata, pull
 from localqwen.models.metadata import ModelMetadata
@@ -136,7 +134,11 @@ def show(known: KnownModel) -> dict[str, Any]:
 
 
 def _mode(template: str) -> ThinkingMode:
-    return thinking_mode_of(ChatTemplate(template, {})) if template else "never"
+    """Return how a template seems to let its model think, from its text alone: it is a program, and none of a model's
+    runs in the server's own process."""
+    if "enable_thinking" in template:
+        return "switch"
+    return "always" if "<think>" in template.rpartition("add_generation_prompt")[2] else "never"
 
 
 def _capabilities(template: str, mode: ThinkingMode) -> list[str]:
