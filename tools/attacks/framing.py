@@ -103,7 +103,6 @@ def send(address: Address, data: bytes, *, patience: float) -> Response:
         with socket.create_connection((address.host, address.port), timeout=patience) as client:
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                 client.sendall(data)
-                client.shutdown(socket.SHUT_WR)
             answer = _first_line(client)
     except TimeoutError:
         return Response(SILENT, b"", time.perf_counter() - began)

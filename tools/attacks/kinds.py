@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
+from pathlib import Path
 from random import Random
 
-from attacks import framing, models, questions
+from attacks import files, framing, models, questions
 from attacks.client import Response, Seen, expect
 from attacks.server import GOOD, eventually, runs, signal_process
 from attacks.target import Target, endless, long_prompt, short
@@ -40,16 +40,18 @@ def _to_hostile(random: Random, name: str, tag: str) -> questions.Question:
 
 def hostile_question(kind: str, target: Target, random: Random, tag: str) -> Iterator[Seen]:
     """Ask the good model a hostile question."""
-    yield expect(target.question(questions.QUESTIONS[kind](random, GOOD)), _OF_QUESTIONS, naming=GOOD)
+    allowed = (*_OF_QUESTIONS, 404) if kind == "odd fields" else _OF_QUESTIONS  # the model's name is a field too
+    yield expect(target.question(questions.QUESTIONS[kind](random, GOOD)), allowed, naming=GOOD)
 
 
 def unknown_name(target: Target, random: Random, tag: str) -> Iterator[Seen]:
     """Ask for a model that nobody has."""
     path, body = questions.names(random, GOOD)
-    empty = isinstance(body, dict) and body["model"] in ("", f"{GOOD}:latest")
     response = target.ask(path, body)
     streamed_error = path == "/api/pull" and response.status == 200 and b'"error"' in response.body
-    yield expect(response, (200, *_OF_NAMES) if empty or streamed_error else _OF_NAMES)
+    assert isinstance(body, dict)
+    known = body["model"] in questions.MEAN_THE_DEFAULT
+    yield expect(response, (200, *_OF_NAMES) if known or streamed_error else _OF_NAMES)
 
 
 def disconnect(target: Target, random: Random, tag: str) -> Iterator[Seen]:
@@ -68,7 +70,7 @@ def raw_bytes(kind: str, target: Target, random: Random, tag: str) -> Iterator[S
     """Send bytes that are hardly a request."""
     data = framing.REQUESTS[kind](random)
     whole = kind != "framing"
-    response = framing.send(target.server.address, data, patience=target.patience if whole else 3)
+    response = framing.send(target.server.address, data, patience=target.patience if whole else 1)
     yield Seen(response.status, expect(response, range(-1 if not whole else 0, 500)).problem)
 
 
@@ -81,38 +83,18 @@ def idle_connections(target: Target, random: Random, tag: str) -> Iterator[Seen]
             yield expect(target.question(short(GOOD, tag)), (200,))
 
 
-def changed_file(target: Target, random: Random, tag: str) -> Iterator[Seen]:
-    """Truncate, overwrite, replace or delete the file of a model while it answers."""
+def changed_file(change: Callable[[Random, Path], None], target: Target, random: Random, tag: str) -> Iterator[Seen]:
+    """Change the file of a model while it answers."""
     with target.model(f"changed-{tag}", target.content) as name:
-        path = target.server.models / f"{name}.gguf"
         yield expect(target.question(short(name, tag)), (200,))
         asking = _Asking(target, random.choice([endless, long_prompt, short])(name, f"{tag}b"))
         time.sleep(random.random() * 0.3)
-        _change(random, path)
+        change(random, target.server.models / f"{name}.gguf")
         yield expect(asking.response(), _OF_MODELS, naming=name)
         for number in range(2):
             allowed = (*_OF_MODELS, 404)
             yield expect(target.question(short(name, f"{tag}c{number}")), allowed, naming=name)
         yield expect(target.ask("/api/tags"), (200,))
-
-
-def _change(random: Random, path: os.PathLike[str]) -> None:
-    size = os.path.getsize(path)
-    how = random.choice(["cut", "empty", "noise", "zero", "replace", "delete", "grow"])
-    if how in ("cut", "empty", "grow"):
-        os.truncate(path, {"cut": random.randrange(size), "empty": 0, "grow": size * 3}[how])
-    elif how in ("noise", "zero"):
-        at, count = random.randrange(size), 1 << random.randrange(1, 21)
-        with open(path, "r+b") as file:
-            file.seek(at)
-            file.write(random.randbytes(count) if how == "noise" else bytes(count))
-    elif how == "replace":
-        other = f"{os.fspath(path)}.new"
-        with open(other, "wb") as file:
-            file.write(random.randbytes(1 << random.randrange(1, 21)))
-        os.replace(other, path)
-    else:
-        os.unlink(path)
 
 
 class _Asking:
@@ -185,7 +167,7 @@ KINDS: Mapping[str, Attack] = {
     "question: disconnect": disconnect,
     **{f"bytes: {kind}": partial(raw_bytes, kind) for kind in framing.REQUESTS},
     "bytes: idle connections": idle_connections,
-    "file: changed while served": changed_file,
+    **{f"file: {name}": partial(changed_file, change) for name, change in files.CHANGES.items()},
     **{f"signal: {number.name}": partial(signalled, number) for number in _SIGNALS},
     "signal: killed while idle": idle_killed,
     "signal: good model killed": good_killed,

@@ -32,11 +32,14 @@ _TAGS = (
     "<tool_call>{}",
 )  # fmt: skip
 
+#: Names of the demo, or of the first model of the command line.
+MEAN_THE_DEFAULT = ("", "DEMO", "demo:latest", ":latest")
 _NAMES = (
+    *MEAN_THE_DEFAULT,
     "🙂" * 80, "x" * 300, "x" * 5000, "../" * 50 + "etc/passwd", "/etc/passwd", "a\0b", "qwen3:9b",
-    "qwen3:4b:q4:q4", "~root/x.gguf", ".", "..", "",
+    "qwen3:4b:q4:q4", "~root/x.gguf", ".", "..",
     " ", "hf:", "hf:/", "hf:a/b/c:d", "hf:" + "a" * 500 + "/b", "ms:..", "hf.co/../..:x",
-    "demo:latest:latest", "demo\n", "DEMO", "\x1b[2J",
+    "demo:latest:latest", "demo\n", "\x1b[2J",
     "con", "CON.gguf", "file:///etc/passwd", "%00", "%2e%2e%2f", "é" * 130, "\ud83d", "-x", "--help", ":",
     "::", "*", "[a-z]*", "a" * 251 + ".gguf",
 )  # fmt: skip

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from random import Random
 
-from attacks.client import Seen
+from attacks.client import SILENT, Seen
 from attacks.kinds import KINDS
 from attacks.server import Measured, Server, eventually
 from attacks.target import Target
@@ -30,6 +30,12 @@ class Round:
     def repeat(self) -> str:
         """The flags that repeat it."""
         return f"--seed {self.seed} --first {self.number} --rounds 1 --only {self.kind!r}"
+
+    def problems(self, seen: Sequence[Seen]) -> list[str]:
+        """Return what was not expected, with the flags that repeat it, at most one line: the others follow from it."""
+        found = [each.problem for each in seen if each.problem]
+        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+        return [f"{self.kind}: {found[0]}{more}\n    {self.repeat}"] if found else []
 
     def generator(self) -> Random:
         """Return the random generator of this round, which depends on nothing else."""
@@ -65,7 +71,7 @@ class Results:
         kind.rounds += 1
         kind.seconds.append(seconds)
         kind.statuses.update(each.status for each in seen)
-        kind.problems += [f"{played.kind}: {each.problem}\n    {played.repeat}" for each in seen if each.problem]
+        kind.problems += played.problems(seen)
 
 
 def planned(seed: int, first: int, count: int, only: Sequence[str]) -> Iterator[Round]:
@@ -105,21 +111,30 @@ class Play:
         if time.monotonic() > self.until or not self.target.server.alive:
             return
         began = time.monotonic()
-        seen = list(KINDS[played.kind](self.target, played.generator(), f"{played.seed}-{played.number}"))
+        seen = self._seen(played)
         self.results.note(played, seen, time.monotonic() - began)
-        for each in seen:
-            if each.problem:
-                self.say(f"{played.kind}: {each.problem}\n    {played.repeat}")
-        if any(each.problem for each in seen) and self.workers == 1 and not self._well():
-            self.results.deaths[-1] += f" · {played.kind} {played.repeat}"
+        for problem in played.problems(seen):
+            self.say(problem)
+            if self.workers == 1 and not self._well():
+                self.results.deaths[-1] += f" · {played.kind}"
+
+    def _seen(self, played: Round) -> list[Seen]:
+        """Return what a round shows, up to the first silence."""
+        seen: list[Seen] = []
+        for each in KINDS[played.kind](self.target, played.generator(), f"{played.seed}-{played.number}"):
+            seen.append(each)
+            if each.status == SILENT and each.problem:
+                break
+        return seen
 
     def _well(self) -> bool:
         """Return whether the server answers. One that does not is noted, ended, and started again with `restart`."""
         server = self.target.server
-        silent = server.alive and self.target.ask("/health").status != 200
-        if server.alive and not silent:
+        answers = self.target.ask("/health").status == 200
+        if server.alive and answers:
             return True
-        self.results.deaths.append("the server stands still" if silent else f"the server died: {server.process.poll()}")
+        code = server.process.poll()
+        self.results.deaths.append("the server stands still" if code is None else f"the server died: {code}")
         self.say(f"{self.results.deaths[-1]}\n{server.log_tail()}")
         server.kill()
         if self.restart:

@@ -44,12 +44,14 @@ class Server:
         self.temporary = home / "tmp"
         self.log = home / "serve.log"
         self._options = options
+        self.address = Address("127.0.0.1", 0)
         for folder in (self.models, self.temporary):
             folder.mkdir(parents=True, exist_ok=True)
 
     def start(self) -> None:
-        """Start the process and wait until it listens. Raise RuntimeError if it does not within two minutes."""
-        command = [sys.executable, "-m", "localqwen", "serve", GOOD, "--port", "0", *self._options]
+        """Start the process, again at the same port, and wait until it listens. Raise RuntimeError after two
+        minutes."""
+        command = [sys.executable, "-m", "localqwen", "serve", GOOD, "--port", str(self.address.port), *self._options]
         began = self.log.stat().st_size if self.log.exists() else 0
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(

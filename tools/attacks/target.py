@@ -47,7 +47,8 @@ class Target:
         try:
             yield name
         finally:
-            self.ask("/api/generate", {"model": name, "keep_alive": 0, "stream": False})
+            unload = {"model": name, "keep_alive": 0, "stream": False}
+            ask(self.server.address, "/api/generate", unload, patience=min(self.patience, 10.0))
             path.unlink(missing_ok=True)
 
     def between_good_requests(self) -> Any:

@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from multiprocessing.synchronize import Event, Lock
-from typing import Any
+from typing import Any, ClassVar
 
 from attacks.client import Address, Response, ask
 from attacks.server import GOOD
@@ -28,13 +28,18 @@ _CONTEXT = multiprocessing.get_context("spawn")
 class Watched:
     """What one client saw: the seconds of each response, and what was wrong with others."""
 
+    name: str
     seconds: list[float] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    failed: int = 0
+
+    #: The most problems that are kept as text.
+    MOST: ClassVar[int] = 20
 
     @property
     def count(self) -> int:
         """The number of requests."""
-        return len(self.seconds) + len(self.problems)
+        return len(self.seconds) + self.failed
 
     def at(self, part: float) -> float:
         """Return the seconds below which this part of the responses came; 0 without any."""
@@ -43,10 +48,12 @@ class Watched:
 
     def note(self, response: Response, problem: str) -> None:
         """Keep one response."""
-        if problem:
-            self.problems.append(f"{time.strftime('%H:%M:%S')} {problem}")
-        else:
+        if not problem:
             self.seconds.append(response.seconds)
+            return
+        self.failed += 1
+        if self.failed <= self.MOST:
+            self.problems.append(f"{self.name} at {time.strftime('%H:%M:%S')}: {problem}")
 
 
 class Watch:
@@ -61,6 +68,8 @@ class Watch:
         self._results, theirs = _CONTEXT.Pipe(duplex=False)
         self._process = _CONTEXT.Process(target=_watch, args=(address, self.between, self._stop, theirs), daemon=True)
         self._process.start()
+        if not self._results.recv():
+            raise RuntimeError("the good model did not answer before the first attack")
 
     def end(self) -> tuple[Watched, Watched]:
         """Stop, and return what the good client and the watch on `/health` saw."""
@@ -71,16 +80,15 @@ class Watch:
 
 
 def _watch(address: Address, between: Lock, stop: Event, results: Connection) -> None:
-    good, health = Watched(), Watched()
+    good, health = Watched("good client"), Watched("/health")
     watching = threading.Thread(target=_watch_health, args=(address, stop, health))
     watching.start()
-    first = ""
+    first = _answer(ask(address, "/v1/chat/completions", _QUESTION, patience=_PATIENCE))
+    results.send(bool(first))
     while not stop.is_set():
         with between:
             response = ask(address, "/v1/chat/completions", _QUESTION, patience=_PATIENCE)
-        answer = _answer(response)
-        first = first or answer
-        wrong = not answer or answer != first
+        wrong = _answer(response) != first
         good.note(response, f"{response.status} after {response.seconds:.1f} s: {response.excerpt}" if wrong else "")
         stop.wait(_GOOD_PAUSE)
     watching.join()
