@@ -1,5 +1,6 @@
 """tools/attack.py: its hostile models, questions and rounds can be made, repeated, and judged."""
 
+import subprocess
 import sys
 from pathlib import Path
 from random import Random
@@ -97,3 +98,14 @@ NAMED = b'{"error": {"message": "hostile-1 died of SIGABRT"}}'
 def test_a_response_is_judged_by_status_wholeness_and_the_name_in_its_error(response: Response, said: str) -> None:
     problem = expect(response, (200, 500), naming="hostile-1").problem
     assert (said in problem) if said else not problem
+
+
+@pytest.mark.slow
+def test_thirty_attacks_hurt_nobody_else() -> None:
+    """The good client gets every answer, the server ends with 0, and nothing of it is left."""
+    command = [sys.executable, str(TOOLS / "attack.py"), "--rounds", "30", "--seed", "13"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("30 rounds in ")
+    assert "SIGTERM: exit code 0 after " in done.stdout
+    assert " 0 things left, 0 tracebacks in the log" in done.stdout
