@@ -32,6 +32,9 @@ from attacks.server import Server  # noqa: E402
 from attacks.target import Target  # noqa: E402
 from attacks.watching import Watch  # noqa: E402
 
+#: Flags of the server: what hangs shall not take ten minutes, and a hostile model shall not stay long.
+_SERVE = ("--keep-alive=5s", "--load-timeout=20s", "--prompt-timeout=5s")
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Attack, print the report, and return 1 if there was a problem."""
@@ -40,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("\n".join(KINDS))
         return 0
     home = Path(tempfile.mkdtemp(prefix="localqwen-attack-")).resolve()
-    server = Server(home, ["--keep-alive", given.keep_alive, *given.serve])
+    server = Server(home, [*_SERVE, *given.serve])
     try:
         server.start()
         good = _good_file(home)
@@ -115,8 +118,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no round after that time")
     parser.add_argument("--workers", type=int, default=2, metavar="N", help="attack N times at once")
     parser.add_argument("--patience", type=float, default=60.0, help="seconds that a response may take")
-    parser.add_argument("--keep-alive", default="5s", help="how long the server keeps an idle model")
-    parser.add_argument("--serve", nargs="*", default=[], metavar="FLAG", help="further flags of localqwen serve")
+    parser.add_argument(
+        "--serve", action="append", default=[], metavar="FLAG", help="a flag of serve: --serve=--ctx=99"
+    )
     parser.add_argument("--restart", action="store_true", help="start a server that died again, and go on")
     parser.add_argument("--report", type=Path, metavar="FILE", help="write the report into this file too")
     parser.add_argument("--keep", action="store_true", help="keep the folder with the server's home and log")
