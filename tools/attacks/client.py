@@ -87,16 +87,31 @@ def _received(connection: http.client.HTTPConnection, began: float) -> Response:
 
 
 def expect(response: Response, allowed: Collection[int], *, naming: str = "") -> Seen:
-    """Judge a response: its status is one of `allowed`, its body is whole, and an error of the server (500 and above)
-    is JSON that names the model `naming`."""
+    """Judge a response: its status is one of `allowed`, its body is whole, a stream of events ends with its last event,
+    and an error of the server (500 and above, or inside a stream) is JSON that names the model `naming`."""
+    return Seen(response.status, _problem(response, allowed, naming))
+
+
+def _problem(response: Response, allowed: Collection[int], naming: str) -> str:
     if response.status not in allowed:
         status = _NAMES.get(response.status, str(response.status))
-        return Seen(response.status, f"{status} after {response.seconds:.1f} s: {response.excerpt}")
+        return f"{status} after {response.seconds:.1f} s: {response.excerpt}"
     if response.broken:
-        return Seen(response.status, f"the response broke off: {response.excerpt}")
+        return f"the response broke off: {response.excerpt}"
+    if response.status == 200 and response.body.startswith(b"data: "):
+        return _problem_of_stream(response.body, naming)
     if response.status >= 500 and naming and not _names(response.body, naming):
-        return Seen(response.status, f"the error does not name {naming}: {response.excerpt}")
-    return Seen(response.status)
+        return f"the error does not name {naming}: {response.excerpt}"
+    return ""
+
+
+def _problem_of_stream(body: bytes, naming: str) -> str:
+    """Return what is wrong with the events of OpenAI's API: the last is `[DONE]`, or an error that names the model."""
+    last = body.strip().rpartition(b"\n")[2].removeprefix(b"data: ")
+    error = next((line for line in body.splitlines() if line.startswith(b'data: {"error"')), b"")
+    if naming and error and not _names(error.removeprefix(b"data: "), naming):
+        return f"the error of the stream does not name {naming}: {error[:300].decode(errors='replace')}"
+    return "" if last == b"[DONE]" or error else f"the stream ends with {last[-300:].decode(errors='replace')}"
 
 
 def _names(body: bytes, model: str) -> bool:

@@ -10,6 +10,8 @@ from attacks.rounds import Kind, Results
 from attacks.server import Measured
 from attacks.watching import Watched
 
+#: How many of the slowest responses are shown.
+_SLOWEST = 5
 _WORDS = {CLOSED: "closed", SILENT: "not whole"}
 
 
@@ -20,6 +22,9 @@ def lines(results: Results, good: Watched, health: Watched, seconds: float) -> I
     yield f"good client: {len(good.seconds):,} of {good.count:,} answers complete and equal, {_times(good)}"
     yield f"/health: {len(health.seconds):,} of {health.count:,} answers, {_times(health)}"
     yield ""
+    yield from _slowest(results, good)
+    yield from _slowest(results, health)
+    yield ""
     yield from _measurements(results.measured)
     yield from _table(results.kinds)
 
@@ -27,6 +32,13 @@ def lines(results: Results, good: Watched, health: Watched, seconds: float) -> I
 def _times(watched: Watched) -> str:
     values = (("median", 0.5), ("99 %", 0.99), ("worst", 1.0))
     return ", ".join(f"{name} {watched.at(part) * 1000:,.0f} ms" for name, part in values)
+
+
+def _slowest(results: Results, watched: Watched) -> Iterator[str]:
+    """Yield the slowest responses with the attacks that ran meanwhile."""
+    for seconds, moment in watched.slowest(_SLOWEST):
+        rounds = [f"{played.kind} ({played.number})" for played in results.during(moment - seconds, moment)]
+        yield f"{watched.name}: {seconds * 1000:,.0f} ms during {', '.join(rounds) or 'no attack'}"
 
 
 def _measurements(measured: Sequence[tuple[int, Measured]]) -> Iterator[str]:

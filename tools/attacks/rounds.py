@@ -54,22 +54,29 @@ class Kind:
 
 @dataclass
 class Results:
-    """What all rounds showed. `measured` has the number of rounds before each measurement."""
+    """What all rounds showed. `measured` has the number of rounds before each measurement, `played` each round with its
+    begin and end in seconds since 1970."""
 
     kinds: dict[str, Kind] = field(default_factory=dict)
     measured: list[tuple[int, Measured]] = field(default_factory=list)
     deaths: list[str] = field(default_factory=list)
+    played: list[tuple[Round, float, float]] = field(default_factory=list)
 
     @property
     def problems(self) -> list[str]:
         """Everything that was not expected."""
         return [problem for kind in self.kinds.values() for problem in kind.problems] + self.deaths
 
-    def note(self, played: Round, seen: Sequence[Seen], seconds: float) -> None:
-        """Keep what one round showed."""
+    def during(self, begin: float, end: float) -> list[Round]:
+        """Return the rounds that ran between two moments."""
+        return [played for played, began, ended in self.played if began <= end and ended >= begin]
+
+    def note(self, played: Round, seen: Sequence[Seen], began: float) -> None:
+        """Keep what one round showed that began at this moment and ends now."""
+        self.played.append((played, began, time.time()))
         kind = self.kinds.setdefault(played.kind, Kind())
         kind.rounds += 1
-        kind.seconds.append(seconds)
+        kind.seconds.append(time.time() - began)
         kind.statuses.update(each.status for each in seen)
         kind.problems += played.problems(seen)
 
@@ -110,9 +117,9 @@ class Play:
     def _play(self, played: Round) -> None:
         if time.monotonic() > self.until or not self.target.server.alive:
             return
-        began = time.monotonic()
+        began = time.time()
         seen = self._seen(played)
-        self.results.note(played, seen, time.monotonic() - began)
+        self.results.note(played, seen, began)
         for problem in played.problems(seen):
             self.say(problem)
             if self.workers == 1 and not self._well():

@@ -10,9 +10,9 @@ Make = Callable[[Random, int], Any]
 
 
 def deep(random: Random, size: int) -> Any:
-    """Return objects inside objects."""
+    """Return objects inside objects, as deep as Python can write them."""
     made: Any = {"type": "string"}
-    for _ in range(min(size, 2_000)):
+    for _ in range(min(size, 300)):
         made = {"type": "object", "properties": {"a": made}, "required": ["a"]}
     return random.choice([made, made, {"not": made}, {"type": "array", "items": made}])
 

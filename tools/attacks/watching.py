@@ -26,10 +26,11 @@ _CONTEXT = multiprocessing.get_context("spawn")
 
 @dataclass
 class Watched:
-    """What one client saw: the seconds of each response, and what was wrong with others."""
+    """What one client saw: the seconds of each response, when it came (since 1970), and what was wrong with others."""
 
     name: str
     seconds: list[float] = field(default_factory=list)
+    moments: list[float] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     failed: int = 0
 
@@ -46,10 +47,15 @@ class Watched:
         ordered = sorted(self.seconds)
         return ordered[min(len(ordered) - 1, int(part * len(ordered)))] if ordered else 0.0
 
+    def slowest(self, count: int) -> list[tuple[float, float]]:
+        """Return the seconds and the moments of the slowest responses."""
+        return sorted(zip(self.seconds, self.moments, strict=True), reverse=True)[:count]
+
     def note(self, response: Response, problem: str) -> None:
         """Keep one response."""
         if not problem:
             self.seconds.append(response.seconds)
+            self.moments.append(time.time())
             return
         self.failed += 1
         if self.failed <= self.MOST:
