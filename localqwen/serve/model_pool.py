@@ -25,7 +25,7 @@ from localqwen.serve.tasks import Counting, Job, Loading, Task, Waiting
 T = TypeVar("T")
 
 #: Seconds that a model waits for another one to be loaded: together they may not fit, but one may hang.
-_TURN = 30.0
+_TURN = 5.0
 #: Seconds between two looks whether the last answers have ended.
 _LOOK = 0.02
 
