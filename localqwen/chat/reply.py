@@ -35,7 +35,7 @@ from localqwen.chat.stop import StopStrings
 from localqwen.chat.stopwatch import Stopwatch
 from localqwen.chat.thinking import OPEN, PlainParser, ThinkingParser, prompt_start, resolve_thinking
 from localqwen.engines.engine import Constraint, Engine, Run, Sampling, TokenOutput
-from localqwen.errors import ContextTooLong, Unsupported, UsageError
+from localqwen.errors import ContextTooLong, EngineError, Unsupported, UsageError
 
 #: How thinking is ended early; the makers' text (Qwen3 documentation, "Thinking Budget").
 EARLY_STOP = (
@@ -174,7 +174,8 @@ class Reply:
         if self.finished:
             return []
         if self._run_constraint is not None and self._run_constraint.problem is not None:
-            raise self._run_constraint.problem
+            problem = self._run_constraint.problem
+            raise EngineError(f"{self.model.name}: {problem.message}", problem.hint) from problem
         self._stopwatch.piece()
         events = self._take(piece)
         if piece.finish_reason is not None and not self.finished:
