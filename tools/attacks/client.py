@@ -11,6 +11,7 @@ from typing import Any
 
 #: Statuses that HTTP does not have: the server closed the connection without a response, or did not answer in time.
 CLOSED, SILENT = 0, -1
+_GRAMMAR = b"the answer's grammar failed"
 _NAMES = {CLOSED: "closed", SILENT: "silent"}
 
 
@@ -106,10 +107,11 @@ def _problem(response: Response, allowed: Collection[int], naming: str) -> str:
 
 
 def _problem_of_stream(body: bytes, naming: str) -> str:
-    """Return what is wrong with the events of OpenAI's API: the last is `[DONE]`, or an error that names the model."""
+    """Return what is wrong with the events of OpenAI's API: the last is `[DONE]`, or an error that names the model. A
+    model whose numbers have become NaN writes what its grammar forbids; its process lives, so it need not be named."""
     last = body.strip().rpartition(b"\n")[2].removeprefix(b"data: ")
     error = next((line for line in body.splitlines() if line.startswith(b'data: {"error"')), b"")
-    if naming and error and not _names(error.removeprefix(b"data: "), naming):
+    if naming and error and _GRAMMAR not in error and not _names(error.removeprefix(b"data: "), naming):
         return f"the error of the stream does not name {naming}: {error[:300].decode(errors='replace')}"
     return "" if last == b"[DONE]" or error else f"the stream ends with {last[-300:].decode(errors='replace')}"
 

@@ -76,18 +76,16 @@ def giant_text(random: Random) -> str:
 
 
 def power(random: Random) -> str:
-    """Return a template with a number of many digits, computed while it is compiled or while it is rendered."""
+    """Return a template with a number of many digits, computed while it is compiled or while it is rendered. In jinja
+    `a ** b ** c` is `(a ** b) ** c`."""
     compiled = [
-        "9 ** 9 ** 9",
-        "(9 ** 9 ** 7)|string|length",
-        "2 ** 99999999999",
-        "(10 ** 10000) ** 10000",
-        "7 ** 77777777 % 3",
-    ]
+        "9 ** (9 ** 9)", "(9 ** (9 ** 7))|string|length", "2 ** 99999999999", "(10 ** 10000) ** 10000",
+        "7 ** 77777777 % 3", "2 ** (2 ** 31)", "-(9 ** (9 ** 9))", "(9 ** 99999) ** 999",
+    ]  # fmt: skip
     rendered = [
-        "(messages|length + 8) ** 9 ** 9", "n ** n ** n", "n ** 99999999 % 7", "(n ** 9999999)|string",
-        "(n ** 5000)|string",
-        "(10.0 ** 400)|int", "n ** -(9 ** 9 ** 9)", "[n ** 9 ** 8, 1]|sum", "(n ** 9 ** 7)|tojson",
+        "n ** (n ** n)", "n ** 99999999 % 7", "(n ** 9999999)|string", "(n ** 5000)|string", "(10.0 ** 400)|int",
+        "n ** -(9 ** (9 ** 9))", "[n ** (9 ** 8), 1]|sum", "(n ** (9 ** 7))|tojson", "((n ** 9999) ** 99) ** 99",
+        "(n ** 4000) * (n ** 4000) * (n ** 4000) * (n ** 4000)", "(n ** 99999999) is divisibleby 7",
     ]  # fmt: skip
     return "{% set n = messages|length + 8 %}{{ " + random.choice(compiled + rendered) + " }}" + PLAIN
 
