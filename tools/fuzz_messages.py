@@ -51,8 +51,6 @@ _EVENTS = (
     Finished("stop", Usage(1, 2, 3, 4), Timing(1.0), "model", "END"),
 )
 _OPENED = {
-    "engine": "e", "context_length": 9, "max_runs": 1, "warnings": ["w"], "load_ms": 1.5, "files": {"/m": [1] * 4},
-}  # fmt: skip
     "engine": "e",
     "context_length": 9,
     "max_runs": 1,
