@@ -163,6 +163,12 @@ def apart_from_terminal() -> dict[str, Any]:
     return {"start_new_session": True}
 
 
+def kill(process: int) -> None:
+    """End the child with this process id at once; Windows: terminate it. Do nothing if there is none any more."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(process, signal.SIGTERM if sys.platform == "win32" else signal.SIGKILL)
+
+
 def was_killed(code: int) -> bool:
     """Return whether a child with exit code `code` was killed by SIGKILL, most often by the system for its memory."""
     return sys.platform != "win32" and code == -signal.SIGKILL

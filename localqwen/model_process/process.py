@@ -5,7 +5,6 @@ ended. Everything here happens in one event loop, which never waits for a child.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from typing import Any, Protocol
 
 from localqwen.chat.load_options import LoadOptions
 from localqwen.errors import EngineError, ProcessEnded
+from localqwen.machine import posix
 from localqwen.model_process import frames, launch, values
 from localqwen.model_process.death import Death
 from localqwen.model_process.file_stamps import Stamps
@@ -141,8 +141,9 @@ class _SystemChild:
             self._lines.append(_printable(rest))
 
     def kill(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            self._process.kill()
+        # Not Process.kill: it looks first whether the process has ended, and takes the exit code from who waits for it.
+        if self._process.returncode is None:
+            posix.kill(self.pid)
 
     async def wait(self) -> int:
         code = await self._process.wait()
