@@ -166,7 +166,10 @@ def apart_from_terminal() -> dict[str, Any]:
 def kill(process: int) -> None:
     """End the child with this process id at once; Windows: terminate it. Do nothing if there is none any more."""
     with contextlib.suppress(ProcessLookupError):
-        os.kill(process, signal.SIGTERM if sys.platform == "win32" else signal.SIGKILL)
+        if sys.platform == "win32":
+            os.kill(process, signal.SIGTERM)
+        else:
+            os.kill(process, signal.SIGKILL)
 
 
 def was_killed(code: int) -> bool:
