@@ -90,9 +90,9 @@ def changed_file(change: Callable[[Random, Path], None], target: Target, random:
         asking = _Asking(target, random.choice([endless, long_prompt, short])(name, f"{tag}b"))
         time.sleep(random.random() * 0.3)
         change(random, target.server.models / f"{name}.gguf")
-        yield expect(asking.response(), _OF_MODELS, naming=name)
+        allowed = (*_OF_MODELS, 404)  # a busy machine may read the question when the file has gone
+        yield expect(asking.response(), allowed, naming=name)
         for number in range(2):
-            allowed = (*_OF_MODELS, 404)
             yield expect(target.question(short(name, f"{tag}c{number}")), allowed, naming=name)
         yield expect(target.ask("/api/tags"), (200,))
 
