@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from dataclasses import dataclass
 
 from localqwen.machine import posix
+
+#: The folders of a path: where somebody compiled a library is nobody else's business, and says nothing to a user.
+_FOLDERS = re.compile(r"(?<!\w)/(?:[^\s/]+/)+")
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,7 @@ class Death:
             return self.reason
         if posix.was_killed(self.code):
             return f"ended by {self.cause}, as the system does with a process that needs more memory than there is"
-        said = f" ({self.last_words[-1]})" if self.last_words else ""
+        said = f" ({_FOLDERS.sub('', self.last_words[-1])})" if self.last_words else ""
         return f"ended by {self.cause}{said}"
 
 
