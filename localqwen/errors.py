@@ -24,6 +24,8 @@
     │   ├── TooLarge            a body beyond the limit                             exit 1, HTTP 413
     │   └── Busy                all runs are taken and the queue is full            exit 1, HTTP 503
     ├── EngineError             an engine failed while loading or decoding          exit 1, HTTP 500
+    │   ├── ProcessEnded        the process of a served model died, or was ended    exit 1, HTTP 503
+    │   └── SetAside            a served model whose process died again and again   exit 1, HTTP 503
     └── ConversionError         a conversion could not finish                       exit 1, HTTP 500
         ├── CheckpointError     the source is not a readable checkpoint
         └── OutputError         the target exists, or cannot be written
@@ -102,15 +104,18 @@ class Unsupported(LocalqwenError):
 
 
 class ContextTooLong(Unsupported):
-    """The prompt leaves no room for one generated token. It is raised before any work."""
+    """The prompt leaves no room for one generated token. It is raised before any work. Where `exact` is False, the
+    prompt was not read to its end, and has at least `prompt_tokens`."""
 
-    def __init__(self, prompt_tokens: int, context_length: int) -> None:
+    def __init__(self, prompt_tokens: int, context_length: int, *, exact: bool = True) -> None:
         super().__init__(
-            f"the prompt has {prompt_tokens:,} tokens, the context holds {context_length:,}",
+            f"the prompt has {'' if exact else 'at least '}{prompt_tokens:,} tokens, "
+            f"the context holds {context_length:,}",
             "shorten the prompt or the conversation, or raise the context with --ctx",
         )
         self.prompt_tokens = prompt_tokens
         self.context_length = context_length
+        self.exact = exact
 
 
 class NotEnoughMemory(Unsupported):
@@ -179,6 +184,18 @@ class Busy(Refused):
 
 class EngineError(LocalqwenError):
     """An engine failed while loading or decoding."""
+
+
+class ProcessEnded(EngineError):
+    """The process of a model that the server had loaded died, or was ended because it did not answer."""
+
+    http_status = 503
+
+
+class SetAside(EngineError):
+    """The process of a model died again and again: the server does not start it any more."""
+
+    http_status = 503
 
 
 class ConversionError(LocalqwenError):

@@ -13,7 +13,10 @@ ROOT = Path(__file__).parents[1]
 FILES = sorted([*(ROOT / "localqwen").rglob("*.py"), *(ROOT / "convert").rglob("*.py")])
 
 #: A layer may import itself and what stands before it. Names are the second part of `localqwen.NAME`.
-LAYERS = ["_version", "errors", "units", "machine", "formats", "models", "engines", "chat", "serve", "bench", "cli"]
+LAYERS = [
+    "_version", "errors", "units", "json_text", "machine", "formats", "models", "engines", "chat",
+    "model_process", "serve", "bench", "cli",
+]  # fmt: skip
 OPEN_TO_CONVERT = ("errors", "machine", "_version", "formats")
 #: Package -> the only places that may import it.
 HOMES = {
@@ -32,7 +35,7 @@ HOMES = {
     "httpx2": ["localqwen/models/hub", "localqwen/bench/remote.py"],
     "matplotlib": ["localqwen/bench/charts.py"],
     "modelscope_hub": ["localqwen/models/modelscope.py"],
-    "jinja2": ["localqwen/chat/template.py"],
+    "jinja2": ["localqwen/chat/sandbox/"],
     # What Windows lacks.
     "fcntl": ["localqwen/machine/posix.py"],
     "resource": ["localqwen/machine/posix.py"],

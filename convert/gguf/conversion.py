@@ -106,9 +106,9 @@ def _report(job: Job, first: Path, started: float) -> Report:
 
 def is_gguf(path: Path) -> bool:
     """Return whether a file is GGUF by its name or its first bytes. Raise CheckpointError if it cannot be read."""
-    if not path.is_file():
-        return False
     try:
+        if not path.is_file():
+            return False
         with path.open("rb") as file:
             return path.suffix.lower() == ".gguf" or file.read(len(MAGIC)) == MAGIC
     except OSError as exc:

@@ -188,6 +188,4 @@ def _perplexity(scores: Sequence[NDArray[np.float32]]) -> float:
 
 def _scratch() -> Path:
     """Return a folder on the disk of the cache: a system's own temporary folder may be in memory."""
-    folder = store.cache_dir()
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    return store.make_folder(store.cache_dir())

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
 from localqwen.bench.samples import Subject
+from localqwen.errors import StorageError
 from localqwen.formats import model_header
 from localqwen.models import digests, fit, metadata, store
 from localqwen.models.resolve import ResolvedModel
@@ -53,8 +55,9 @@ def sha256(path: Path, progress: Progress | None = None) -> str:
     if kept.exists():
         return kept.read_text()
     digest = _hashed(path, progress)
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    kept.write_text(digest)
+    with contextlib.suppress(OSError, StorageError):  # without a cache it is computed again next time
+        store.make_folder(kept.parent)
+        kept.write_text(digest)
     return digest
 
 

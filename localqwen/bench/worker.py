@@ -1,15 +1,12 @@
 """A model in a process of its own, with its own memory and limits (in its own cgroup if one can be created). If the
-process dies, the samples so far stay. The parent's side of the JSON lines; `worker_main` is the other.
+process dies, the samples so far stay. The parent's side of the messages; `worker_main` is the other.
 
 Models take turns test by test if all fit into memory together; a model that waits computes nothing.
 """
 
 from __future__ import annotations
 
-import json
-import signal
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -21,6 +18,10 @@ from localqwen.errors import EngineError, LocalqwenError, Unsupported
 from localqwen.machine import cgroup, posix
 from localqwen.machine.cgroup import Group
 from localqwen.machine.limits import NO_LIMITS, Limits
+from localqwen.model_process import launch, values
+from localqwen.model_process.channel import Channel
+from localqwen.model_process.death import Death
+from localqwen.model_process.frames import Message
 from localqwen.models.resolve import ResolvedModel
 
 
@@ -48,11 +49,16 @@ class Worker:
     def __init__(self, target: Target) -> None:
         self.target = target
         self._group: Group | None = None
-        command = [sys.executable, "-m", "localqwen.bench.worker_main"]
         # Ctrl-C reaches the parent alone, which keeps what was measured and ends the child.
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **posix.apart_from_terminal()
+            launch.command("localqwen.bench.worker_main", target.label),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            **launch.popen_arguments(),
         )
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._channel = Channel(self._process.stdout, self._process.stdin)
         try:
             self._move_to_group()
             self._send({"open": target.to_json()})
@@ -97,22 +103,18 @@ class Worker:
         sources: Mapping[str, str] = self._receive()["sensors"]
         return sources
 
-    def _send(self, message: Mapping[str, Any]) -> None:
-        assert self._process.stdin is not None
+    def _send(self, message: Message) -> None:
         try:
-            self._process.stdin.write(json.dumps(message) + "\n")
-            self._process.stdin.flush()
+            self._channel.send(message)
         except BrokenPipeError as exc:
             raise self._died() from exc
 
-    def _receive(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
+    def _receive(self) -> Message:
+        answer = self._channel.receive()
+        if answer is None:
             raise self._died()
-        answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
-            raise _error(answer["error"])
+            raise values.error_from_json(answer["error"])
         return answer
 
     def _died(self) -> LocalqwenError:
@@ -127,8 +129,7 @@ class Worker:
                 f"the system ended the process of {self.target.label}: most often it needs more memory than there is",
                 "use a smaller model, quantization or context",
             )
-        how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        return EngineError(f"the process of {self.target.label} ended with {how}", "localqwen doctor")
+        return EngineError(f"the process of {self.target.label} {Death(code).text}", "localqwen doctor")
 
     def close(self) -> None:
         """End the process and remove its cgroup."""
@@ -151,15 +152,6 @@ class Worker:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _error(reported: Mapping[str, str]) -> LocalqwenError:
-    """Return the child's error for this process, of the same class if that takes a message and a hint."""
-    kind = getattr(errors, reported["class"], EngineError)
-    if not issubclass(kind, LocalqwenError) or kind is errors.ContextTooLong:
-        kind = errors.Unsupported
-    found: LocalqwenError = kind(reported["message"], reported["hint"])
-    return found
 
 
 def interleaved(tests: Sequence[Test], repeats: int, subjects: int) -> Iterator[tuple[int, int, Test]]:

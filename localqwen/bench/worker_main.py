@@ -1,4 +1,4 @@
-"""The process of one model to measure: it reads requests and writes samples, both as JSON lines.
+"""The process of one model to measure: it receives requests and sends samples.
 
 Not for people: `worker` starts it.
 """
@@ -6,15 +6,11 @@ Not for people: `worker` starts it.
 from __future__ import annotations
 
 import errno
-import json
-import os
-import sys
-import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import asdict, dataclass, is_dataclass, replace
 from functools import cached_property
-from typing import Any, TextIO
+from typing import Any
 
 from localqwen.bench import chat
 from localqwen.bench.contention import Others
@@ -30,44 +26,47 @@ from localqwen.chat.model_info import LoadedModel
 from localqwen.chat.scheduler import events_of
 from localqwen.engines import selection
 from localqwen.engines.engine import Engine
-from localqwen.errors import LocalqwenError
+from localqwen.errors import LocalqwenError, NotEnoughMemory
 from localqwen.machine import memory
 from localqwen.machine.limits import limit_process
+from localqwen.model_process import channel, launch, values
+from localqwen.model_process.channel import Channel
 
 Answer = Mapping[str, Any]
 _NO_MEMORY = "the process cannot get more memory: the model does not fit the memory that it is limited to"
-_LOOK_EVERY = 1.0  # seconds
 _LESS = "use a smaller model, quantization or context, or leave out --hold"
 
 
-def serve(requests: TextIO, answers: Callable[[Answer], None]) -> None:
-    """Answer requests until they end. The first one loads the model."""
+def serve(parent: Channel) -> None:
+    """Answer the parent's requests until they end. The first one loads the model."""
     bench: Bench | None = None
-    for line in requests:
-        request = json.loads(line)
+    while (request := parent.receive()) is not None:
         try:
             if "open" in request:
                 bench = Bench(**request["open"])
-                answers({"opened": bench.facts()})
+                parent.send({"opened": bench.facts()})
             elif "sensors" in request:
-                answers({"sensors": bench.sensors() if bench else {}})
+                parent.send({"sensors": bench.sensors() if bench else {}})
             elif "memory" in request:
-                answers({"memory": memory.peak()})
+                parent.send({"memory": memory.peak()})
             elif bench is not None:
-                others = Others()
-                for sample in bench.measure(Test(**request["measure"]), request["repeat"], request["options"]):
-                    values = {**sample.values, **others.since()}
-                    answers({"sample": replace(sample, values=values).to_json()})
-                answers({"done": True})
+                _measure(bench, request, parent)
         except LocalqwenError as error:
-            reported = {"class": type(error).__name__, "message": error.message, "hint": error.hint}
-            answers({"error": reported})
+            parent.send({"error": values.error_to_json(error)})
         except (MemoryError, OSError, ImportError) as error:
             if not _out_of_memory(error):
                 raise
-            answers({"error": {"class": "NotEnoughMemory", "message": _NO_MEMORY, "hint": _LESS}})
+            parent.send({"error": values.error_to_json(NotEnoughMemory(_NO_MEMORY, _LESS))})
     if bench is not None:
         bench.close()
+
+
+def _measure(bench: Bench, request: Answer, parent: Channel) -> None:
+    """Send each sample when it is measured, and what other processes did meanwhile."""
+    others = Others()
+    for sample in bench.measure(Test(**request["measure"]), request["repeat"], request["options"]):
+        parent.send({"sample": replace(sample, values={**sample.values, **others.since()}).to_json()})
+    parent.send({"done": True})
 
 
 def _out_of_memory(error: Exception) -> bool:
@@ -171,29 +170,10 @@ def _settings(engine: Engine) -> Answer:
     return asdict(found) if is_dataclass(found) and not isinstance(found, type) else {}
 
 
-def _end_with_parent() -> None:
-    """End this process when its parent has ended: an endurance run of an hour must not continue without a reader."""
-    parent = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(_LOOK_EVERY)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
 def main() -> None:
     """Serve the requests on standard input."""
-    _end_with_parent()
-    out = sys.stdout
-
-    def answer(message: Answer) -> None:
-        out.write(json.dumps(message) + "\n")
-        out.flush()
-
-    sys.stdout = sys.stderr  # what a library prints must not be read as an answer
-    serve(sys.stdin, answer)
+    launch.begin_child()
+    serve(channel.of_this_process())
 
 
 if __name__ == "__main__":

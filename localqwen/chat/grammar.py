@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from localqwen.chat import schema_limits
 from localqwen.chat.messages import Request, Tool
 from localqwen.errors import EngineError, Unsupported, UsageError
 
@@ -41,6 +42,7 @@ class Grammars:
         self._stop_tokens = stop_tokens
         self._tokenizer: Any = None
         self._building = threading.Lock()
+        self._last: tuple[str, Any] = ("", None)  # the grammar that was compiled last
 
     def constraint(self, request: Request, *, thinking: bool) -> Callable[[], TokenConstraint] | None:
         """Return what makes a fresh constraint for each run of an answer; None where the text is free. `thinking` says
@@ -51,20 +53,23 @@ class Grammars:
         source = _source(request, _LEAD if thinking else "")
         if source is None:
             return None
-        llguidance = _library()
-        tokenizer = self._built()
-        problem = llguidance.LLMatcher.validate_grammar(source, tokenizer)
-        if problem:
-            raise _cannot_be_followed(problem)
+        schema_limits.check_grammar(source)
+        compiled, size = self._compiled(source), self._built().vocab_size
+        return lambda: TokenConstraint(compiled.deep_copy(), size, self._stop_tokens())
 
-        def fresh() -> TokenConstraint:
-            return TokenConstraint(llguidance.LLMatcher(tokenizer, source), tokenizer.vocab_size, self._stop_tokens())
-
-        first = fresh()
-        first.allowed()  # a schema that only refers to itself passes the check above and allows nothing
-        if first.problem is not None:
+    def _compiled(self, source: str) -> Any:
+        """Return a matcher at its beginning, to be copied. Raise UsageError."""
+        known, matcher = self._last
+        if known == source:
+            return matcher
+        matcher = _library().LLMatcher(self._built(), source, log_level=0)
+        if matcher.is_error():
+            raise _cannot_be_followed(matcher.get_error())
+        matcher.compute_bitmask()  # a schema that only refers to itself compiles and allows nothing
+        if matcher.is_error():
             raise _cannot_be_followed("it allows no text")
-        return fresh
+        self._last = (source, matcher)
+        return matcher
 
     def _built(self) -> Any:
         with self._building:
@@ -138,7 +143,8 @@ def _library() -> Any:
 def _source(request: Request, lead: str) -> str | None:
     """A Lark grammar in llguidance's dialect (docs/syntax.md there); None where nothing is demanded."""
     if request.must_call:
-        chosen = [tool for tool in request.tools if tool.name in request.must_call]
+        wanted = set(request.must_call)
+        chosen = [tool for tool in request.tools if tool.name in wanted]
         return _grammar(lead, ["calls"], _call_rules(chosen, request.parallel_calls))
     if request.format is None:
         return None
@@ -156,6 +162,7 @@ def _grammar(lead: str, starts: Sequence[str], rules: Sequence[str]) -> str:
 
 def _call_rules(tools: Sequence[Tool], several: bool) -> list[str]:
     """Qwen3's form: `<tool_call>`, one line of JSON, `</tool_call>`."""
+    schema_limits.check_tools(len(tools))
     rules = ['calls: call ("\\n" call)*' if several else "calls: call"]
     rules.append(
         f'call: "<tool_call>\\n" ({" | ".join(f"tool{index}" for index in range(len(tools)))}) "\\n</tool_call>"'
@@ -168,11 +175,14 @@ def _call_rules(tools: Sequence[Tool], several: bool) -> list[str]:
 
 
 def _json(schema: Any) -> str:
+    schema_limits.check_schema(schema)
     with_options = {**schema, "x-guidance": _JSON_OPTIONS} if isinstance(schema, dict) else schema
     return f"%json {json.dumps(with_options)}"
 
 
 def _cannot_be_followed(problem: str) -> UsageError:
+    if problem.startswith("panic: "):  # an assertion of llguidance, about its own tables
+        problem = "it is too large"
     return UsageError(f"the JSON schema cannot be followed: {_first_line(problem)}", "simplify that schema")
 
 

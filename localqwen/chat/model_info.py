@@ -20,7 +20,7 @@ _PROBE = ({"role": "user", "content": "x"},)
 class Tokenize(Protocol):
     """`Engine.tokenize`, as a function."""
 
-    def __call__(self, text: str, *, special: bool) -> list[int]: ...
+    def __call__(self, text: str, *, special: bool, limit: int | None = None) -> list[int]: ...
 
 
 @dataclass(frozen=True)

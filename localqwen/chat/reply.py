@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from localqwen.chat import sampling as samplings
+from localqwen.chat.encoding import encode_parts, text_of
 from localqwen.chat.grammar import TokenConstraint
 from localqwen.chat.messages import (
     Event,
@@ -29,12 +30,12 @@ from localqwen.chat.messages import (
     Usage,
 )
 from localqwen.chat.model_info import ModelInfo
-from localqwen.chat.prompts import encode_request
+from localqwen.chat.prompts import OnStage, render_request, unnoticed
 from localqwen.chat.stop import StopStrings
 from localqwen.chat.stopwatch import Stopwatch
 from localqwen.chat.thinking import OPEN, PlainParser, ThinkingParser, prompt_start, resolve_thinking
 from localqwen.engines.engine import Constraint, Engine, Run, Sampling, TokenOutput
-from localqwen.errors import ContextTooLong, Unsupported, UsageError
+from localqwen.errors import ContextTooLong, EngineError, Unsupported, UsageError
 
 #: How thinking is ended early; the makers' text (Qwen3 documentation, "Thinking Budget").
 EARLY_STOP = (
@@ -72,20 +73,28 @@ _OPENING = f"{OPEN}\n"
 
 class Reply:
     """One answer. Making it renders and tokenizes the prompt, and raises Unsupported, UsageError, TemplateError or
-    ContextTooLong; nothing has been computed then."""
+    ContextTooLong; nothing has been computed then. `on_stage` is called before each part of that begins."""
 
-    def __init__(self, request: Request, model: ModelInfo, *, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(
+        self,
+        request: Request,
+        model: ModelInfo,
+        *,
+        clock: Callable[[], float] = time.perf_counter,
+        on_stage: OnStage = unnoticed,
+    ) -> None:
         if request.max_tokens is not None and request.max_tokens < 1:
             raise UsageError(f"max_tokens is {request.max_tokens}", "request at least one token")
         self.request = request
         self.model = model
         self.thinking = request.prompt is None and resolve_thinking(request, model.thinking_mode, model.name)
         self.finished = False
+        self._on_stage = on_stage
         self._constraint = self._grammar()
         self._run_constraint: TokenConstraint | None = None  # that limits the tokens of the present run
         self._parser: ThinkingParser | PlainParser = PlainParser()
         self._answer: list[int] = []  # ids behind the prompt, generated and forced
-        self.prompt = self._encode_text(request.prompt) if request.prompt is not None else self._encode()
+        self.prompt = self._encode()
         if len(self.prompt) + len(self._answer) >= model.context_length:
             raise ContextTooLong(len(self.prompt), model.context_length)
         self._sampling = {name: self._phase_sampling(phase) for name, phase in self._phases().items()}
@@ -108,25 +117,27 @@ class Reply:
             return None
         if self.model.grammars is None:
             raise Unsupported(f"{self.model.name} cannot be limited to a grammar")
+        self._on_stage("grammar")
         return self.model.grammars.constraint(self.request, thinking=self.thinking)
 
     def _new_constraint(self) -> TokenConstraint | None:
         self._run_constraint = self._constraint() if self._constraint and self._parser.answering else None
         return self._run_constraint
 
-    def _encode_text(self, text: str) -> tuple[int, ...]:
-        if not text:
-            raise UsageError("the prompt is empty", "give at least one character to continue")
-        return tuple(self.model.tokenize(text, special=False))
-
     def _encode(self) -> tuple[int, ...]:
-        ids, text = encode_request(self.request, self.request.messages, self.model, self.thinking)
-        start = prompt_start(text, self.thinking)
+        parts = render_request(self.request, self.request.messages, self.model, self.thinking, on_stage=self._on_stage)
+        self._on_stage("text")
+        ids = encode_parts(parts, self.model.tokenize, context_length=self.model.context_length)
+        if self.request.prompt is None:
+            self._open_parser(text_of(parts))
+        return tuple(ids)
+
+    def _open_parser(self, prompt: str) -> None:
+        start = prompt_start(prompt, self.thinking)
         self._parser = ThinkingParser(start, calls=self.request.read_calls)
         if self._constraint and start == "auto":  # a grammar can begin only where it is known that the thinking has
             self._parser.feed(_OPENING)
             self._answer += self.model.tokenize(_OPENING, special=True)
-        return tuple(ids)
 
     def _first_run(self) -> RunSpec:
         """With what stands already behind the prompt."""
@@ -163,7 +174,8 @@ class Reply:
         if self.finished:
             return []
         if self._run_constraint is not None and self._run_constraint.problem is not None:
-            raise self._run_constraint.problem
+            problem = self._run_constraint.problem
+            raise EngineError(f"{self.model.name}: {problem.message}", problem.hint) from problem
         self._stopwatch.piece()
         events = self._take(piece)
         if piece.finish_reason is not None and not self.finished:

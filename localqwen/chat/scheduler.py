@@ -9,21 +9,17 @@ from __future__ import annotations
 
 import secrets
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from localqwen.chat.answer import AnswerAssembler
 from localqwen.chat.messages import Event, Message, PrefillProgress, Request
 from localqwen.chat.model_info import LoadedModel
-from localqwen.chat.prefill_ahead import PendingPrefix, PrefillAhead, next_turn
+from localqwen.chat.prefill_ahead import EndedAnswer, NextTurns, PendingPrefix, next_turn
 from localqwen.chat.reply import Reply, RunSpec
 from localqwen.engines.engine import Run, TokenOutput
-from localqwen.engines.scheduling import common_prefix
-from localqwen.errors import LocalqwenError, TemplateError
-
-#: Tokens at the end of a prompt that its continuation may lack: an empty think block, the first of a user's text.
-_TAIL = 8
+from localqwen.errors import LocalqwenError, TemplateError, UsageError
 
 
 @dataclass(eq=False, kw_only=True)
@@ -69,9 +65,7 @@ class Scheduler(Generic[T]):
         self._prefill_ahead = prefill_ahead
         self._waiting: deque[_Answering[T]] = deque()
         self._live: dict[Run, _Answering[T]] = {}
-        self._ended: deque[_Answering[T]] = deque(maxlen=self.engine.max_runs)  # whose next turn may be computed
-        self._pending: deque[PendingPrefix] = deque(maxlen=self.engine.max_runs)  # the last is computed first
-        self._ahead = PrefillAhead(self.engine)
+        self._next_turns = NextTurns(self.engine, self.info.context_length)
 
     @property
     def running(self) -> int:
@@ -128,16 +122,8 @@ class Scheduler(Generic[T]):
     def _begin(self, answering: _Answering[T]) -> None:
         run = self._start(answering)
         if run is not None:
-            self._forget_continued(run.prompt)
+            self._next_turns.forget_continued(run.prompt)
             self._show(answering, answering.reply.begin(run))
-
-    def _forget_continued(self, prompt: Sequence[int]) -> None:
-        """Drop the prefixes of a conversation that has gone on: to compute its last turn now would push out what its
-        new one has cached."""
-        pending = (each for each in self._pending if not _continues(prompt, each.ids))
-        self._pending = deque(pending, self._pending.maxlen)
-        ended = (answering for answering in self._ended if not _continues(prompt, answering.reply.prompt))
-        self._ended = deque(ended, self._ended.maxlen)
 
     def _start(self, answering: _Answering[T]) -> Run | None:
         try:
@@ -177,7 +163,9 @@ class Scheduler(Generic[T]):
     def _end(self, answering: _Answering[T]) -> None:
         self._stop(answering)
         if self._prefill_ahead and not answering.ticket.cancelled and answering.index == 0:
-            self._ended.append(answering)
+            reply = answering.reply
+            message = answering.shown.answer().message()
+            self._next_turns.note_ended(EndedAnswer(reply.request, message, reply.thinking, reply.prompt))
 
     def _show(self, answering: _Answering[T], events: Sequence[Event]) -> None:
         for event in events:
@@ -214,39 +202,52 @@ class Scheduler(Generic[T]):
     @property
     def can_prefill_ahead(self) -> bool:
         """Return whether an idle engine has a next turn to compute."""
-        return bool(self._ended or self._pending)
+        return bool(self._next_turns.ended or self._next_turns.pending)
+
+    @property
+    def pending(self) -> int:
+        """Return how many next turns are known and not yet computed."""
+        return self._next_turns.pending
 
     def prefill_ahead(self) -> None:
         """Compute a slice of what the next turns begin with, the latest conversation first. It leaves no run behind and
-        takes no longer than a newcomer can wait. Does nothing while an answer runs. Raise EngineError."""
-        self._pending.extend(self._next_turns())
-        if self._pending and self.compute_prefix(self._pending[-1]) and self._pending[-1].complete:
-            self._pending.pop()
+        takes no longer than a newcomer can wait. Does nothing while an answer runs. Raise EngineError.
 
-    def _next_turns(self) -> Iterator[PendingPrefix]:
-        """Of the answers that have ended, with what the engine has cached of each."""
-        while self._ended:
-            reply = (answering := self._ended.popleft()).reply
+        Where rendering and tokenizing must not happen in this thread, the caller calls `take_ended`, `add_pending` and
+        `compute_pending` itself."""
+        for ended in self.take_ended():
             try:
-                pending = self.next_turn(reply.request, answering.shown.answer().message(), thinking=reply.thinking)
-            except TemplateError:  # a template that allows no further turn: there is nothing to compute
-                continue
-            # Where others have taken its slot, it is left to them.
-            if pending is not None and _continues(pending.ids[: pending.computed], reply.prompt):
-                yield pending
+                ids = next_turn(ended.request, ended.message, self.info, thinking=ended.thinking)
+            except (TemplateError, UsageError):  # a template that allows no further turn: there is nothing to compute
+                ids = ()
+            self.add_pending(ended, ids)
+        self.compute_pending()
+
+    def take_ended(self) -> list[EndedAnswer]:
+        """Return the answers that have ended and may be continued. `prefill_ahead.next_turn` says, in any thread, with
+        what; `add_pending` takes that back."""
+        return self._next_turns.take_ended()
+
+    def add_pending(self, ended: EndedAnswer, ids: tuple[int, ...]) -> None:
+        """Let the next turn of an answer be computed, unless its conversation has gone on or lost its slot. `ids` is
+        what `next_turn` returned, or () where it raised."""
+        self._next_turns.add(ended, ids)
+
+    def compute_pending(self) -> None:
+        """Compute a slice of the latest next turn that is known, unless an answer runs or waits. Raise EngineError."""
+        if not self.busy:
+            self._next_turns.compute_latest()
 
     def next_turn(self, request: Request, answer: Message, *, thinking: bool) -> PendingPrefix | None:
         """Return what every turn after this answer begins with; None where nothing is known or it does not fit the
         context. Raise TemplateError."""
-        ids = next_turn(request, answer, self.info, thinking=thinking)
-        return self._ahead.pending(ids) if 0 < len(ids) < self.info.context_length else None
+        return self._next_turns.pending_prefix(next_turn(request, answer, self.info, thinking=thinking))
 
     def compute_prefix(self, pending: PendingPrefix) -> bool:
         """Compute a slice of a prefix, unless an answer runs or waits: return whether none did. Raise EngineError."""
         if self.busy:
             return False
-        if not pending.complete:
-            self._ahead.compute_slice(pending)
+        self._next_turns.compute_slice(pending)
         return True
 
     def close(self) -> None:
@@ -270,8 +271,3 @@ def events_of(loaded: LoadedModel, request: Request) -> Generator[Event, None, N
                 yield what
     finally:
         scheduler.cancel(ticket)
-
-
-def _continues(prompt: Sequence[int], earlier: Sequence[int]) -> bool:
-    """Return whether a prompt goes on with an earlier one, but for the end of that."""
-    return common_prefix(earlier, prompt) >= len(earlier) - _TAIL

@@ -101,7 +101,7 @@ def _object(value: object, place: str) -> Mapping[str, Any]:
     if isinstance(value, str):
         try:
             value = json.loads(value or "{}")
-        except ValueError as exc:
+        except (ValueError, RecursionError) as exc:
             raise UsageError(f"{place} is no JSON: {exc}") from exc
     check(value, Mapping, place, "an object, or one as JSON")
     assert isinstance(value, Mapping)

@@ -1,42 +1,37 @@
-"""Messages to prompt: the model's own chat template, rendered as transformers renders it, and encoded safely.
+"""Messages to prompt: the model's own chat template, rendered as transformers renders it.
 
-A template comes with a model file, so it is untrusted code and runs in jinja2's immutable sandbox. What users and tools
-write is data: control tokens typed there are encoded as the text they are.
+A template comes with a model file, so it is untrusted code: it runs in the sandbox of `sandbox`, within limits.
 """
 
 from __future__ import annotations
 
-import datetime
-import json
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
+from localqwen.chat.sandbox import running
 from localqwen.errors import TemplateError
 
-#: Qwen3's control tokens (`special: true` in tokenizer.json). Other tags are ordinary vocabulary.
-CONTROL_TOKENS = (
-    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>",
-    "<|box_end|>", "<|quad_start|>", "<|quad_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>",
-    "<|image_pad|>", "<|video_pad|>",
-)  # fmt: skip
-_CONTROL = re.compile("|".join(map(re.escape, CONTROL_TOKENS)))
-#: Code points that Unicode reserves for a program's own use; text that is exchanged does not hold them.
-_NONCHARACTERS = [chr(code) for code in range(0xFDD0, 0xFDF0)]
+#: The seconds that compiling a template and each rendering may take, and the most characters of its source.
+SECONDS, MAX_SOURCE = 5.0, 1 << 20
 
 
 class ChatTemplate:
-    """A chat template in jinja2, with the tokens that it may name (`eos_token`, …). Raise TemplateError."""
+    """A chat template in jinja2, with the tokens that it may name (`eos_token`, …). Compiling it and each rendering may
+    take so many `seconds`. Raise TemplateError."""
 
-    def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
-        import jinja2
+    def __init__(self, source: str, special_tokens: Mapping[str, str], *, seconds: float = SECONDS) -> None:
+        from localqwen.chat.sandbox.environment import Program
 
         self.source = source
         self.special_tokens = dict(special_tokens)
-        try:
-            self._template = _environment().from_string(source)
-        except jinja2.TemplateSyntaxError as exc:
-            raise TemplateError(f"the model's chat template is not valid (line {exc.lineno}): {exc.message}") from exc
+        self.seconds = seconds
+        if len(source) > MAX_SOURCE:
+            raise TemplateError(
+                f"the model's chat template has {len(source):,} characters, at most {MAX_SOURCE:,} are allowed",
+                running.TRUST,
+            )
+        self._program = running.run(partial(Program, source), seconds, compiling=True)
 
     def render(
         self,
@@ -48,97 +43,12 @@ class ChatTemplate:
     ) -> str:
         """Return the prompt as text. `messages` and `tools` have OpenAI's shape; `enable_thinking` None is not passed
         on."""
-        import jinja2
-
         switch = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
-        try:
-            text: str = self._template.render(
-                messages=messages,
-                tools=tools,
-                add_generation_prompt=add_generation_prompt,
-                **switch,
-                **self.special_tokens,
-            )
-            return text
-        except (jinja2.TemplateError, TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as exc:
-            raise TemplateError(
-                f"the model's chat template refused these messages: {exc}",
-                "check the roles and the order of the messages",
-            ) from exc
-
-
-def _environment() -> Any:
-    """As transformers sets it up (utils/chat_template_utils.py): the same trimming, extension, filter and globals."""
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = lambda pattern: datetime.datetime.now().strftime(pattern)
-    return environment
-
-
-def _to_json(
-    value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: Any = None, sort_keys: bool = False
-) -> str:
-    """jinja2's own filter escapes for HTML, which models never saw."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-def _raise_exception(message: str) -> None:
-    from jinja2 import TemplateError as JinjaError
-
-    raise JinjaError(message)
-
-
-def encode_chat(
-    template: ChatTemplate,
-    messages: Sequence[Mapping[str, Any]],
-    tokenize: Callable[..., list[int]],
-    *,
-    tools: Sequence[Mapping[str, Any]] | None = None,
-    enable_thinking: bool | None = None,
-) -> tuple[list[int], str]:
-    """Return the token ids of the prompt, and its text.
-
-    A control token is one only where the template wrote it. Those in the data are marked before rendering, and between
-    the template's own control tokens everything is encoded as plain text, so that the ids are those of an ordinary
-    rendering wherever the data holds none.
-    """
-    mark = _unused_mark(messages, tools)
-    rendered = template.render(_marked(messages, mark), tools=_marked(tools, mark), enable_thinking=enable_thinking)
-    ids: list[int] = []
-    for text, control in _split_control(rendered):
-        ids += tokenize(text.replace(mark, ""), special=False)
-        ids += tokenize(control, special=True)
-    return ids, rendered.replace(mark, "")
-
-
-def _split_control(text: str) -> Iterator[tuple[str, str]]:
-    """Pairs of a plain stretch and the control token behind it ("" at the end)."""
-    at = 0
-    for found in _CONTROL.finditer(text):
-        yield text[at : found.start()], found.group()
-        at = found.end()
-    yield text[at:], ""
-
-
-def _marked(value: Any, mark: str) -> Any:
-    """A copy of the data in which `<|im_end|>` and its kind are broken by the mark."""
-    if isinstance(value, str):
-        return _CONTROL.sub(lambda found: "<" + mark + found.group()[1:], value)
-    if isinstance(value, Mapping):
-        return {_marked(key, mark): _marked(item, mark) for key, item in value.items()}
-    if isinstance(value, Sequence):
-        return [_marked(item, mark) for item in value]
-    return value
-
-
-def _unused_mark(messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None) -> str:
-    text = json.dumps([list(messages), list(tools or [])], ensure_ascii=False, default=str)
-    for mark in _NONCHARACTERS:
-        if mark not in text:
-            return mark
-    raise TemplateError("the messages hold every noncharacter of Unicode", "remove U+FDD0 to U+FDEF from them")
+        variables = {
+            "messages": messages,
+            "tools": tools,
+            "add_generation_prompt": add_generation_prompt,
+            **switch,
+            **self.special_tokens,
+        }
+        return running.run(partial(self._program.render, variables), self.seconds, compiling=False)

@@ -80,6 +80,7 @@ class ThinkingParser:
         self._phase: Literal["before", "thinking", "answer"] = "answer" if start == "off" else "before"
         self._open = start == "open"
         self.closed = False  # a closing tag came
+        self._blanks: list[str] = []  # before the first visible character
         self._buffer = ""
         scanner = ToolCallScanner if calls else NoCalls
         self._thought = _ThinkingText(scanner())
@@ -110,7 +111,7 @@ class ThinkingParser:
     def finish(self) -> list[Output]:
         """Return what was held back, at the end of the output. Unfinished thinking stays thinking, but for a tool call
         in it that nothing closed."""
-        rest, self._buffer = self._buffer, ""
+        rest, self._buffer = self._begun_with_blanks(), ""
         if self.thinking:
             output, left = self._thought.finish(rest)
             return output + self._answer.feed_items(left) + self._answer.finish() if left else output
@@ -119,17 +120,24 @@ class ThinkingParser:
     def _decide(self) -> list[Output]:
         """Before the first visible character: an opening tag (again), the start of one, or neither."""
         body = self._buffer.lstrip(BLANK)
+        self._blanks.append(self._buffer[: len(self._buffer) - len(body)])
+        self._buffer = body
         if body.startswith(OPEN):
-            self._phase, self._buffer = "thinking", body[len(OPEN) :]
+            self._phase, self._buffer, self._blanks = "thinking", body[len(OPEN) :], []
         elif OPEN.startswith(body):
             return []
         elif self._open:
-            self._phase = "thinking"
+            self._phase, self._buffer = "thinking", self._begun_with_blanks()
         else:
             self._phase = "answer"
-            text, self._buffer = self._buffer, ""
+            text, self._buffer = self._begun_with_blanks(), ""
             return self._answer.feed(text)
         return []
+
+    def _begun_with_blanks(self) -> str:
+        """Return the undecided text with the blanks before it, which are forgotten."""
+        text, self._blanks = "".join([*self._blanks, self._buffer]), []
+        return text
 
     def _think(self) -> list[Output]:
         at = self._buffer.find(CLOSE)
@@ -166,7 +174,7 @@ class _ThinkingText:
     def __init__(self, scanner: ToolCallScanner | NoCalls) -> None:
         self._scanner = scanner
         self._pending: list[Item] = []
-        self._breaks = ""
+        self._breaks: list[str] = []  # held back: the last ones are trimmed
         self._begun = False
 
     def feed(self, text: str) -> list[Output]:
@@ -192,11 +200,14 @@ class _ThinkingText:
         return output
 
     def _show(self, text: str) -> list[Output]:
-        text = self._breaks + text if self._begun else text.lstrip("\n")
+        text = text if self._begun else text.lstrip("\n")
         body = text.rstrip("\n")
-        self._breaks = text[len(body) :]
-        self._begun = self._begun or bool(body)
-        return [Thinking(body)] if body else []
+        breaks, rest = self._breaks, text[len(body) :]
+        if not body:
+            breaks.append(rest)
+            return []
+        self._begun, self._breaks = True, [rest]
+        return [Thinking("".join([*breaks, body]))]
 
 
 class _AnswerText:
@@ -205,7 +216,7 @@ class _AnswerText:
     def __init__(self, scanner: ToolCallScanner | NoCalls) -> None:
         self._scanner = scanner
         self._trim = ""  # characters to drop before the next text
-        self._blanks = ""  # held back: a call may follow
+        self._blanks: list[str] = []  # held back: a call may follow
         self._begun = False
 
     def after_thinking(self) -> None:
@@ -222,15 +233,15 @@ class _AnswerText:
 
     def finish(self) -> list[Output]:
         output = self.feed_items(self._scanner.finish())
-        if self._blanks and self._trim != BLANK:
-            output.append(Text(self._blanks))
-        self._blanks = ""
+        blanks, self._blanks = "".join(self._blanks), []
+        if blanks and self._trim != BLANK:
+            output.append(Text(blanks))
         return output
 
     def _call(self, found: Found) -> ToolCall:
         self._trim = BLANK
         if not self._begun:
-            self._blanks = ""
+            self._blanks = []
         return found.call
 
     def _show(self, plain: Plain) -> list[Output]:
@@ -238,11 +249,13 @@ class _AnswerText:
         if not text:
             return []
         self._trim = ""
-        text = self._blanks + text
         body = text.rstrip(BLANK)
-        self._blanks = text[len(body) :]
-        self._begun = self._begun or bool(body)
-        return [Text(body)] if body else []
+        blanks, rest = self._blanks, text[len(body) :]
+        if not body:
+            blanks.append(rest)
+            return []
+        self._begun, self._blanks = True, [rest]
+        return [Text("".join([*blanks, body]))]
 
 
 @dataclass(frozen=True)

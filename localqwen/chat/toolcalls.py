@@ -61,97 +61,119 @@ def read_call(source: str) -> ToolCall | None:
 
 
 class ToolCallScanner:
-    """Finds tool calls in text: gives plain text and calls in their order."""
+    """Finds tool calls in text: gives plain text and calls in their order, in a time linear in the text."""
 
     def __init__(self) -> None:
         self._buffer = ""
-        self._json: _JsonObject | None = None  # set once the buffer begins with OPEN
+        self._begin = 0  # where in the buffer the undecided text begins
+        self._added: list[str] = []  # text behind the buffer, of a call that is still open
+        self._call: _Call | None = None  # set once the undecided text begins with OPEN
 
     def feed(self, text: str) -> list[Item]:
         """Take more text. Return the text and calls that are clear by now."""
-        self._buffer += text
+        self._added.append(text)
+        if self._call is not None:
+            self._call.read(text)
+            if self._call.undecided:
+                return []
+        self._join()
+        return self._decided()
+
+    def finish(self) -> list[Item]:
+        """Return what is undecided, at the end of the text: a call whose JSON is whole counts without its closing tag,
+        all else is text."""
+        self._join()
+        items: list[Item] = []
+        while self._begin < len(self._buffer):
+            if self._call is None:
+                items.append(Plain(self.release()))
+            elif self._call.end is not None and CLOSE.startswith(self._call.tail):
+                items.append(self._found(len(self._buffer) - self._begin) or self._not_a_call())
+            else:
+                items.append(self._not_a_call())
+            items += self._decided()
+        return items
+
+    def release(self) -> str:
+        """Return the text that is still undecided, and forget it."""
+        self._join()
+        text, self._buffer, self._call = self._buffer, "", None
+        return text
+
+    def _join(self) -> None:
+        self._buffer = "".join([self._buffer[self._begin :], *self._added])
+        self._begin, self._added = 0, []
+
+    def _decided(self) -> list[Item]:
         items: list[Item] = []
         while (item := self._next()) is not None:
             items.append(item)
         return items
 
-    def finish(self) -> list[Item]:
-        """Return what is undecided, at the end of the text: a call whose JSON is whole counts without its closing tag,
-        all else is text."""
-        items: list[Item] = []
-        while self._buffer:
-            if self._json is not None and self._json.end is not None and self._closing_tag_may_follow():
-                items.append(self._found(len(self._buffer)) or self._not_a_call())
-            else:
-                items.append(self._not_a_call() if self._json is not None else Plain(self.release()))
-            items.extend(self.feed(""))
-        return items
-
-    def release(self) -> str:
-        """Return the text that is still undecided, and forget it."""
-        text, self._buffer, self._json = self._buffer, "", None
-        return text
-
     def _next(self) -> Item | None:
         """One decided item, or None where more text is needed."""
-        if self._json is None:
-            at = self._buffer.find(OPEN)
-            if at == 0:
-                self._json = _JsonObject(len(OPEN))
+        if self._call is None:
+            at = self._buffer.find(OPEN, self._begin)
+            if at == self._begin:
+                self._call = _Call()
+                self._call.read(self._buffer, at)
                 return self._next()
-            end = at if at > 0 else len(self._buffer) - partial_tag(self._buffer, OPEN)
-            return self._plain(end) if end else None
-        self._json.read(self._buffer)
-        if self._json.broken:
-            return self._not_a_call()
-        return None if self._json.end is None else self._close(self._json.end)
+            undecided = partial_tag(self._buffer[max(self._begin, len(self._buffer) - len(OPEN)) :], OPEN)
+            end = at if at > 0 else len(self._buffer) - undecided
+            return self._plain(end - self._begin) if end > self._begin else None
+        if self._call.undecided:
+            return None
+        return self._not_a_call() if self._call.broken else self._found(self._call.whole) or self._not_a_call()
 
-    def _close(self, json_end: int) -> Item | None:
-        rest = self._buffer[json_end:].lstrip(BLANK)
-        if rest.startswith(CLOSE):
-            return self._found(len(self._buffer) - len(rest) + len(CLOSE)) or self._not_a_call()
-        if rest.startswith(OPEN):  # the model forgot the closing tag and went on to its next call
-            return self._found(json_end) or self._not_a_call()
-        return None if CLOSE.startswith(rest) or OPEN.startswith(rest) else self._not_a_call()
-
-    def _closing_tag_may_follow(self) -> bool:
-        assert self._json is not None
-        return CLOSE.startswith(self._buffer[self._json.end :].strip(BLANK))
-
-    def _found(self, end: int) -> Found | None:
-        assert self._json is not None
-        call = read_call(self._buffer[len(OPEN) : self._json.end])
+    def _found(self, length: int) -> Found | None:
+        assert self._call is not None
+        assert self._call.end is not None
+        call = read_call(self._buffer[self._begin + len(OPEN) : self._begin + self._call.end])
         if call is None:
             return None
-        text, self._buffer, self._json = self._buffer[:end], self._buffer[end:], None
-        return Found(call, text)
+        self._call = None
+        return Found(call, self._plain(length).text)
 
     def _not_a_call(self) -> Plain:
         """The opening tag is text; what follows it is looked at afresh, for a real call may stand there."""
-        self._json = None
+        self._call = None
         return self._plain(len(OPEN))
 
-    def _plain(self, end: int) -> Plain:
-        text, self._buffer = self._buffer[:end], self._buffer[end:]
+    def _plain(self, length: int) -> Plain:
+        text = self._buffer[self._begin : self._begin + length]
+        self._begin += length
         return Plain(text)
 
 
-class _JsonObject:
-    """Follows one JSON object through a growing buffer. `end` is the index behind its last brace."""
+class _Call:
+    """Follows one call through the text from its opening tag on: a JSON object, blanks, and the closing tag, or the
+    opening tag of the next call if the model forgot it. Lengths are characters from the beginning of the tag."""
 
-    def __init__(self, start: int) -> None:
-        self._at = start
+    def __init__(self) -> None:
+        self._read = 0
         self._depth = 0
         self._in_string = False
         self._escaped = False
-        self.end: int | None = None
+        self.end: int | None = None  # of the JSON object
+        self.tail = ""  # what stands behind it, without the blanks
+        self.whole = 0  # of the call, once it is closed
         self.broken = False
 
-    def read(self, buffer: str) -> None:
-        while self.end is None and not self.broken and self._at < len(buffer):
-            character = buffer[self._at]
-            self._at += 1
-            if self._in_string:
+    @property
+    def undecided(self) -> bool:
+        return not self.broken and not self.whole
+
+    def read(self, text: str, begin: int = 0) -> None:
+        """Go on with the text from `begin` on, as far as it decides something."""
+        at = begin if self._read else begin + len(OPEN)
+        self._read = self._read or len(OPEN)
+        while self.undecided and at < len(text):
+            character = text[at]
+            at += 1
+            self._read += 1
+            if self.end is not None:
+                self._read_behind(character)
+            elif self._in_string:
                 self._read_in_string(character)
             else:
                 self._read_outside(character)
@@ -174,7 +196,19 @@ class _JsonObject:
         elif character in "}]":
             self._depth -= 1
             if self._depth == 0:
-                self.end = self._at
+                self.end = self._read
+
+    def _read_behind(self, character: str) -> None:
+        if not self.tail and character in BLANK:
+            return
+        self.tail += character
+        if self.tail == CLOSE:
+            self.whole = self._read
+        elif self.tail == OPEN:
+            assert self.end is not None
+            self.whole = self.end
+        else:
+            self.broken = not (CLOSE.startswith(self.tail) or OPEN.startswith(self.tail))
 
 
 class NoCalls:

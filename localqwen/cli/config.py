@@ -84,7 +84,7 @@ def _all_commands(parent: click.Context | None) -> dict[str, click.Command]:
 def _read(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
     except OSError as exc:
         raise ConfigError(f"cannot read {path}: {exc.strerror}", "check that file's permissions") from exc

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import platform
 import shutil
 import sys
@@ -93,9 +94,15 @@ def _folders() -> dict[str, Path]:
 
 
 def _folder(path: Path) -> dict[str, Any]:
-    """Return the free bytes of the disk on which the folder is, or will be."""
-    existing = next(parent for parent in (path, *path.parents) if parent.exists())
-    return {"path": str(path), "free_bytes": shutil.disk_usage(existing).free}
+    """Return the free bytes of the disk on which the folder is, or will be, and whether this user may write there."""
+    existing = next(parent for parent in (path, *path.parents) if os.path.exists(parent))
+    writable = existing.is_dir() and os.access(existing, os.W_OK)
+    return {"path": str(path), "free_bytes": shutil.disk_usage(existing).free, "writable": writable}
+
+
+def _folder_line(folder: Mapping[str, Any]) -> str:
+    state = f"{readable_bytes(folder['free_bytes'])} free" if folder["writable"] else "cannot be written"
+    return f"{folder['path']} ({state})"
 
 
 def page(findings: Mapping[str, Any]) -> str:
@@ -110,7 +117,7 @@ def page(findings: Mapping[str, Any]) -> str:
         *((f"engine {name}", _engine_line(engine)) for name, engine in findings["engines"].items()),
         ("chosen", f"{findings['chosen'] or 'none'}: {findings['reason']}"),
         ("packages", packages),
-        *((name, f"{f['path']} ({readable_bytes(f['free_bytes'])} free)") for name, f in findings["folders"].items()),
+        *((name, _folder_line(folder)) for name, folder in findings["folders"].items()),
     ]
     return aligned(rows)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,7 +13,7 @@ import click
 from localqwen.cli.config import ConfiguredCommand
 from localqwen.cli.format import aligned, readable_bytes
 from localqwen.cli.options import json_option
-from localqwen.models import inventory
+from localqwen.models import inventory, set_aside
 from localqwen.models.local_files import LocalFile
 
 if TYPE_CHECKING:
@@ -27,11 +28,14 @@ def command(everything: bool, as_json: bool) -> None:
     if everything:
         _list_all(as_json)
         return
-    files = inventory.on_disk()
+    files, aside = inventory.on_disk(), set_aside.reasons()
     if as_json:
-        sys.stdout.write(json.dumps([_entry(file) for file in files], ensure_ascii=False) + "\n")
+        entries = [_entry(file) | _aside(file, aside) for file in files]
+        sys.stdout.write(json.dumps(entries, ensure_ascii=False) + "\n")
     elif files:
         sys.stdout.write(table(files) + "\n")
+        for name, reason in aside.items():
+            sys.stderr.write(f"{name} is set aside by a running server: {reason}\n")
     else:
         sys.stderr.write("no model is on disk except the built-in demo: see localqwen recommend, localqwen pull\n")
 
@@ -57,6 +61,10 @@ def _entry(file: LocalFile) -> dict[str, Any]:
         "modified": file.modified,
         "used": file.used,
     }
+
+
+def _aside(file: LocalFile, aside: Mapping[str, str]) -> dict[str, str]:
+    return {"set_aside": aside[file.shown]} if file.shown in aside else {}
 
 
 def _list_all(as_json: bool) -> None:

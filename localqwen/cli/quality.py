@@ -131,8 +131,7 @@ def scratch() -> Iterator[Path]:
     for left in home.glob("*"):
         if not (left.name.isdigit() and psutil.pid_exists(int(left.name))):
             shutil.rmtree(left, ignore_errors=True)
-    folder = home / str(os.getpid())
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = store.make_folder(home / str(os.getpid()))
     try:
         yield folder
     finally:

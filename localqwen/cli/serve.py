@@ -36,6 +36,19 @@ class Duration(click.ParamType[float]):
         return seconds if seconds >= 0 else float("inf")
 
 
+class Size(click.ParamType[int]):
+    """A number of bytes with its unit: `8MiB`, `64MB`, `1G`."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return the bytes."""
+        size = value if isinstance(value, int) else units.parse_size(str(value))
+        if size is None:
+            self.fail(f"{value!r} is not a size: write 8MiB, 64MB, 1GiB", param, ctx)
+        return size
+
+
 @click.command("serve", cls=ConfiguredCommand)
 @click.argument("models", nargs=-1, metavar="[MODEL]...")
 @click.option("--host", default="127.0.0.1", show_default=True, metavar="ADDRESS", help="Listen at this address.")
@@ -66,11 +79,35 @@ class Duration(click.ParamType[float]):
     help="Let N requests wait, per model.",
 )
 @click.option(
+    "--max-body",
+    type=Size(),
+    default="8MiB",
+    show_default=True,
+    metavar="SIZE",
+    help="Refuse requests with a larger body.",
+)
+@click.option(
     "--reasoning-field",
     type=click.Choice(["reasoning_content", "reasoning", "both"]),
     default="both",
     show_default=True,
     help="Put the thinking into this field for OpenAI clients.",
+)
+@click.option(
+    "--load-timeout",
+    type=Duration(),
+    default="10m",
+    show_default=True,
+    metavar="TIME",
+    help="Give up loading a model after so long; -1: never.",
+)
+@click.option(
+    "--prompt-timeout",
+    type=Duration(),
+    default="10s",
+    show_default=True,
+    metavar="TIME",
+    help="Give up rendering, tokenizing or a grammar after so long; -1: never.",
 )
 @click.option("--no-prepare", is_flag=True, help="Do not prefill next turns while nobody waits.")
 @serving_options
@@ -111,33 +148,34 @@ def _serve(models: Sequence[ResolvedModel], listener: Any, loading: Loading, hos
 
     _log_to(sys.stderr)
     _warn_about_access(host, flags["api_key"], flags["cors"])
-    catalogue = Catalogue(models, loading.options)
-    service = Service(catalogue, catalogue.open, _settings(host, flags))
+    service = Service(Catalogue(models, loading.options), _settings(host, flags))
     server = http_server.Listening(service, started=lambda: _announce(service, http_server.url(listener)))
-    try:
-        service.start(catalogue.served)
-        http_server.run(server, listener)
-    finally:
-        service.stop()
+    http_server.run(server, listener)
     return 0
 
 
 def _settings(host: str, flags: dict[str, Any]) -> Settings:
     from localqwen.serve.http.app import REASONING_FIELDS, Settings
     from localqwen.serve.http.guard import Access, own_names
-    from localqwen.serve.worker import Limits
+    from localqwen.serve.served_model import Limits
 
     field = flags["reasoning_field"]
     hosts = (*own_names(host), *(name.lower() for name in flags["allow_host"]))
     return Settings(
-        Limits(flags["max_queue"], flags["keep_alive"], prefill_ahead=not flags["no_prepare"]),
-        Access(flags["api_key"] or "", hosts, flags["cors"]),
+        Limits(
+            flags["max_queue"],
+            flags["keep_alive"],
+            prefill_ahead=not flags["no_prepare"],
+            stage=flags["prompt_timeout"],
+            load=flags["load_timeout"],
+        ),
+        Access(flags["api_key"] or "", hosts, flags["cors"], flags["max_body"]),
         REASONING_FIELDS if field == "both" else (field,),
     )
 
 
 def _announce(service: Any, url: str) -> None:
-    for model in service.worker.loaded():
+    for model in service.models.loaded():
         sys.stderr.write(
             f"{url}/v1 · {model.name} · {model.engine} · {model.max_runs} answers at once · "
             f"{model.context_length:,} tokens each\n"

@@ -13,7 +13,7 @@ import click
 from localqwen.cli.config import ConfiguredCommand
 from localqwen.cli.format import aligned
 from localqwen.cli.options import json_option
-from localqwen.errors import StorageError, Unsupported
+from localqwen.errors import Unsupported
 
 if TYPE_CHECKING:
     from localqwen.bench.tune import Trial
@@ -50,10 +50,7 @@ def command(model: str, show: bool, forget: bool, approximate: bool, as_json: bo
     except KeyboardInterrupt:
         sys.stderr.write("stopped: no settings are saved\n")
         raise
-    try:
-        settings.keep(path, best)
-    except OSError as exc:
-        raise StorageError(f"the settings cannot be saved: {exc}", "check the cache folder: localqwen doctor") from exc
+    settings.keep(path, best)
     if as_json:
         sys.stdout.write(json.dumps({"model": model, "settings": asdict(best), "trials": _rows(trials)}) + "\n")
         return

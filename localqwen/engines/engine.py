@@ -174,9 +174,13 @@ class Engine(Protocol):
         """What computes at the moment, in a few words: "2 threads, tuned, YaRN 4"."""
         ...
 
-    def tokenize(self, text: str, *, special: bool) -> list[int]:
+    def tokenize(self, text: str, *, special: bool, limit: int | None = None) -> list[int]:
         """Return the ids of the NFC form of `text`. Without `special`, `<|im_start|>` and its kind are plain text; tags
-        that are ordinary vocabulary (`<think>`, `<tool_call>`) are one id either way."""
+        that are ordinary vocabulary (`<think>`, `<tool_call>`) are one id either way.
+
+        With a `limit`, a text that has more ids is not read to its end, and more than `limit` ids are returned: the
+        first of the text, or those of a part where a single word has too many.
+        """
         ...
 
     def vocabulary(self) -> list[bytes]:

@@ -7,12 +7,13 @@ Its vocabulary grows as it tokenizes: words, white space and tags become tokens 
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from localqwen.engines.engine import Constraint, FinishReason, Logprobs, Run, Sampling, TokenOutput
+from localqwen.engines.normalization import nfc
 from localqwen.engines.scheduling import checks, common_prefix
 from localqwen.errors import EngineError
 
@@ -62,12 +63,11 @@ class ScriptedEngine:
         self.runs: list[Run] = []  # every run that was started, for tests to look at
         self.closed = False
 
-    def tokenize(self, text: str, *, special: bool) -> list[int]:
+    def tokenize(self, text: str, *, special: bool, limit: int | None = None) -> list[int]:
         checks.check_open(self.closed)
-        words = _TOKEN.findall(unicodedata.normalize("NFC", text))
-        if special:
-            return [self._id(word.encode()) for word in words]
-        return [self._id(part.encode()) for word in words for part in (word if word.startswith("<|") else [word])]
+        words = (found.group() for found in _TOKEN.finditer(nfc(text)))
+        parts = (part for word in words for part in ([word] if special or not word.startswith("<|") else word))
+        return [self._id(part.encode()) for part in islice(parts, None if limit is None else limit + 1)]
 
     @property
     def backend_description(self) -> str:

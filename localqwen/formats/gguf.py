@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import mmap
-import struct
-from collections.abc import Callable, Collection
+import contextlib
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
 from localqwen.errors import FormatError
 from localqwen.formats.gguf_reader import ALIGNMENT, GgufTensor, HeaderReader, Value
@@ -28,7 +27,8 @@ class GgufFile(MappedFile):
         self.tensors: dict[str, GgufTensor] = {}
         self._spans: dict[str, slice] = {}
         try:
-            checked(path, self._read_header)
+            with opened(path) as file:
+                self._read_header(file)
         except FormatError:
             self.close()
             raise
@@ -38,8 +38,8 @@ class GgufFile(MappedFile):
         """A copy of each key with its value, as they stand in the file; lists too."""
         return {key: self._map[span] for key, span in self._spans.items()}
 
-    def _read_header(self) -> None:
-        reader = HeaderReader(self._map)
+    def _read_header(self, file: BinaryIO) -> None:
+        reader = HeaderReader(file)
         for key, value, begin, end in reader.entries():
             self._spans[key] = slice(begin, end)
             if value is not None:
@@ -55,27 +55,28 @@ def first_values(path: Path, needed: Collection[str]) -> dict[str, Value]:
     the end of the entries. Raises FormatError.
     """
     found: dict[str, Value] = {}
-
-    def read(data: mmap.mmap) -> None:
-        for key, value, _, _ in HeaderReader(data).entries():
+    with opened(path) as file:
+        for key, value, _, _ in HeaderReader(file).entries():
             if key.startswith("tokenizer.") and all(name in found for name in needed):
-                return
+                break
             if value is not None:
                 found[key.removeprefix(f"{found.get('general.architecture', '')}.")] = value
-
-    try:
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            checked(path, lambda: read(data))
-    except (OSError, ValueError) as exc:  # an empty file cannot be mapped
-        raise FormatError(f"{path} is not a whole GGUF file: {exc}", _REPAIR) from exc
     return found
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[BinaryIO]:
+    """Open a file for its header. Raises FormatError for what is wrong with the header inside the block."""
+    try:
+        with path.open("rb") as file:
+            yield file
+    except (OSError, ValueError) as exc:
+        raise FormatError(f"{path} is not a whole GGUF file: {exc}", _REPAIR) from exc
 
 
 def checked(path: Path, read: Callable[[], _Result]) -> _Result:
     """Return what `read` gives. Raises FormatError for what is wrong with the header of the file `path`."""
     try:
         return read()
-    except struct.error as exc:
-        raise FormatError(f"{path} is not a whole GGUF file: it ends inside its header", _REPAIR) from exc
     except ValueError as exc:
         raise FormatError(f"{path} is not a whole GGUF file: {exc}", _REPAIR) from exc

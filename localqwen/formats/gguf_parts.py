@@ -11,7 +11,7 @@ from typing import NamedTuple
 from localqwen.errors import FormatError
 
 _PART = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})")
-_QUANT = re.compile(r"[-._](i?q\d\w*|bf16|f16|f32)$", re.IGNORECASE)
+_QUANT = re.compile(r"[-._]([it]?q\d\w*|mxfp4\w*|bf16|f16|f32)$", re.IGNORECASE)
 #: A name may claim 99,999 parts; nobody cuts a model into more than this.
 _MAX_PARTS = 1000
 

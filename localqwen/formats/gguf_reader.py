@@ -1,16 +1,17 @@
-"""The header of a GGUF file (versions 2 and 3), walked from its first byte. Raises ValueError, or what struct raises.
+"""The header of a GGUF file (versions 2 and 3), walked from its first byte. Raises ValueError.
 
-The numbers come from strangers: every read is checked against the end of the data, and no count makes anything large.
+The numbers come from strangers: every read is checked against the end of the file, and no count makes anything large.
+The header is read, not mapped: a file that is cut meanwhile would end the process at the next access to its map.
 """
 
 from __future__ import annotations
 
-import mmap
+import os
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import prod
-from typing import NamedTuple
+from math import isfinite, prod
+from typing import BinaryIO, NamedTuple
 
 from localqwen.formats.dtypes import GGUF, DType
 
@@ -23,9 +24,15 @@ UINT16, UINT32, INT32, FLOAT32, BOOL, STRING, ARRAY = 2, 4, 5, 6, 7, 8, 9
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _LENGTH = struct.Struct("<Q")
 _MAX_DIMENSIONS = 4
-#: No metadata are larger: those of Qwen3's vocabulary have 6 MB. A longer header is not read into memory.
-_MAX_METADATA = 100_000_000
+#: No header is larger: Qwen3's vocabulary has 6 MB. A longer one is not read into memory.
+_MAX_HEADER = 100_000_000
 _MAX_TEXT = 1 << 24
+#: The bytes of a key and of a tensor's name (the specification of GGUF, "File Structure").
+_MAX_KEY, _MAX_NAME = 65_535, 64
+#: The most entries, tensors, and texts in lists. The largest Qwen3 has 1,131 tensors; its vocabulary and its merges
+#: are 303,323 texts.
+_MAX_ENTRIES, _MAX_TENSORS, _MAX_LISTED = 1 << 16, 1 << 16, 1 << 22
+_PIECE = 1 << 16
 _MAX_ALIGNMENT = 1 << 20
 
 Value = str | bool | int | float
@@ -54,28 +61,49 @@ class GgufTensor:
         return prod(self.shape[:-1]) * self.type.row_bytes(self.shape[-1])
 
 
-class HeaderReader:
-    """Walks a header once: first all `entries`, then `tensors`."""
+class _Beginning:
+    """A file from its first byte, read as far as it is needed."""
 
-    def __init__(self, data: mmap.mmap) -> None:
-        self._data, self._at = data, 4
-        if data[:4] != MAGIC:
-            raise ValueError(f"it begins with {bytes(data[:4])!r}")
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._data = bytearray()
+        self.size = os.fstat(file.fileno()).st_size
+
+    def upto(self, end: int) -> bytearray:
+        """Return the first bytes of the file, at least `end` of them. Raise ValueError if there are fewer."""
+        if end > len(self._data):
+            if end > _MAX_HEADER:
+                raise ValueError(f"its header has more than {_MAX_HEADER:,} bytes")
+            self._data += self._file.read(max(end, 2 * len(self._data), _PIECE) - len(self._data))
+            if end > len(self._data):
+                raise ValueError("it ends inside its header")
+        return self._data
+
+
+class HeaderReader:
+    """Walks the header of an open file once: first all `entries`, then `tensors`."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._at = _Beginning(file), 4
+        self._listed = 0
+        if not self._file.size:
+            raise ValueError("it is an empty file")
+        magic = bytes(self._file.upto(min(4, self._file.size))[:4])
+        if magic != MAGIC:
+            raise ValueError(f"it begins with {magic!r}")
         version = self._number("I")
         if version not in VERSIONS:
             raise ValueError(_unknown_version(version))
-        self._tensors, self._entries = self._count(24), self._count(12)
+        self._tensors, self._entries = self._count(24, _MAX_TENSORS), self._count(12, _MAX_ENTRIES)
 
     def entries(self) -> Iterator[Entry]:
         seen: set[str] = set()
         for _ in range(self._entries):
             begin = self._at
-            key = self._text()
+            key = self._text(_MAX_KEY)
             value = self._value(self._number("I"))
-            if self._at > _MAX_METADATA:
-                raise ValueError(f"its metadata have more than {_MAX_METADATA:,} bytes")
             if key in seen:
-                raise ValueError(f"the key {key!r} comes twice")
+                raise ValueError(f"the key {key[:100]!r} comes twice")
             seen.add(key)
             yield Entry(key, value, begin, self._at)
 
@@ -89,12 +117,12 @@ class HeaderReader:
             if info.start % alignment:
                 raise ValueError(f"{info.name!r} begins at {info.start:,}, which is no multiple of {alignment}")
         found = [GgufTensor(info.name, info.type, info.shape, start + info.start) for info in infos]
-        _check_places(found, len(self._data))
+        _check_places(found, self._file.size)
         return found
 
     def _info(self) -> GgufTensor:
         """Read a line of the table; its `start` counts from the end of the header."""
-        name = self._text()
+        name = self._text(_MAX_NAME)
         dimensions = self._number("I")
         if not 0 < dimensions <= _MAX_DIMENSIONS:
             raise ValueError(f"{name!r} has {dimensions} dimensions")
@@ -114,6 +142,8 @@ class HeaderReader:
             self._skip_list()
             return None
         value: Value = self._number(_letter(kind))
+        if isinstance(value, float) and not isfinite(value):
+            raise ValueError(f"one of its values is {value}")
         return value
 
     def _skip_list(self) -> None:
@@ -127,33 +157,39 @@ class HeaderReader:
 
     def _skip_texts(self, count: int) -> None:
         """Pass over a vocabulary, which has hundreds of thousands of texts: the names are local for speed."""
-        at, data, size, unpack = self._at, self._data, len(self._data), _LENGTH.unpack_from
+        self._listed += count
+        if self._listed > _MAX_LISTED:
+            raise ValueError(f"its lists have {self._listed:,} texts")
+        at, data, unpack = self._at, self._file.upto(self._at), _LENGTH.unpack_from
         for _ in range(count):
+            if at + 8 > len(data):
+                self._file.upto(at + 8)  # the same bytes, and more of them
             at += 8 + unpack(data, at)[0]
-            if at > size:
-                raise ValueError("it ends inside a text")
+        if at > self._file.size:
+            raise ValueError("it ends inside a text")
         self._at = at
 
-    def _count(self, least: int) -> int:
+    def _count(self, least: int, most: int | None = None) -> int:
         """Return how many things follow that take at least `least` bytes each: never more than the file can hold."""
         count = self._number("Q")
-        if count * least > len(self._data) - self._at:
+        if count * least > self._file.size - self._at or (most is not None and count > most):
             raise ValueError(f"a count of {count:,} cannot be right")
         return count
 
-    def _text(self) -> str:
+    def _text(self, most: int = _MAX_TEXT) -> str:
         length = self._number("Q")
         begin, self._at = self._at, self._at + length
-        if self._at > len(self._data):
+        if self._at > self._file.size:
             raise ValueError("it ends inside a text")
-        if length > _MAX_TEXT:
+        if length > most:
             raise ValueError(f"a text of {length:,} bytes cannot be right")
-        return self._data[begin : self._at].decode()
+        return self._file.upto(self._at)[begin : self._at].decode()
 
     def _number(self, letter: str) -> int:
         value: int
-        (value,) = struct.unpack_from("<" + letter, self._data, self._at)
-        self._at += struct.calcsize("<" + letter)
+        size = struct.calcsize("<" + letter)
+        (value,) = struct.unpack_from("<" + letter, self._file.upto(self._at + size), self._at)
+        self._at += size
         return value
 
 

@@ -16,6 +16,8 @@ _NEEDED = ("context_length", "block_count", "embedding_length", "attention.head_
 _COUNTS = (
     *_NEEDED, "attention.head_count_kv", "attention.key_length", "rope.scaling.original_context_length",
 )  # fmt: skip
+#: The largest count; llama.cpp reads them into 32 bits.
+_MOST = 2**31 - 1
 _TEXTS = ("general.name", "general.architecture", "rope.scaling.type")
 
 
@@ -127,12 +129,12 @@ def _of_values(path: Path, size: int, values: Mapping[str, Value]) -> ModelHeade
 def _check(values: Mapping[str, Value]) -> None:
     """Raise ValueError for a value of another kind than the key has."""
     for key in _COUNTS:
-        if key in values and (type(values[key]) is not int or int(values[key]) < 1):
+        if key in values and (type(values[key]) is not int or not 1 <= int(values[key]) <= _MOST):
             raise ValueError(f"its {key} is {values[key]!r}")
     if not all(isinstance(values.get(key, ""), str) for key in _TEXTS):
         raise ValueError("its name, its architecture or its rope.scaling.type is no text")
     factor = values.get("rope.scaling.factor", 1.0)
-    if type(factor) is not float or not 0 < factor < float("inf"):
+    if type(factor) is not float or not 0 < factor < _MOST:
         raise ValueError(f"its rope.scaling.factor is {factor!r}")
     if missing := sorted({*_NEEDED, "general.architecture"} - values.keys()):
         raise ValueError(f"its header lacks {', '.join(missing)}")

@@ -7,17 +7,20 @@ A header comes from strangers, so every number in it is checked against the file
 from __future__ import annotations
 
 import json
-import mmap
+import os
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+from localqwen import json_text
 from localqwen.errors import FormatError
 from localqwen.formats import dtypes
 from localqwen.formats.tensors import MappedFile, SourceTensor
 
 #: The reference implementation allows 100 MB; the whole of Qwen3-235B needs 5, and parsing takes many times as much.
 MAX_HEADER = 25_000_000
+#: The most values and keys in a header; Qwen3-235B's 36,000 tensors have 400,000.
+_MOST_VALUES = 1_000_000
 MAX_DIMENSIONS = 8
 _REPAIR = "download this file again"
 
@@ -28,10 +31,14 @@ class SafetensorsFile(MappedFile):
     def __init__(self, path: Path) -> None:
         super().__init__(path, _REPAIR)
         try:
-            self.tensors = _read_header(path, self._map)
+            with path.open("rb") as file:  # not the map, which ends the process if the file is cut meanwhile
+                self.tensors = _read_header(path, file)
         except FormatError:
             self.close()
             raise
+        except OSError as exc:
+            self.close()
+            raise FormatError(f"{path} cannot be read: {exc}", _REPAIR) from exc
 
 
 def read_header(path: Path) -> dict[str, SourceTensor]:
@@ -41,8 +48,8 @@ def read_header(path: Path) -> dict[str, SourceTensor]:
     return file.tensors
 
 
-def _read_header(path: Path, data: mmap.mmap) -> dict[str, SourceTensor]:
-    size, prefix = len(data), data[:8]
+def _read_header(path: Path, file: BinaryIO) -> dict[str, SourceTensor]:
+    size, prefix = os.fstat(file.fileno()).st_size, file.read(8)
     if len(prefix) < 8:
         raise FormatError(f"{path} has {size} bytes, too few for a safetensors file", _REPAIR)
     length = int.from_bytes(prefix, "little")
@@ -54,7 +61,7 @@ def _read_header(path: Path, data: mmap.mmap) -> dict[str, SourceTensor]:
         )
     if length > MAX_HEADER:
         raise FormatError(f"{path} has a header of {length:,} bytes, more than {MAX_HEADER:,}", _REPAIR)
-    entries = _parse(path, data[8 : 8 + length])
+    entries = _parse(path, file.read(length))
     entries.pop("__metadata__", None)
     tensors = [_tensor(path, name, entry, 8 + length) for name, entry in entries.items()]
     _check_layout(path, tensors, 8 + length, size)
@@ -71,6 +78,7 @@ def _parse(path: Path, header: bytes) -> dict[str, Any]:
         return result
 
     try:
+        json_text.check(header, _MOST_VALUES)
         entries = json.loads(header, object_pairs_hook=unique)
     except (ValueError, RecursionError) as exc:
         raise FormatError(f"the header of {path} is not JSON: {exc}", _REPAIR) from exc

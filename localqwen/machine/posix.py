@@ -12,6 +12,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from mmap import mmap
 from types import FrameType
@@ -19,6 +21,10 @@ from typing import Any
 
 #: Whether a terminal can give single keys here. On Windows the keyboard is read line by line only.
 HAS_SINGLE_KEYS = sys.platform != "win32"
+#: Seconds between two looks at who the parent is.
+_LOOK_EVERY = 1.0
+#: linux/prctl.h
+_PR_SET_PDEATHSIG = 1
 #: The errors of a file system without F_FULLFSYNC, such as a network's.
 _NO_FULL_SYNC = {errno.ENOTSUP, errno.EINVAL, errno.ENOTTY}
 
@@ -127,6 +133,16 @@ def allow_open_files(count: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
 
 
+def open_files_limit() -> int | None:
+    """Return the most files that this process may have open, None without a limit."""
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return None if soft == resource.RLIM_INFINITY else soft
+
+
 def peak_memory() -> int | None:
     """Return the peak of resident memory of this process in bytes, None if the system does not report it."""
     if sys.platform == "win32":
@@ -147,9 +163,70 @@ def apart_from_terminal() -> dict[str, Any]:
     return {"start_new_session": True}
 
 
+def kill(process: int) -> None:
+    """End the child with this process id at once; Windows: terminate it. Do nothing if there is none any more."""
+    with contextlib.suppress(ProcessLookupError):
+        if sys.platform == "win32":
+            os.kill(process, signal.SIGTERM)
+        else:
+            os.kill(process, signal.SIGKILL)
+
+
 def was_killed(code: int) -> bool:
     """Return whether a child with exit code `code` was killed by SIGKILL, most often by the system for its memory."""
     return sys.platform != "win32" and code == -signal.SIGKILL
+
+
+def end_with_parent(parent: int) -> None:
+    """End this process when its parent, which has the id `parent`, has ended, however that happens.
+
+    Linux does it by SIGKILL when the thread that started this process ends (PR_SET_PDEATHSIG, prctl(2)). Elsewhere a
+    thread looks who the parent is; on Windows that shows nothing, and a child watches its pipe.
+    """
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != parent:
+            os._exit(1)
+    elif sys.platform != "win32":
+        threading.Thread(target=_watch_parent, args=(parent,), name="localqwen-parent", daemon=True).start()
+
+
+def _watch_parent(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(_LOOK_EVERY)
+    os._exit(1)
+
+
+def forbid_core_files() -> None:
+    """Let a crash of this process write no core file: one of a large model would fill the disk."""
+    if sys.platform != "win32":
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+
+
+def offer_as_victim() -> None:
+    """Ask Linux to end this process before its parent where memory runs out (proc(5): oom_score_adj)."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+            file.write("500")
+
+
+def limit_further_memory(count: int) -> None:
+    """Let this process allocate at most `count` bytes more than it has: what asks for more gets no memory. Mapped files
+    do not count. Only Linux has such a limit (RLIMIT_DATA, setrlimit(2))."""
+    if sys.platform != "linux":
+        return
+    import resource
+
+    with open("/proc/self/status") as file:
+        fields = dict(line.split(":", 1) for line in file)
+    present = int(fields["VmData"].split()[0]) << 10
+    hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+    if hard == resource.RLIM_INFINITY or present + count < hard:
+        resource.setrlimit(resource.RLIMIT_DATA, (present + count, hard))
 
 
 # Terminals. Windows has none of this: callers look at HAS_SINGLE_KEYS first.

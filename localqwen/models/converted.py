@@ -63,9 +63,15 @@ def demo_conversion(quant: str = CHECKPOINT_QUANT) -> Conversion:
 
 def convert(folder: Path, target: Path, *, quant: str, name: str, progress: Report | None = None) -> Path:
     """Convert a checkpoint folder to the GGUF file `target`, which appears when it is complete. Return `target`."""
-    target.parent.mkdir(parents=True, exist_ok=True)
+    store.make_folder(target.parent)
     converter().convert(folder, target, quant=quant.lower(), name=name, progress=progress, force=True)
     return target
+
+
+def quantizations() -> tuple[str, ...]:
+    """Return the quantizations that a checkpoint can be converted to, in lower case, with their other names."""
+    quants = converter().quants
+    return (*quants.QUANTIZATIONS, *quants.ALIASES)
 
 
 def _content_key(folder: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -26,8 +27,10 @@ def find(reference: Reference) -> LocalFile | None:
             return _find_named(reference)
         case Repository():
             return _find_repository(reference)
-        case LocalPath(path):
-            return local_files.local_file(path.stem, (path,), gguf_parts.quant_of(path)) if path.is_file() else None
+        case LocalPath(path) if os.path.isfile(path):
+            return local_files.local_file(path.stem, (path,), gguf_parts.quant_of(path))
+        case LocalPath():
+            return None
 
 
 def _find_named(named: Named) -> LocalFile | None:
@@ -93,7 +96,7 @@ def pulled() -> Iterator[LocalFile]:
     known: set[Path] = set()
     for model in registry.models().values():
         for quant in (*model.quants, *model.mlx):
-            file = _find_named(Named(model, quant))
+            file = local_files.described(_find_named, Named(model, quant))
             if file is not None:
                 known.update(part.resolve() for part in file.parts)
                 yield file
@@ -105,13 +108,15 @@ def pulled() -> Iterator[LocalFile]:
 
 def _others(source: str, repository: CachedRepository, seen: set[Path]) -> Iterator[LocalFile]:
     for snapshot in repository.snapshots():
-        for parts in gguf_parts.groups([path for path in snapshot.rglob("*.gguf") if path.is_file()]):
+        for parts in gguf_parts.groups([path for path in snapshot.rglob("*.gguf") if os.path.isfile(path)]):
             targets = {part.resolve() for part in parts}
             if targets & seen or not gguf_parts.are_complete(parts) or not _is_ours(parts[0]):
                 continue
             seen |= targets
             reference = Repository("modelscope" if source == "modelscope" else "hf", repository.repo)
-            yield _of_repository(reference, parts)
+            file = local_files.described(_of_repository, reference, parts)
+            if file is not None:
+                yield file
 
 
 def _converted_from_others() -> Iterator[LocalFile]:
@@ -119,8 +124,10 @@ def _converted_from_others() -> Iterator[LocalFile]:
     named = {model.weights.repo for model in registry.models().values() if model.weights}
     for folder in sorted(path for path in store.converted_dir().glob("*--*") if path.is_dir()):
         repo = folder.name.replace("--", "/", 1)
-        for file in sorted(folder.glob("*.gguf")) if repo not in named else ():
-            yield _of_repository(Repository("hf", repo), (file,))
+        for path in sorted(folder.glob("*.gguf")) if repo not in named else ():
+            file = local_files.described(_of_repository, Repository("hf", repo), (path,))
+            if file is not None:
+                yield file
 
 
 def _is_ours(path: Path) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,12 +70,21 @@ def own_files() -> list[LocalFile]:
 
     The converted demo model is not listed: it always exists.
     """
-    found = [
-        _describe(path)
-        for folder in (store.home() / "models", store.converted_dir())
-        for path in sorted(folder.glob("*.gguf"))
-    ]
-    return [file for file in found if file.name != "demo"]
+    folders = (store.home() / "models", store.converted_dir())
+    found = [described(_describe, path) for folder in folders for path in _ggufs(folder)]
+    return [file for file in found if file is not None and file.name != "demo"]
+
+
+def _ggufs(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("*.gguf") if os.path.isfile(path))
+
+
+def described(describe: Callable[..., LocalFile | None], *arguments: object) -> LocalFile | None:
+    """Return what `describe` gives; None if a file was removed meanwhile: one file never spoils a list."""
+    try:
+        return describe(*arguments)
+    except OSError:
+        return None
 
 
 def _describe(path: Path) -> LocalFile:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from localqwen.errors import ModelNotFound
+from localqwen.errors import FormatError, ModelNotFound
 from localqwen.formats import gguf_parts, json_file, model_header, qwen3_config
 from localqwen.formats.gguf import GgufFile
 from localqwen.formats.qwen3_config import Qwen3Config
@@ -40,9 +40,10 @@ class ModelMetadata:
 def of(path: Path) -> ModelMetadata:
     """Read a GGUF file or a checkpoint folder. Raises ModelNotFound, FormatError."""
     place = path.absolute()  # a link into a hub's cache keeps its name, which says the quantization
-    if not place.exists():
-        raise ModelNotFound(f"there is nothing at {path}", "check the path")
-    return _read(place, place.stat().st_mtime_ns)
+    try:
+        return _read(place, place.stat().st_mtime_ns)
+    except OSError as exc:
+        raise ModelNotFound(f"there is nothing at {path} that can be read: {exc.strerror}", "check the path") from exc
 
 
 @functools.lru_cache(maxsize=256)
@@ -94,9 +95,13 @@ def _template(folder: Path) -> str:
     """Return the chat template. A file of its own wins over tokenizer_config.json, as in transformers."""
     file = folder / "chat_template.jinja"
     if file.is_file():
-        return file.read_text(encoding="utf-8")
+        try:
+            return file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as exc:
+            raise FormatError(f"{file} cannot be read: {exc}", "download this file again") from exc
     settings = folder / "tokenizer_config.json"
     template = json_file.read_object(settings).get("chat_template") if settings.is_file() else None
     if isinstance(template, list):  # several, by name
-        template = next((each.get("template") for each in template if each.get("name") == "default"), None)
+        named = [each for each in template if isinstance(each, dict)]
+        template = next((each.get("template") for each in named if each.get("name") == "default"), None)
     return template if isinstance(template, str) else ""

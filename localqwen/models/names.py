@@ -24,8 +24,10 @@ Source = Literal["hf", "modelscope"]
 SOURCES: dict[str, Source] = {"hf": "hf", "ms": "modelscope"}
 
 _QUANT_LIKE = re.compile(r"i?q\d|b?f\d|fp\d|\d+bit|awq|gptq", re.IGNORECASE)
-_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
-_QUANT = re.compile(r"[\w.-]*", re.ASCII)
+#: Owner and name become one folder of the caches, a name with a quantization a file. The hubs allow 96 characters, and
+#: no name that begins with a dot.
+_REPOSITORY = re.compile(r"(?!\.)[\w.-]{1,96}/(?!\.)[\w.-]{1,96}", re.ASCII)
+_QUANT = re.compile(r"[\w.-]{0,40}", re.ASCII)
 
 
 @dataclass(frozen=True)

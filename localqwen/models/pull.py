@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import fnmatch
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from localqwen.errors import HubError, HubRefused, ModelNotFound, StorageError, UsageError
@@ -87,6 +87,7 @@ def _plan_named(named: Named, source: Source, revision: str | None) -> Plan:
         return _planned(named, source, model.gguf_repo, revision, quant, lambda path: fnmatch.fnmatch(path, pattern))
     names.refuse_built_in(named, "pull")
     assert model.weights is not None
+    _check_convertible(model.weights.repo, quant)
     planned = _planned(named, source, model.weights.repo, revision, quant, _is_checkpoint_file)
     return replace(planned, convert=True, converted_bytes=model.made[quant])
 
@@ -103,7 +104,8 @@ def _planned(
     listed = hub.listing(repo, revision)
     files = tuple(file for file in listed.files if wanted(file.path))
     if not files:
-        raise HubRefused(f"{repo} on {hub.host()} has no file for {reference.text}", "localqwen list --all")
+        raise HubRefused(f"{repo} on {hub.host()} has no file for {reference.text}", _what_there_is(listed, source))
+    _check_parts(repo, files)
     missing = sum(file.bytes - hub.state(listed, file) for file in files)
     folder = hub.cached(repo).folder
     return Plan(reference, source, listed, files, quant, False, folder, missing)
@@ -119,10 +121,12 @@ def _plan_repository(wanted: Repository, revision: str | None) -> Plan:
     listed = hub.listing(wanted.repo, revision)
     whole = wanted.mlx and any(file.path.endswith(".safetensors") for file in listed.files)
     ggufs = [] if whole else [file for file in listed.files if inventory.is_of_quant(file.path, "")]
-    chosen = _chosen(wanted, ggufs) if ggufs else tuple(f for f in listed.files if _is_checkpoint_file(f.path))
+    chosen = _chosen(wanted, listed, ggufs) if ggufs else tuple(f for f in listed.files if _is_checkpoint_file(f.path))
     if not ggufs and not any(file.path.endswith(".safetensors") for file in chosen):
         raise ModelNotFound(f"{wanted.repo} holds neither GGUF files nor safetensors", "name another repository")
     quant = gguf_parts.quant_of(Path(chosen[0].path)) if ggufs else wanted.quant or converted.CHECKPOINT_QUANT
+    if not ggufs and not whole:
+        _check_convertible(wanted.repo, quant)
     missing = sum(file.bytes - hub.state(listed, file) for file in chosen)
     convert = not ggufs and not whole
     made = sum(file.bytes for file in chosen) if convert else 0
@@ -130,20 +134,62 @@ def _plan_repository(wanted: Repository, revision: str | None) -> Plan:
     return Plan(wanted, wanted.source, listed, chosen, quant, convert, hub.cached(wanted.repo).folder, missing, made)
 
 
-def _chosen(wanted: Repository, ggufs: list[RemoteFile]) -> tuple[RemoteFile, ...]:
-    by_quant: dict[str, list[RemoteFile]] = {}
-    for file in ggufs:
-        by_quant.setdefault(gguf_parts.quant_of(Path(file.path)), []).append(file)
+def _chosen(wanted: Repository, listed: Listing, ggufs: Sequence[RemoteFile]) -> tuple[RemoteFile, ...]:
+    """Return the files of the wanted quantization: of its models those of which every part is there."""
+    by_quant = _by_quant(ggufs)
     quant = wanted.quant or (inventory.USUAL_QUANT if inventory.USUAL_QUANT in by_quant else "")
-    if quant in by_quant:
-        return tuple(by_quant[quant])
     if not wanted.quant and len(by_quant) == 1:
-        return tuple(ggufs)
-    listed = ", ".join(sorted(quant.lower() for quant in by_quant if quant))
-    said = f"no {wanted.quant}" if wanted.quant else "several quantizations"
-    raise ModelNotFound(
-        f"{wanted.repo} has {said}", f"it has {listed}: localqwen pull {Repository(wanted.source, wanted.repo).text}:…"
-    )
+        (quant,) = by_quant
+    elif quant not in by_quant or not quant:
+        said = f"no {wanted.quant}" if wanted.quant else "several quantizations"
+        raise ModelNotFound(f"{wanted.repo} has {said}", _what_there_is(listed, wanted.source))
+    files = by_quant[quant]
+    complete = {str(path) for parts in _models(files) if _is_complete(parts) for path in parts}
+    if not complete:
+        _check_parts(wanted.repo, files)
+    return tuple(file for file in files if file.path in complete)
+
+
+def _by_quant(files: Sequence[RemoteFile]) -> dict[str, list[RemoteFile]]:
+    found: dict[str, list[RemoteFile]] = {}
+    for file in files:
+        found.setdefault(gguf_parts.quant_of(PurePosixPath(file.path)), []).append(file)
+    return found
+
+
+def _models(files: Sequence[RemoteFile]) -> list[tuple[Path, ...]]:
+    return gguf_parts.groups(Path(file.path) for file in files if file.path.endswith(".gguf"))
+
+
+def _is_complete(parts: tuple[Path, ...]) -> bool:
+    return len(parts) == gguf_parts.part(parts[0]).total
+
+
+def _check_parts(repo: str, files: Sequence[RemoteFile]) -> None:
+    """Raise HubRefused for a split model of which the repository does not list every part."""
+    for parts in _models(files):
+        if not _is_complete(parts):
+            found = f"{len(parts)} of {gguf_parts.part(parts[0]).total}"
+            raise HubRefused(f"{repo} lists {found} parts of {parts[0].name}", "name another repository")
+
+
+def _check_convertible(repo: str, quant: str) -> None:
+    """Raise ModelNotFound for a quantization that the converter does not know, before the weights are downloaded."""
+    known = converted.quantizations()
+    if quant.lower() not in known:
+        raise ModelNotFound(
+            f"{repo} has no GGUF file, and its weights cannot be converted to {quant[:40]}",
+            f"quantizations: {', '.join(known)}",
+        )
+
+
+def _what_there_is(listed: Listing, source: Source) -> str:
+    """Return a hint with the quantizations of the GGUF files in a repository, or their names if they say none."""
+    ggufs = [file for file in listed.files if inventory.is_of_quant(file.path, "")]
+    if not ggufs:
+        return "localqwen list --all"
+    quants = sorted(quant.lower() for quant in _by_quant(ggufs) if quant) or sorted(file.path for file in ggufs)
+    return f"it has {', '.join(quants)}: localqwen pull {Repository(source, listed.repo).text}:…"
 
 
 def check_space(planned: Plan) -> None:

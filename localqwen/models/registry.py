@@ -114,7 +114,7 @@ def models() -> Mapping[str, Model]:
     own = store.config_file().with_name("models.toml")
     try:
         entries |= _parse(own.read_text(encoding="utf-8"), str(own))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         pass
     except (OSError, UnicodeDecodeError) as exc:
         raise ConfigError(f"cannot read {own}: {exc}", "correct or remove that file") from exc

@@ -83,12 +83,19 @@ def _partials(reference: Named | Repository) -> Iterable[Path]:
 
 
 def _own(path: Path) -> Removed:
-    folders = (store.home() / "models", store.converted_dir())
-    if not any(path.resolve().is_relative_to(folder.resolve()) for folder in folders):
+    if not _is_ours(path):
         raise UsageError(f"{path} is not in localqwen's store", "remove it yourself; localqwen list shows what is")
     if not path.is_file():
         raise NotPulled(f"there is no file {path}", "localqwen list")
     return _unlink([path], [])
+
+
+def _is_ours(path: Path) -> bool:
+    folders = (store.home() / "models", store.converted_dir())
+    try:
+        return any(path.resolve().is_relative_to(folder.resolve()) for folder in folders)
+    except (OSError, ValueError):  # a link that may not be followed, or a text that no file can be named by
+        return False
 
 
 def _unlink(files: Iterable[Path], kept: list[Path]) -> Removed:

@@ -5,6 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from localqwen.errors import StorageError
+
+_ELSEWHERE = "choose a folder that you may write to: LOCALQWEN_HOME=…"
+
 
 def home() -> Path:
     """Return the folder of models and conversations: LOCALQWEN_HOME, else the platform's data folder."""
@@ -39,8 +43,8 @@ def manifest(file: Path) -> Path:
 
 def newest_converted(repo: str, quant: str) -> Path | None:
     """Return the newest file converted from that repository in that quantization; `*` means any."""
-    found = converted_repository(repo).glob(f"*-{quant.upper()}.gguf")
-    return max(found, key=lambda path: path.stat().st_mtime, default=None)
+    found = (path for path in converted_repository(repo).glob(f"*-{quant.upper()}.gguf") if os.path.isfile(path))
+    return max(found, key=os.path.getmtime, default=None)
 
 
 def conversations_dir() -> Path:
@@ -52,9 +56,27 @@ def config_file() -> Path:
     return (moved if moved else _platform("user_config_path")) / "config.toml"
 
 
+def make_folder(folder: Path) -> Path:
+    """Return a folder of ours, made with those above it if there is none. Raise StorageError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise StorageError(f"cannot make the folder {folder}: {exc.strerror}", _ELSEWHERE) from exc
+    return folder
+
+
 def _moved() -> Path | None:
+    """Return LOCALQWEN_HOME. Raise StorageError if no folder can have that name."""
     value = os.environ.get("LOCALQWEN_HOME")
-    return Path(value).expanduser().resolve() if value else None
+    if not value:
+        return None
+    try:
+        home = Path(value).expanduser().resolve()
+        home.exists()
+    except (OSError, RuntimeError) as exc:  # too long, closed to this user, a link to itself, no such user
+        why = exc.strerror if isinstance(exc, OSError) else exc
+        raise StorageError(f"the folder LOCALQWEN_HOME={value} cannot be used: {why}", _ELSEWHERE) from exc
+    return home
 
 
 def _platform(function: str) -> Path:

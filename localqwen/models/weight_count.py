@@ -83,4 +83,4 @@ def _count(path: Path, tensors: list[_Tensor], used: Value | None, experts: Valu
         raise FormatError(f"{path} says that {used!r} of {experts!r} experts are used", "download or convert it again")
     idle = sum(each.parameters for each in of_experts) * (experts - used) // experts
     idle_bytes = sum(each.bytes for each in of_experts) * (experts - used) / experts
-    return WeightCount(parameters, parameters - idle, 1 - idle_bytes / size)
+    return WeightCount(parameters, parameters - idle, 1 - idle_bytes / size if size else 1.0)

@@ -6,17 +6,19 @@ cannot obey is refused; each API lists its own (`Fields.refuse`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
+from localqwen import json_text
 from localqwen.engines.engine import SAMPLING_RANGES
 from localqwen.errors import BadField
 
 #: The most stop strings, and the characters of the longest: after every token, the thread that all answers share
 #: searches for each.
 MOST_STOPS, LONGEST_STOP = 64, 1000
-#: The deepest nesting of lists and objects. Templates and schemas recurse through them; Python's limit is 1,000 frames.
-DEEPEST = 100
+#: The characters of a client's text, and how many names, that an error shows.
+_SHOWN, _LISTED = 100, 20
 _KINDS = {dict: "an object", list: "a list", str: "a string", bool: "true or false", int: "a whole number"}
 _KINDS |= {float: "a number", type(None): "null"}
 
@@ -25,8 +27,10 @@ class Fields:
     """One JSON object of a request. `path` says where it is, as in `messages[0]`. Every reader returns None if the
     field is missing or null, and raises BadField if it has the wrong type."""
 
-    def __init__(self, data: Any, path: str = "") -> None:
+    def __init__(self, data: Any, path: str = "", within: Fields | None = None) -> None:
+        """`within` is an object of the same request."""
         self.path = path
+        self._allowance: list[int] = within._allowance if within is not None else [json_text.MOST_VALUES]
         if not isinstance(data, Mapping):
             raise BadField(path, f"must be an object, not {kind(data)}")
         self.data: Mapping[str, Any] = data
@@ -106,12 +110,12 @@ class Fields:
         """Return a string that is one of `allowed`."""
         value = self.text(name)
         if value is not None and value not in allowed:
-            raise self.wrong(name, f"is {value!r}, it must be one of {', '.join(allowed)}")
+            raise self.wrong(name, f"is {shown(value)}, it must be one of {', '.join(allowed)}")
         return value
 
     def object(self, name: str) -> Fields | None:
         """Return the reader of an object inside this one."""
-        return Fields(self.data[name], self.at(name)) if self.has(name) else None
+        return Fields(self.data[name], self.at(name), self) if self.has(name) else None
 
     def list(self, name: str) -> Sequence[Any] | None:
         """Return a list of any values."""
@@ -123,7 +127,20 @@ class Fields:
     def objects(self, name: str) -> Iterator[Fields]:
         """Yield a reader for each object of a list; none if the list is missing."""
         for index, item in enumerate(self.list(name) or ()):
-            yield Fields(item, f"{self.at(name)}[{index}]")
+            yield Fields(item, f"{self.at(name)}[{index}]", self)
+
+    def json(self, name: str) -> Any:
+        """Return the value of a string that contains JSON; control characters may stand in its strings.
+
+        All such strings of a request together have as many values as its body may have.
+        """
+        data = self.needed_text(name).encode(errors="surrogatepass")
+        try:
+            value, count = json_text.parse(data, strict=False, allowance=self._allowance[0])
+        except json_text.Refused as exc:
+            raise self.wrong(name, str(exc)) from None
+        self._allowance[0] -= count
+        return value
 
     def texts(self, name: str) -> tuple[str, ...]:
         """Return the strings of a list, or a single string as a tuple; () if the field is missing."""
@@ -152,20 +169,15 @@ class Fields:
                 raise self.wrong(name, why)
 
 
-def too_deep(value: Any) -> bool:
-    """Return whether lists and objects are nested deeper than DEEPEST."""
-    level = [value]
-    for _ in range(DEEPEST):
-        level = [inner for outer in level for inner in _within(outer)]
-        if not level:
-            return False
-    return True
+def shown(text: str | None) -> str:
+    """Return a client's text as an error quotes it, cut if it is long."""
+    return repr(text) if text is None or len(text) <= _SHOWN else repr(f"{text[:_SHOWN]}…")
 
 
-def _within(value: Any) -> Iterator[Any]:
-    """Return the lists and objects in a list or object."""
-    inner_values = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
-    return (inner for inner in inner_values if isinstance(inner, Mapping | list))
+def listed(names: Collection[str]) -> str:
+    """Return names as an error lists them: the first of them if they are many."""
+    more = f" and {len(names) - _LISTED:,} more" if len(names) > _LISTED else ""
+    return ", ".join(shown(name)[1:-1] for name in itertools.islice(names, _LISTED)) + more
 
 
 def kind(value: Any) -> str:

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from localqwen.chat.load_options import LoadOptions
-from localqwen.chat.model_info import LoadedModel
 from localqwen.errors import ConfigError, LocalqwenError, ModelNotFound, NotPulled, UsageError
+from localqwen.model_process import file_stamps
+from localqwen.model_process.process import ModelSpec
 
 if TYPE_CHECKING:
     from localqwen.models.local_files import LocalFile
     from localqwen.models.names import Named, Repository
     from localqwen.models.registry import Model
     from localqwen.models.resolve import ResolvedModel
-
-_log = logging.getLogger("localqwen.serve")
 
 #: Ollama's clients append this to a name without a tag.
 _LATEST = ":latest"
@@ -57,12 +55,13 @@ class Catalogue:
 
         found = {name: _known(name, model) for name, model in self._served.items()}
         for file in inventory.on_disk():
-            found.setdefault(file.shown, KnownModel(file.shown, file, file.entry))
+            if _is_text(file.shown):
+                found.setdefault(file.shown, KnownModel(file.shown, file, file.entry))
         return [*found.values()]
 
     def find(self, wanted: str) -> KnownModel:
         """Return the model that a client names. Raise ModelNotFound with the names that exist, or NotPulled."""
-        name = wanted.removesuffix(_LATEST) or self.served[0]
+        name = wanted.removesuffix(_LATEST) if wanted else self.served[0]
         if name in self._served:
             return _known(name, self._served[name])
         found = {each.name: each for each in self.known()}
@@ -72,17 +71,16 @@ class Catalogue:
             return found[text]
         if text == BUILT_IN:
             return _built_in()
-        raise _not_found(name, reference, list(found))
+        raise _not_found(wanted, reference, list(found))
 
     def resolve(self, wanted: str) -> str:
-        """Return the name that `open` takes. Raise what `find` raises."""
+        """Return the name that `spec` takes. Raise what `find` raises."""
         known = self.find(wanted)
         self._typed[known.name] = known.files.typed if known.files else known.name
         return known.name
 
-    def open(self, name: str) -> LoadedModel:
-        """Load the model of a name that `resolve` returned. Raise the LocalqwenError that prevents it."""
-        from localqwen.chat import load
+    def spec(self, name: str) -> ModelSpec:
+        """Return what a process opens for a name that `resolve` returned. It reads the disk."""
         from localqwen.engines import selection
         from localqwen.models import resolve
 
@@ -91,10 +89,14 @@ class Catalogue:
             model = resolve.located(served)  # its files may have moved since it was unloaded
         else:
             model, options = selection.resolve(self._typed[name], options.engine), replace(options, adapter=None)
-        opened = load.open_model(model, options, name=name)
-        for warning in opened.engine.warnings:
-            _log.warning("%s: %s", name, warning)
-        return opened
+        files = file_stamps.of(model.files.path) if model.files else {}
+        # The engine that was chosen here: in the child, with less memory left, the choice might be another.
+        return ModelSpec(model.name, name, replace(options, engine=model.engine), files)
+
+
+def _is_text(name: str) -> bool:
+    """Return whether a file's name can be written as UTF-8; no client could name it otherwise."""
+    return name.isascii() or not any("\ud800" <= character <= "\udfff" for character in name)
 
 
 def _known(name: str, model: ResolvedModel) -> KnownModel:
@@ -111,22 +113,34 @@ def _built_in() -> KnownModel:
     return KnownModel(BUILT_IN, replace(files, command=BUILT_IN), entry)
 
 
+def pullable(wanted: str) -> Named | Repository:
+    """Return the entry or repository that a client wants to download. Raise ModelNotFound for any other text."""
+    return _parsed(wanted.removesuffix(_LATEST))
+
+
 def _reference(name: str) -> Named | Repository | None:
     """Return the entry or repository that a client means, or None if the text is not a name or could be a path."""
+    try:
+        return _parsed(name)
+    except ModelNotFound:
+        return None
+
+
+def _parsed(name: str) -> Named | Repository:
     from localqwen.models import names
 
-    if len(name) > LONGEST_NAME or not name.isprintable():
-        return None
     repository = name.partition(":")[0].lower() in names.SOURCES
-    if not repository and names.looks_like_path(name):
-        return None
+    if len(name) > LONGEST_NAME or not name.isprintable() or (not repository and names.looks_like_path(name)):
+        raise names.unknown(name)
     try:
         reference = names.parse(name)
     except ConfigError:  # a broken models.toml says nothing about the name
         raise
-    except (ModelNotFound, UsageError):
-        return None
-    return None if isinstance(reference, names.LocalPath) else reference
+    except UsageError as exc:
+        raise names.unknown(name) from exc
+    if isinstance(reference, names.LocalPath):  # the file is new
+        raise names.unknown(name)
+    return reference
 
 
 def _not_found(name: str, reference: Named | Repository | None, here: Sequence[str]) -> LocalqwenError:

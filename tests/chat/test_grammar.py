@@ -107,6 +107,48 @@ def test_calls_that_must_be_made_or_may(
     assert accepts(grammars, engine, Request([], prompt="x", tools=TOOLS, **fields), text) is allowed
 
 
+def test_the_constraints_of_an_answer_s_runs_are_independent_and_allow_what_a_first_one_does(
+    grammars: Grammars, engine: Engine
+) -> None:
+    """A run's constraint is a copy of the compiled grammar: here, of one of which another copy is at its end."""
+    make = grammars.constraint(Request([], prompt="x", format=JsonFormat(POINT)), thinking=False)
+    assert make is not None
+    text = engine.tokenize('{"x": 3, "kind": "a"}', special=False)
+    walks = []
+    for _ in range(3):
+        held, allowed = make(), []
+        for token in text:
+            allowed.append(held.allowed().tobytes())
+            held.accept(token)
+        walks.append([*allowed, held.allowed().tobytes()])
+    fresh = Grammars(lambda text: engine.tokenize(text, special=False), engine.vocabulary, lambda: engine.stop_tokens)
+    first = constraint(fresh, Request([], prompt="x", format=JsonFormat(POINT)))
+    assert walks[0] == walks[1] == walks[2]
+    assert walks[0][0] == first.allowed().tobytes()
+
+
+def test_a_grammar_is_compiled_once_for_all_answers_to_a_request(
+    grammars: Grammars, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import llguidance
+
+    compiled: list[str] = []
+    matcher = llguidance.LLMatcher
+
+    def counted(tokenizer: Any, source: str, **options: Any) -> Any:
+        compiled.append(source)
+        return matcher(tokenizer, source, **options)
+
+    monkeypatch.setattr(llguidance, "LLMatcher", counted)
+    request = Request([], prompt="x", format=JsonFormat({"const": "only here"}))
+    for _ in range(3):
+        make = grammars.constraint(request, thinking=False)
+        assert make is not None
+        for _ in range(3):
+            assert make().allowed().any()
+    assert len(compiled) == 1
+
+
 def test_text_is_free_where_nothing_is_demanded(grammars: Grammars) -> None:
     assert grammars.constraint(Request([], prompt="x", tools=TOOLS), thinking=True) is None
 

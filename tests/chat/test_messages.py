@@ -118,6 +118,10 @@ USER = {"role": "user", "content": "hi"}
             r"messages\[0\]\.tool_calls\[0\]\.function\.arguments is no JSON",
         ),
         (
+            [{"role": "assistant", "tool_calls": [{"function": {"name": "a", "arguments": "[" * 100_000}}]}],
+            r"messages\[0\]\.tool_calls\[0\]\.function\.arguments is no JSON",
+        ),
+        (
             [{"role": "assistant", "tool_calls": [{"function": {"name": "a", "arguments": "[]"}}]}],
             r"messages\[0\]\.tool_calls\[0\]\.function\.arguments must be an object",
         ),

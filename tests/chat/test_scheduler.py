@@ -18,7 +18,7 @@ from localqwen.chat.messages import (
     Text,
 )
 from localqwen.chat.model_info import LoadedModel, info_of
-from localqwen.chat.prefill_ahead import LONGEST_SLICE, SMALLEST_SLICE, PrefillAhead, next_turn
+from localqwen.chat.prefill_ahead import LONGEST_SLICE, SMALLEST_SLICE, EndedAnswer, PrefillAhead, next_turn
 from localqwen.chat.reply import Reply
 from localqwen.chat.scheduler import Scheduler, Ticket, events_of
 from localqwen.engines.scripted import ScriptedEngine
@@ -232,6 +232,71 @@ def test_a_conversation_that_goes_on_is_not_computed_ahead_any_more(begun: bool)
     assert not desk.scheduler.can_prefill_ahead
     desk.run()
     assert desk.scheduler.can_prefill_ahead  # its own next turn
+
+
+def next_of(desk: Desk, ended: EndedAnswer) -> tuple[int, ...]:
+    return next_turn(ended.request, ended.message, desk.info, thinking=ended.thinking)
+
+
+def test_the_next_turn_may_be_rendered_elsewhere_and_handed_back() -> None:
+    desk = Desk(["first answer", "second answer"], {"max_runs": 2})
+    asked_and_answered(desk, "one")
+    asked_and_answered(desk, "two")
+    first, second = desk.scheduler.take_ended()
+    assert not desk.scheduler.can_prefill_ahead
+    assert desk.scheduler.take_ended() == []
+    assert next_of(desk, second) == prefix_of(desk, "two", "second answer")
+    runs = len(desk.engine.runs)
+    desk.scheduler.compute_pending()
+    assert len(desk.engine.runs) == runs
+    for ended in (first, second):
+        desk.scheduler.add_pending(ended, next_of(desk, ended))
+    while desk.scheduler.pending:
+        desk.scheduler.compute_pending()
+    computed = [run.prompt for run in desk.engine.runs if not run.max_tokens]
+    assert computed.index(next_of(desk, second)) < computed.index(next_of(desk, first))
+
+
+def test_what_is_handed_back_of_a_conversation_that_has_gone_on_is_not_computed() -> None:
+    desk = Desk(["first answer", "second"], {"max_runs": 2})
+    asked_and_answered(desk, "one")
+    (ended,) = desk.scheduler.take_ended()
+    history = [Message("user", "one"), ended.message, Message("user", "more")]
+    desk.scheduler.add(Ticket(), [Reply(Request(history, think=False), desk.info)])
+    desk.scheduler.admit()
+    desk.scheduler.add_pending(ended, next_of(desk, ended))
+    assert desk.scheduler.pending == 0
+
+
+def test_nothing_is_computed_for_an_answer_without_a_next_turn_or_handed_back_twice() -> None:
+    desk = Desk(["first answer"])
+    asked_and_answered(desk, "one")
+    (ended,) = desk.scheduler.take_ended()
+    desk.scheduler.add_pending(ended, ())
+    desk.scheduler.add_pending(ended, next_of(desk, ended))
+    assert desk.scheduler.pending == 0
+
+
+def test_a_next_turn_is_left_alone_where_others_have_taken_its_slot() -> None:
+    desk = Desk(["first answer", "x"])
+    desk.ask("one " * 20, think=False)
+    desk.run()
+    (ended,) = desk.scheduler.take_ended()
+    asked_and_answered(desk, "something else")
+    desk.engine._cached.clear()
+    desk.scheduler.add_pending(ended, next_of(desk, ended))
+    assert desk.scheduler.pending == 0
+
+
+def test_a_known_next_turn_waits_while_an_answer_runs() -> None:
+    desk = Desk(["first answer", "another one"], {"max_runs": 2})
+    asked_and_answered(desk, "one")
+    (ended,) = desk.scheduler.take_ended()
+    desk.scheduler.add_pending(ended, next_of(desk, ended))
+    desk.ask("other", think=False)
+    runs = len(desk.engine.runs)
+    desk.scheduler.compute_pending()
+    assert (len(desk.engine.runs), desk.scheduler.pending) == (runs, 1)
 
 
 def test_a_conversation_that_another_one_passes_by_is_still_computed_ahead() -> None:

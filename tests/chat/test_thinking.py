@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+from growth import ratio
 
 from localqwen.chat.messages import Message, Request, Text, Thinking, ToolCall
 from localqwen.chat.thinking import ThinkingParser, parse_output, prompt_start, resolve_thinking, soft_switch
@@ -173,3 +174,30 @@ def test_the_prompt_decides_the_first_state() -> None:
     assert prompt_start("…<|im_start|>assistant\n<think>\n", True) == "open"
     assert prompt_start("…<|im_start|>assistant\n", True) == "auto"
     assert prompt_start("…<think>\n\n</think>\n\n", False) == "off"
+
+
+#: Answers that a hostile question can make a model write, in pieces as tokens bring them.
+HOSTILE = {
+    "blanks first": lambda count: [" " * 64] * count,
+    "blanks in the thinking": lambda count: ["<think>", *["\n" * 64] * count],
+    "blanks in the answer": lambda count: ["a", *[" " * 64] * count],
+    "blanks behind a call": lambda count: ['<tool_call>{"name": "a"}', *[" " * 64] * count],
+    "a call without end": lambda count: ['<tool_call>{"a": "', *["word "] * count],
+    "opening tags in a string": lambda count: ['<tool_call>{"a": "', *["<tool_call>{"] * count],
+    "opening tags": lambda count: ["<tool_call>{"] * count,
+    "opening tags at once": lambda count: ["<tool_call>{" * count],
+    "calls at once": lambda count: ['<tool_call>{"name": "a"}</tool_call>' * count],
+    "calls in the thinking": lambda count: ["<think>", *['<tool_call>{"name": "a"}</tool_call>'] * count],
+    "beginnings of tags": lambda count: ["<tool_call", "</think", "<"] * count,
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_four_times_the_answer_takes_about_four_times_as_long(name: str) -> None:
+    def parse(pieces: list[str]) -> None:
+        parser = ThinkingParser()
+        for piece in pieces:
+            parser.feed(piece)
+        parser.finish()
+
+    assert ratio(parse, HOSTILE[name](2_000), HOSTILE[name](8_000), rounds=3) < 8

@@ -7,6 +7,7 @@ import dataclasses
 import io
 import json
 import logging
+import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -25,6 +26,7 @@ from localqwen.chat.load_options import OPTIONS, LoadOptions
 from localqwen.cli import main
 from localqwen.engines.llama_cpp import settings
 from localqwen.errors import UsageError
+from localqwen.model_process import child
 from localqwen.models import fit, names, registry, resolve
 from localqwen.serve.http import server as http_server
 
@@ -65,12 +67,19 @@ class NoSpeed:
         return Sample(self._subject, test, {"tokens_per_second": 1.0})
 
 
+def load_nearby(server: http_server.Listening, listener: socket.socket) -> None:
+    """Load a server's models as their processes would, in this process: what they are told goes through JSON."""
+    catalogue = server._service.catalogue
+    for name in catalogue.served:
+        child.open_named(json.loads(json.dumps(catalogue.spec(name).to_json()))).loaded.engine.close()
+
+
 @pytest.fixture
 def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     """Every engine is recorded, the server does not listen, and the benchmark stays in this process."""
     found = Recorder()
     found.install(monkeypatch)
-    monkeypatch.setattr(http_server, "run", lambda server, listener: None)
+    monkeypatch.setattr(http_server, "run", load_nearby)
     monkeypatch.setattr(runner, "Worker", NearWorker)
     monkeypatch.setattr(worker_main, "SpeedBench", NoSpeed)
     return found
@@ -229,7 +238,7 @@ ONCE = [
     (["run", "demo", "hi"], ["demo"]),
     (["chat", "demo"], ["demo"]),
     (["chat"], ["demo"]),
-    (["serve", "demo", "--port", "0"], ["demo"]),
+    (["serve", "demo", "--port", "0"], ["demo"] * 2),
     (["bench", "demo", "--generate", "0", "--repeats", "1", "--no-save"], ["demo"] * 2),
     (["bench", "demo", "demo", "--chat", "--engine", "gguf,mlx", "--repeats", "1", "--no-save"], ["demo"] * 6),
     (["show", "demo"], ["demo"]),
@@ -242,7 +251,7 @@ ONCE = [
 def test_a_name_is_parsed_once(
     recorder: Recorder, monkeypatch: pytest.MonkeyPatch, line: list[str], expected: list[str]
 ) -> None:
-    """The worker of a model under measurement is a process of its own: it parses its name once more."""
+    """A model of the server or the benchmark has a process of its own, which parses its name once more."""
     monkeypatch.setattr("localqwen.cli.chat.largest", lambda: None)
     monkeypatch.setattr(settings, "tuned", lambda path, base: base)  # it would probe the engine
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"/bye\n" if line[0] == "chat" else b"")))
@@ -289,7 +298,7 @@ def test_the_users_presets_reach_a_server(recorder: Recorder, warm: None) -> Non
     from localqwen.serve.model_names import Catalogue
 
     catalogue = Catalogue([selection.resolve("demo", "mlx")], LoadOptions())
-    info = catalogue.open(catalogue.resolve("")).info
+    info = child.open_named(catalogue.spec(catalogue.resolve("")).to_json()).loaded.info
     assert (info.presets.thinking.temperature, info.presets.not_thinking.temperature) == (0.11, 0.22)
 
 

@@ -31,8 +31,7 @@ def started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Service]:
         monkeypatch.setattr(logger, "propagate", True)
         monkeypatch.setattr(logger, "level", logger.level)
     monkeypatch.setenv("LOCALQWEN_HOME", str(tmp_path))
-    monkeypatch.setattr(Service, "start", lambda self, load: services.append(self))
-    monkeypatch.setattr(http_server, "run", lambda server, listener: None)
+    monkeypatch.setattr(http_server, "run", lambda server, listener: services.append(server._service))
     return services
 
 
@@ -43,14 +42,23 @@ def run(*arguments: str) -> int:
 def test_the_flags_reach_the_server(started: list[Service]) -> None:
     flags = ["--parallel", "2", "--ctx", "999", "--threads", "1", "--keep-alive", "1h", "--max-queue", "3"]
     more = ["--api-key", "k", "--cors", "https://a.example", "--allow-host", "MyBox", "--reasoning-field", "reasoning"]
-    assert run(*flags, *more, "--no-prepare") == 0
+    more += ["--load-timeout", "1m", "--prompt-timeout", "7s"]
+    assert run(*flags, *more, "--no-prepare", "--max-body", "16MiB") == 0
     settings = started[0].settings
     assert (settings.limits.queue, settings.limits.keep_alive, settings.limits.prefill_ahead) == (3, 3600, False)
+    assert (settings.limits.load, settings.limits.stage) == (60, 7)
     assert (settings.access.key, settings.access.origins) == ("k", ("https://a.example",))
+    assert settings.access.largest_body == 16 << 20
     assert {"mybox", "127.0.0.1"} <= set(settings.access.hosts)
     assert settings.reasoning_fields == ("reasoning",)
     options = started[0].catalogue._options
     assert (options.parallel, options.context_length, options.threads) == (2, 999, 1)
+
+
+@pytest.mark.parametrize("size", ["0", "8", "-1MiB", "8 MiBs", "lots", "nan"])
+def test_a_body_has_a_size_with_its_unit(started: list[Service], capsys: pytest.CaptureFixture[str], size: str) -> None:
+    assert run("--max-body", size) == 2
+    assert "8MiB" in capsys.readouterr().err
 
 
 def test_configuration_and_environment_hold_here_too(

@@ -304,7 +304,7 @@ def test_half_a_character(source: Path, out: Path) -> None:
     """JSON can spell a lone surrogate; a GGUF file cannot hold it."""
     settings = json.dumps(tokenizer_config() | {"chat_template": "\ud83d"})
     (source / "tokenizer_config.json").write_text(settings)
-    refused(source, out, CheckpointError, "Unicode")
+    refused(source, out, CheckpointError, "surrogate")
 
 
 # The target

@@ -59,19 +59,11 @@ def both() -> Iterator[dict[str, Engine]]:
 @pytest.fixture(scope="session")
 def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Engine]]:
     """A tiny random model with Qwen3's own vocabulary, on each engine; the GGUF is made by our converter."""
-    shape = Shape(hidden=64, feed_forward=64, layers=1, heads=1, kv_heads=1, rows=real_vocabulary.ROWS)
-    folder = make_checkpoint(tmp_path_factory.mktemp("real") / "model", shape)
-    (folder / "tokenizer.json").write_bytes(real_vocabulary.tokenizer_json())
-    config = json.loads((folder / "config.json").read_text())
-    config |= {f"{name}_token_id": real_vocabulary.token_id(text) for name, text in _ENDS.items()}
-    write_json(folder / "config.json", config)
+    folder = real_vocabulary.checkpoint(tmp_path_factory.mktemp("real") / "model")
     opened = {name: engines.open(folder, engine=name, context_length=64, threads=1) for name in ENGINES}
     yield opened
     for engine in opened.values():
         engine.close()
-
-
-_ENDS = {"bos": "<|endoftext|>", "eos": "<|im_end|>"}
 
 
 @pytest.mark.parametrize("name", ENGINES)

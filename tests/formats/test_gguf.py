@@ -132,7 +132,7 @@ def test_tensors_lie_at_multiples_of_what_the_file_says(alignment: int, eight_bi
 ARCHITECTURE = entry("general.architecture", "qwen3")
 #: Headers that whoever reads any of them refuses.
 OF_HEADERS: dict[str, tuple[bytes, str]] = {
-    "nothing": (b"", "mmap an empty file"),
+    "nothing": (b"", "an empty file"),
     "a part of the magic number": (b"GG", "begins with"),
     "the magic number alone": (b"GGUF", "ends inside its header"),
     "another format": (b"GGML" + bytes(60), "begins with"),

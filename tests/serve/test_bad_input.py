@@ -14,11 +14,10 @@ from starlette.datastructures import Headers
 
 from localqwen.engines.scripted import ScriptedEngine
 from localqwen.errors import WrongHost
-from localqwen.serve.http import request_body
-from localqwen.serve.http import server as http_server
+from localqwen.serve.http import connections, request_body
 from localqwen.serve.http.app import Settings
 from localqwen.serve.http.guard import Access, own_names
-from localqwen.serve.worker import Limits
+from localqwen.serve.served_model import Limits
 
 HELLO = [{"role": "user", "content": "hi /no_think"}]
 CHAT = "/v1/chat/completions"
@@ -60,7 +59,7 @@ def test_it_answers_at_all(server: Running) -> None:
         (b'{"messages": "\xc3"}', "is not UTF-8"),
         (b'{"temperature": NaN}', "NaN is not a number"),
         (b'{"temperature": 1e999, "messages": [{"role": "user", "content": "x"}]}', "temperature"),
-        (b'{"seed": ' + b"9" * 5000 + b"}", "is not JSON"),
+        (b'{"seed": ' + b"9" * 5000 + b"}", "has a number of more than 400 characters"),
         (b'{"seed": 9223372036854775808, "messages": [{"role": "user", "content": "x"}]}', "seed"),
         (b"[" * 100_000, "nested too deeply"),
         (b'{"messages": [{"role": "user", "content": "\\ud800"}]}', "surrogate"),
@@ -111,20 +110,21 @@ def test_a_prompt_longer_than_the_context(server: Running) -> None:
     assert answer["error"]["n_prompt_tokens"] > 9000
 
 
-def test_ten_megabytes_of_text_hold_nobody(server: Running) -> None:
-    status, answer, _ = ask(server, {"messages": [{"role": "user", "content": "word " * 2_000_000}]})
+def test_eight_megabytes_of_text_hold_nobody(server: Running) -> None:
+    status, answer, _ = ask(server, {"messages": [{"role": "user", "content": "word " * 1_600_000}]})
     assert (status, answer["error"]["code"]) == (400, "context_length_exceeded")
 
 
-def test_a_body_beyond_the_limit_is_not_read(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(request_body, "LARGEST", 1000)
-    status, answer, _ = ask(server, b" " * 2000)
-    assert status == 413
-    assert "larger than" in answer["error"]["message"]
-    with socket.create_connection(("127.0.0.1", server.port)) as flood:  # no length was announced
-        flood.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n")
-        flood.sendall(b"800\r\n" + b" " * 0x800 + b"\r\n")
-        assert b" 413 " in flood.recv(1000)
+def test_a_body_beyond_the_limit_is_not_read() -> None:
+    with serving(ScriptedEngine([]), Settings(access=Access(largest_body=1000))) as server:
+        status, answer, _ = ask(server, b" " * 2000)
+        assert status == 413
+        assert "larger than 1,000 bytes" in answer["error"]["message"]
+        assert "--max-body" in answer["error"]["message"]
+        with socket.create_connection(("127.0.0.1", server.port)) as flood:  # no length was announced
+            head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+            flood.sendall(head.encode() + b"800\r\n" + b" " * 0x800 + b"\r\n")
+            assert b" 413 " in flood.recv(1000)
 
 
 def test_an_encoded_body_is_said_not_to_be_taken(server: Running) -> None:
@@ -168,27 +168,6 @@ def test_a_switch_that_a_model_does_not_have_is_an_error() -> None:
         assert status == 400
         assert "scripted cannot think" in answer["error"]["message"]
         assert "qwen3:4b" in answer["error"]["message"]
-
-
-@pytest.mark.parametrize(
-    ("host", "status"),
-    [
-        ("localhost", 200),
-        ("localhost:1234", 200),
-        ("127.0.0.1", 200),
-        ("[::1]:80", 200),
-        ("192.168.1.5:8000", 200),
-        ("mybox:8000", 200),
-        ("evil.com", 403),
-        ("localhost.evil.com", 403),
-        ("127.0.0.1.evil.com", 403),
-        ("localhost:80@evil.com", 403),
-        ("", 403),
-    ],
-)
-def test_the_host_must_be_ours(host: str, status: int) -> None:
-    with serving(ScriptedEngine([]), Settings(access=Access(hosts=("mybox",)))) as server:
-        assert ask(server, None, "/health", {"Host": host})[0] == status
 
 
 def test_a_server_answers_to_its_machines_name_and_to_what_it_was_told_to_listen_on(
@@ -270,7 +249,7 @@ def test_headers_without_end_are_cut(server: Running) -> None:
 
 
 def test_a_connection_that_dawdles_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_server, "HEADERS", 0.2)
+    monkeypatch.setattr(connections, "HEADERS", 0.2)
     monkeypatch.setattr(request_body, "BETWEEN_PARTS", 0.2)
     with serving(ScriptedEngine([])) as server:
         for start in (b"", b"GET /health HTTP/1.1\r\n"):
@@ -291,11 +270,11 @@ def test_five_hundred_clients_that_vanish_leave_nothing_behind() -> None:
         for number in range(500):
             with socket.create_connection(("127.0.0.1", server.port)) as client:
                 client.sendall(meta + request[: 5 if number % 3 else None])
-        backend = server.service.backend
-        assert eventually(lambda: backend.channel.open_boxes == 0, 20)
+        models = server.service.models
+        assert eventually(lambda: models.open_tasks == 0, 20)
         assert eventually(lambda: all(run.finished for run in engine.runs))
         assert ask(server, None, "/health")[0] == 200
-        assert eventually(lambda: backend.worker.loaded()[0].idle_seconds_left is not None)
+        assert eventually(lambda: models.loaded()[0].idle_seconds_left is not None)
 
 
 def test_a_client_that_closes_its_half_is_taken_for_gone() -> None:

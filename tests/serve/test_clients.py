@@ -23,7 +23,7 @@ from localqwen.engines.scripted import ScriptedEngine
 from localqwen.errors import UsageError
 from localqwen.serve.http import server as http_server
 from localqwen.serve.http.app import Settings
-from localqwen.serve.worker import Limits
+from localqwen.serve.served_model import Limits
 
 README = Path(__file__).parents[2] / "README.md"
 ADD: ChatCompletionToolParam = {
@@ -288,7 +288,7 @@ def test_a_client_that_closes_its_stream_frees_the_run() -> None:
         next(iter(stream))
         stream.close()
         assert eventually(lambda: engine.runs[0].finished)
-        assert eventually(lambda: server.service.backend.channel.open_boxes == 0)
+        assert eventually(lambda: server.service.models.open_tasks == 0)
         assert engine.runs[0].generated < 500
 
 

@@ -7,6 +7,7 @@ import pytest
 from starlette.types import Receive, Scope, Send
 
 from localqwen.chat.messages import Finished, Timing, Usage
+from localqwen.serve.deaths import Deaths
 from localqwen.serve.http.guard import FINISHED, Access, Guard
 from localqwen.serve.http.metrics import Metrics
 
@@ -23,7 +24,7 @@ def test_tokens_and_seconds_add_up_and_what_was_not_measured_is_no_time() -> Non
         SHORT,
     ):
         metrics.answered(finished)
-    told = [line for line in metrics.text([]).splitlines() if not line.startswith("#")]
+    told = [line for line in metrics.text([], Deaths()).splitlines() if not line.startswith("#")]
     assert told == [
         "localqwen_answers_total 3",
         'localqwen_tokens_total{kind="prompt"} 25',

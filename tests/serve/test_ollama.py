@@ -357,8 +357,9 @@ def test_what_is_here_and_what_is_loaded_have_names_with_tags() -> None:
     entry = registry.find("qwen3:4b")
     file = LocalFile("qwen3:4b", Path("gone.gguf"), 2_500_000_000, "Q4_K_M", 1_750_000_000.0, entry=entry)
     known = [demo_model(), KnownModel("qwen3:4b", file, entry)]
-    demo, real = ollama_models.tags(known)["models"]
+    demo, real = ollama_models.tags(known, {"demo": "it died"})["models"]
     assert (demo["name"], demo["model"], demo["size"] > 1_000_000) == ("demo:latest", "demo:latest", True)
+    assert (demo["set_aside"], "set_aside" in real) == ("it died", False)
     assert (real["name"], real["size"], real["modified_at"]) == ("qwen3:4b", 2_500_000_000, "2025-06-15T15:06:40Z")
     assert real["details"]["parameter_size"] == "4.0B"
     assert real["details"]["quantization_level"] == "Q4_K_M"
@@ -378,7 +379,7 @@ def test_a_model_without_an_entry_is_listed_with_what_its_files_say(tmp_path: Pa
     convert.convert_to_mlx(folder, tmp_path / "mine-4bit", bits=4, group_size=32)
     for place, quant in ((folder, "BF16"), (tmp_path / "mine-4bit", "4bit")):
         known = KnownModel(place.name, selection.resolve(place).files)
-        listed, shown = ollama_models.tags([known])["models"][0], ollama_models.show(known)
+        listed, shown = ollama_models.tags([known], {})["models"][0], ollama_models.show(known)
         details = {"format": "safetensors", "family": "qwen3", "quantization_level": quant}
         assert details.items() <= listed["details"].items()
         assert listed["details"] == shown["details"]
@@ -388,7 +389,21 @@ def test_a_model_without_an_entry_is_listed_with_what_its_files_say(tmp_path: Pa
         assert shown["capabilities"][0] == "completion"
     gone = KnownModel("mine", selection.resolve(folder).files)
     shutil.rmtree(folder)
-    assert ollama_models.tags([gone])["models"][0]["details"]["parameter_size"] == ""
+    assert ollama_models.tags([gone], {})["models"][0]["details"]["parameter_size"] == ""
+
+
+@pytest.mark.parametrize(
+    ("template", "mode"),
+    [
+        ("{% if enable_thinking is defined %}…", "switch"),
+        ("…{% if add_generation_prompt %}{{ '<|im_start|>assistant\n<think>\n' }}{% endif %}", "always"),
+        ("<think>…{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}", "never"),
+        ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "never"),
+        ("", "never"),
+    ],
+)
+def test_a_template_is_read_and_never_run_in_the_servers_process(template: str, mode: str) -> None:
+    assert ollama_models._mode(template) == mode
 
 
 def test_a_model_is_shown_from_its_header() -> None:

@@ -158,7 +158,7 @@ BAD = [
     (
         {"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "a", "arguments": "{"}}]}]},
         "messages[0].tool_calls[0].function.arguments",
-        "not valid JSON",
+        "is not JSON",
     ),
     ({"messages": HELLO, "model": 3}, "model", "must be a string"),
     ({"messages": HELLO, "temperature": "hot"}, "temperature", "must be a number"),

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from resolved import scripted
+from thread_child import starting
 
 from localqwen.chat.load_options import LoadOptions
 from localqwen.chat.model_info import LoadedModel, info_of
@@ -48,7 +49,8 @@ def serving(engine: Engine | None, settings: Settings | None = None, *, name: st
     """With an engine, or with the named model on its real one."""
     served = scripted(name) if engine else selection.resolve(name)
     catalogue = Catalogue([served], LoadOptions(context_length=2048, threads=1, parallel=4))
-    with listening(Service(catalogue, opener(engine) if engine else catalogue.open, settings)) as server:
+    service = Service(catalogue, settings, start=starting(opener(engine))) if engine else Service(catalogue, settings)
+    with listening(service) as server:
         yield server
 
 
@@ -61,11 +63,10 @@ def listening(service: Service, grace: float = 0.2) -> Iterator[Running]:
     listener = http_server.bind("127.0.0.1", 0)
     ready = threading.Event()
     server = http_server.Listening(service, started=ready.set, grace=grace)
-    service.start(service.catalogue.served)
     thread = threading.Thread(target=http_server.run, args=(server, listener))
     thread.start()
     try:
-        assert ready.wait(10)
+        assert ready.wait(60)
         yield Running(http_server.url(listener), listener.getsockname()[1], service)
     finally:
         server.should_exit = True

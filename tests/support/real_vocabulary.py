@@ -13,7 +13,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from checkpoints import ADDED_TOKENS, byte_tokens, tokenizer
+from checkpoints import ADDED_TOKENS, Shape, byte_tokens, make_checkpoint, tokenizer, write_json
 
 #: Of the official file, 11,422,654 bytes.
 SHA256 = "aeb13307a71acd8fe81861d94ad54ab689df773318809eed3cbe794b4492dae4"
@@ -39,6 +39,16 @@ def tokenizer_json() -> bytes:
     data = json.dumps(content, ensure_ascii=False, indent=2).encode()
     assert hashlib.sha256(data).hexdigest() == SHA256
     return data
+
+
+def checkpoint(folder: Path) -> Path:
+    """Make a tiny random model with this vocabulary."""
+    make_checkpoint(folder, Shape(hidden=64, feed_forward=64, layers=1, heads=1, kv_heads=1, rows=ROWS))
+    (folder / "tokenizer.json").write_bytes(tokenizer_json())
+    config = json.loads((folder / "config.json").read_text())
+    ends = {"bos_token_id": token_id("<|endoftext|>"), "eos_token_id": token_id("<|im_end|>")}
+    write_json(folder / "config.json", config | ends)
+    return folder
 
 
 def token_id(added: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from dataclasses import dataclass, replace
@@ -30,8 +31,8 @@ def find(text: str, *, yes: bool) -> Source:
     """
     from localqwen.models import converted, inventory, names
 
-    path = Path(text).expanduser()
-    if path.exists():
+    path = Path(os.path.expanduser(text))
+    if os.path.exists(path):
         return Source(path, _model_name(path.resolve()))
     reference = names.parse(text)
     match reference:

@@ -78,9 +78,9 @@ class LlamaCppEngine:
         yarn = (settings.yarn.label,) if settings.yarn else ()
         return ", ".join((count, *tuned, *flash, *kv, *yarn, *self._labels))
 
-    def tokenize(self, text: str, *, special: bool) -> list[int]:
+    def tokenize(self, text: str, *, special: bool, limit: int | None = None) -> list[int]:
         checks.check_open(self._closed)
-        return self._model.tokenize(text, special=special)
+        return self._model.tokenize(text, special=special, limit=limit)
 
     def vocabulary(self) -> list[bytes]:
         checks.check_open(self._closed)

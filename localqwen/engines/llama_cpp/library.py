@@ -7,17 +7,18 @@ with what the library logged.
 from __future__ import annotations
 
 import ctypes
-import unicodedata
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 from localqwen import machine
 from localqwen.engines.engine import Sampling
+from localqwen.engines.text_encoder import Tag, TextEncoder
 from localqwen.errors import EngineError, EngineUnavailable
 from localqwen.formats.yarn import Scaling
 
 _ERROR_LEVEL = 4  # ggml_log_level: 1 debug, 2 info, 3 warning, 4 error, 5 continues the line before
+_SPECIAL, _USER_DEFINED = 1 | 8, 16  # llama_token_attr (llama.h): unknown and control tokens
 _RANDOM_SEED = 0xFFFFFFFF  # LLAMA_DEFAULT_SEED: the library draws one
 
 #: Type of keys and values -> ggml_type (ggml.h).
@@ -77,6 +78,7 @@ class ModelFile:
         self.vocab = self._lib.llama_model_get_vocab(self.handle)
         self.vocabulary_size: int = self._lib.llama_vocab_n_tokens(self.vocab)
         self._pieces: dict[int, bytes] = {}
+        self._encoder = TextEncoder(self._tags(), self._tokenize_plain, self.piece, divisible=self._splits_as_qwen2())
         self._adapter: Any = None
         self._adapter_name = ""
 
@@ -120,14 +122,14 @@ class ModelFile:
         return buffer.value.decode(errors="replace") if length >= 0 else ""
 
     def special_tokens(self) -> dict[str, str]:
-        """Return the text of tokens by the names that chat templates use. Qwen3 has no bos_token: its prompts begin
-        without one."""
+        """Return the text of tokens by the names that chat templates use; what is no UTF-8 is replaced. Qwen3 has no
+        bos_token: its prompts begin without one."""
         ids = {
             "eos_token": self._lib.llama_vocab_eos(self.vocab),
             "pad_token": self._lib.llama_vocab_pad(self.vocab),
         }
         return {
-            name: self._lib.llama_vocab_get_text(self.vocab, token).decode()
+            name: self._lib.llama_vocab_get_text(self.vocab, token).decode(errors="replace")
             for name, token in ids.items()
             if token >= 0
         }
@@ -139,12 +141,29 @@ class ModelFile:
         declared = self._lib.llama_vocab_eos(self.vocab)
         return frozenset([ids[0] for ids in ends if len(ids) == 1] + ([declared] if declared >= 0 else []))
 
-    def tokenize(self, text: str, *, special: bool) -> list[int]:
-        """Return the ids of the text's NFC form: Hugging Face tokenizers normalize, llama.cpp does not."""
-        data = unicodedata.normalize("NFC", text).encode("utf-8", errors="replace")
+    def tokenize(self, text: str, *, special: bool, limit: int | None = None) -> list[int]:
+        """Return the ids of the text's NFC form, as `Engine.tokenize` does."""
+        return self._encoder.encode(text, special=special, limit=limit)
+
+    def _tags(self) -> list[Tag]:
+        """Return the tokens that llama.cpp looks for in a text before it encodes the rest."""
+        attributes = map(partial(self._lib.llama_vocab_get_attr, self.vocab), range(self.vocabulary_size))
+        tags = []
+        for token, bits in enumerate(attributes):
+            if bits & (_SPECIAL | _USER_DEFINED):
+                text: bytes = self._lib.llama_vocab_get_text(self.vocab, token)
+                tags.append(Tag(text.decode(errors="surrogateescape"), token, bool(bits & _SPECIAL)))
+        return tags
+
+    def _splits_as_qwen2(self) -> bool:
+        return (self.metadata("tokenizer.ggml.model"), self.metadata("tokenizer.ggml.pre")) == ("gpt2", "qwen2")
+
+    def _tokenize_plain(self, text: str) -> list[int]:
+        """Return the ids of a text without tags. It takes llama.cpp a time that is quadratic in their number."""
+        data = text.encode()
         size = len(data) + 1  # no token is shorter than a byte
         buffer = (ctypes.c_int32 * size)()
-        count = self._lib.llama_tokenize(self.vocab, data, len(data), buffer, size, False, special)
+        count = self._lib.llama_tokenize(self.vocab, data, len(data), buffer, size, False, False)
         if count < 0:
             raise EngineError(f"llama.cpp cannot tokenize a text of {len(text):,} characters")
         return buffer[:count]

@@ -8,17 +8,19 @@ CPU.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
 import importlib.util
 import json
 import os
+import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from localqwen.engines import child_process
-from localqwen.errors import EngineUnavailable
+from localqwen.errors import EngineUnavailable, OutputError, StorageError
 from localqwen.machine import cpu_flags, this_machine
 from localqwen.models import converted, store
 
@@ -45,12 +47,23 @@ def probe() -> ProbeResult:
     key = fingerprint()
     result = _known(file, key)
     if result is None:
-        result = try_settings(converted.demo_conversion().file(), _run_child)
+        result = _on_demo()
         if result.ok:
             _keep(file, key, result)
     if not result.ok:
         raise EngineUnavailable(f"this build of llama.cpp does not run on this CPU: {result.detail}", REBUILD)
     return result
+
+
+def _on_demo() -> ProbeResult:
+    """Probe with the built-in model; where the cache cannot be written, with a copy that lasts as long as the probe."""
+    demo = converted.demo_conversion()
+    try:
+        return try_settings(demo.file(), _run_child)
+    except (StorageError, OutputError):
+        with tempfile.TemporaryDirectory(prefix="localqwen-") as scratch:
+            target = Path(scratch) / "demo.gguf"
+            return try_settings(converted.convert(demo.folder, target, quant=demo.quant, name=demo.name), _run_child)
 
 
 def try_settings(model: Path, child: Child) -> ProbeResult:
@@ -92,7 +105,8 @@ def _known(file: Path, key: str) -> ProbeResult | None:
 
 def _keep(file: Path, key: str, result: ProbeResult) -> None:
     """Keep the result of this build alone. Written beside and renamed: another process may be reading."""
-    file.parent.mkdir(parents=True, exist_ok=True)
     beside = file.with_suffix(f".{os.getpid()}")
-    beside.write_text(json.dumps({key: asdict(result)}, indent=1))
-    beside.replace(file)
+    with contextlib.suppress(OSError, StorageError):  # without a cache it is probed again next time
+        store.make_folder(file.parent)
+        beside.write_text(json.dumps({key: asdict(result)}, indent=1))
+        beside.replace(file)

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from localqwen.errors import StorageError
 from localqwen.formats.yarn import Scaling
 from localqwen.models import store
 from localqwen.models.fit import BATCH
@@ -76,13 +77,13 @@ def _sound(name: str, value: object) -> bool:
 
 
 def keep(path: Path, settings: Settings) -> None:
-    """Keep the settings of a file. Written beside and renamed: another process may be reading. Raise OSError."""
+    """Keep the settings of a file. Written beside and renamed: another process may be reading. Raise StorageError."""
     values = {name: value for name, value in asdict(settings).items() if name in _KEPT}
     _write({**_read(), _key(path): values})
 
 
 def forget(path: Path) -> bool:
-    """Remove the kept settings of a file; return whether there were any. Raise OSError."""
+    """Remove the kept settings of a file; return whether there were any. Raise StorageError."""
     known = _read()
     if known.pop(_key(path), None) is None:
         return False
@@ -103,10 +104,13 @@ def _read() -> dict[str, Any]:
 
 
 def _write(known: dict[str, Any]) -> None:
-    _file().parent.mkdir(parents=True, exist_ok=True)
+    store.make_folder(_file().parent)
     beside = _file().with_suffix(f".{os.getpid()}")
-    beside.write_text(json.dumps(known, indent=1))
-    beside.replace(_file())
+    try:
+        beside.write_text(json.dumps(known, indent=1))
+        beside.replace(_file())
+    except OSError as exc:
+        raise StorageError(f"the settings cannot be saved: {exc}", "check the cache folder: localqwen doctor") from exc
 
 
 def _key(path: Path) -> str:

@@ -76,9 +76,9 @@ class MlxEngine:
     def backend_description(self) -> str:
         return ", ".join((model.device(), *self._labels))
 
-    def tokenize(self, text: str, *, special: bool) -> list[int]:
+    def tokenize(self, text: str, *, special: bool, limit: int | None = None) -> list[int]:
         checks.check_open(self._closed)
-        return self._tokenizer.encode(text, special=special)
+        return self._tokenizer.encode(text, special=special, limit=limit)
 
     def vocabulary(self) -> list[bytes]:
         checks.check_open(self._closed)

@@ -5,15 +5,19 @@ Uses the `tokenizers` library itself. transformers, and mlx_lm's wrapper around 
 
 from __future__ import annotations
 
-import unicodedata
+import json
+import os
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
 
+from localqwen.engines.text_encoder import QWEN2_SPLIT, Tag, TextEncoder
 from localqwen.errors import EngineError
 from localqwen.formats import json_file
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # a batch has one text: no threads for it
 
 _HINT = "download the folder again: it needs tokenizer.json, tokenizer_config.json and config.json of one checkpoint"
 
@@ -35,6 +39,11 @@ class FolderTokenizer:
         # Qwen3's fim and repo tokens are not marked special; llama.cpp's files make them control tokens all the same.
         self._tokenizer.add_special_tokens([_as_special(token) for token in control])
         self._control = {number for number, token in self._added.items() if _is_control(token)}
+        tags = [Tag(token.content, number, number in self._control) for number, token in self._added.items()]
+        self._encoder = TextEncoder(
+            tags, self._encode_plain, lambda token: self.bytes_by_id[token], divisible=self._splits_as_qwen2()
+        )
+        self._tokenizer.encode_special_tokens = True  # as text: the encoder has cut the text at them
 
     def _add_declared(self) -> dict[int, AddedToken]:
         """Add the tokens of tokenizer_config.json, which belong to the vocabulary as in transformers; return all added
@@ -49,11 +58,22 @@ class FolderTokenizer:
             raise EngineError(f"tokenizer.json has more tokens than the embedding's {self._rows:,} rows", _HINT)
         return added
 
-    def encode(self, text: str, *, special: bool) -> list[int]:
-        """Return the ids of the NFC form; half a surrogate pair, which UTF-8 cannot write, is a question mark."""
-        whole = unicodedata.normalize("NFC", text).encode("utf-8", errors="replace").decode()
-        self._tokenizer.encode_special_tokens = not special
-        ids: list[int] = self._tokenizer.encode(whole, add_special_tokens=False).ids
+    def encode(self, text: str, *, special: bool, limit: int | None = None) -> list[int]:
+        """Return the ids of the NFC form, as `Engine.tokenize` does."""
+        return self._encoder.encode(text, special=special, limit=limit)
+
+    def _splits_as_qwen2(self) -> bool:
+        normalizer, splitter = (_state(part) for part in (self._tokenizer.normalizer, self._tokenizer.pre_tokenizer))
+        steps = splitter.get("pretokenizers", ())
+        patterns = [step.get("pattern") for step in steps]
+        prefixed = any(step.get("add_prefix_space") for step in steps)
+        return normalizer.get("type") in (None, "NFC") and patterns == [{"Regex": QWEN2_SPLIT}, None] and not prefixed
+
+    def _encode_plain(self, text: str) -> list[int]:
+        """Return the ids of a text without tags. Other threads run meanwhile, which `encode` of a single text does not
+        allow; "fast" means without the places of the tokens in the text."""
+        (encoded,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)
+        ids: list[int] = encoded.ids
         return ids
 
     @cached_property
@@ -98,14 +118,26 @@ class FolderTokenizer:
         """The chat template, "" where there is none. A file of its own wins over tokenizer_config.json, as in
         transformers."""
         file = self._folder / "chat_template.jinja"
-        template = file.read_text(encoding="utf-8") if file.is_file() else self._settings.get("chat_template")
+        template = (
+            file.read_text(encoding="utf-8", errors="replace")
+            if file.is_file()
+            else self._settings.get("chat_template")
+        )
         if isinstance(template, list):  # several, by name
-            template = next((each.get("template") for each in template if each.get("name") == "default"), None)
+            template = next(
+                (each.get("template") for each in template if isinstance(each, dict) and each.get("name") == "default"),
+                None,
+            )
         return template if isinstance(template, str) else ""
 
     def _json(self, name: str) -> dict[str, Any]:
         file = self._folder / name
         return json_file.read_object(file) if file.is_file() else {}
+
+
+def _state(part: Any) -> dict[str, Any]:
+    """Return what tokenizer.json says of a part of the tokenizer, {} where it has none."""
+    return json.loads(part.__getstate__()) if part is not None else {}
 
 
 def _number(item: tuple[str, Any]) -> int:

@@ -57,8 +57,8 @@ def state_of(run: Run) -> RunState[Any, Any]:
     return run.state
 
 
-def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
-    """Return how many ids the two begin with alike."""
+def common_prefix(left: Sequence[object], right: Sequence[object]) -> int:
+    """Return how many ids (or parts) the two begin with alike."""
     shorter = min(len(left), len(right))
     return next((i for i in range(shorter) if left[i] != right[i]), shorter)
 

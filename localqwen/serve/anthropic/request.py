@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from localqwen.chat.messages import JsonFormat, Message, Overrides, Request, Tool, ToolCall
 from localqwen.errors import LocalqwenError
 from localqwen.serve.api import EFFORTS, ParsedRequest
-from localqwen.serve.fields import Fields
+from localqwen.serve.fields import Fields, listed, shown
 
 #: The separator between the blocks of one message.
 _BLOCKS = "\n"
@@ -75,8 +75,8 @@ def _document(block: Fields) -> str:
 def _not_taken(block: Fields) -> LocalqwenError:
     kind = block.needed_text("type")
     if kind in ("image", "document"):
-        return block.wrong("type", f"is {kind!r}, which is not supported: Qwen3 reads text only")
-    return block.wrong("type", f"is {kind!r}, which is not supported")
+        return block.wrong("type", f"is {shown(kind)}, which is not supported: Qwen3 reads text only")
+    return block.wrong("type", f"is {shown(kind)}, which is not supported")
 
 
 def _messages(fields: Fields) -> Iterator[Message]:
@@ -105,7 +105,7 @@ def _blocks(message: Fields) -> Iterator[Fields]:
     if not message.has("content"):
         raise message.wrong("content", "is missing")
     if isinstance(message.data["content"], str):
-        yield Fields({"type": "text", "text": message.data["content"]}, message.at("content"))
+        yield Fields({"type": "text", "text": message.data["content"]}, message.at("content"), message)
     else:
         yield from message.objects("content")
 
@@ -203,7 +203,7 @@ def _tools(fields: Fields) -> tuple[tuple[Tool, ...], tuple[str, ...], bool]:
         case "tool":
             name = choice.needed_text("name")
             if name not in names:
-                raise choice.wrong("name", f"is {name!r}, which is none of the tools: {', '.join(names) or 'none'}")
+                raise choice.wrong("name", f"is {shown(name)}, which is none of the tools: {listed(names) or 'none'}")
             return tools, (name,), parallel
         case None:
             raise choice.wrong("type", "is missing")
@@ -213,7 +213,7 @@ def _tools(fields: Fields) -> tuple[tuple[Tool, ...], tuple[str, ...], bool]:
 def _tool(fields: Fields) -> Tool:
     if fields.text("type") not in (None, "custom"):
         raise fields.wrong(
-            "type", f"is {fields.text('type')!r}, which is not supported: the client must run its tools itself"
+            "type", f"is {shown(fields.text('type'))}, which is not supported: the client must run its tools itself"
         )
     schema = fields.object("input_schema")
     if schema is None:

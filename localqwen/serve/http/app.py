@@ -1,11 +1,7 @@
-"""The ASGI application: routes, and the backend that lives as long as the server."""
+"""The ASGI application: the routes, and the parts of the server that they work with."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
-from concurrent.futures import wait
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,20 +17,20 @@ from starlette.types import ASGIApp
 
 from localqwen._version import __version__
 from localqwen.chat.messages import Finished
-from localqwen.chat.model_info import LoadedModel
-from localqwen.errors import EngineError, LocalqwenError, ModelNotFound
+from localqwen.errors import LocalqwenError, ModelNotFound
+from localqwen.model_process.process import Start, start_child
 from localqwen.serve.anthropic import messages as anthropic_messages
-from localqwen.serve.channel import Channel, Job, JobEvent
 from localqwen.serve.http import metrics as prometheus
-from localqwen.serve.http import ollama_routes, openapi
+from localqwen.serve.http import ollama_routes, openapi, request_body
 from localqwen.serve.http.endpoint import Answering, Backend
 from localqwen.serve.http.guard import Access, Guard
 from localqwen.serve.http.mappers import ANSWERING, error_body
 from localqwen.serve.http.metrics import Metrics
-from localqwen.serve.http.request_body import ClientLeft, read_json
+from localqwen.serve.http.request_body import ClientLeft
 from localqwen.serve.model_names import Catalogue, KnownModel
+from localqwen.serve.model_pool import ModelPool
 from localqwen.serve.ollama.chat import timestamp
-from localqwen.serve.worker import Limits, Worker
+from localqwen.serve.served_model import Limits
 
 #: The fields in which thinking can be sent: llama-server and SGLang use the first, vLLM and Ollama the second.
 REASONING_FIELDS = ("reasoning_content", "reasoning")
@@ -52,52 +48,20 @@ class Settings:
 
 
 class Service:
-    """The parts of one server. `open_model` loads a model by its resolved name, in the worker's thread. The worker
-    begins with `start` and ends with the application."""
+    """The parts of one server. `start` starts the process of a model. Everything but creating it happens in the event
+    loop."""
 
-    def __init__(
-        self, catalogue: Catalogue, open_model: Callable[[str], LoadedModel], settings: Settings | None = None
-    ) -> None:
+    def __init__(self, catalogue: Catalogue, settings: Settings | None = None, *, start: Start = start_child) -> None:
         self.catalogue = catalogue
         self.settings = settings or Settings()
         self.metrics = Metrics()
-        self.worker = Worker(open_model, self._post, self.settings.limits)
-        self._backend: Backend | None = None
+        self.models = ModelPool(catalogue.spec, self.settings.limits, start=start)
+        self.backend = Backend(self.models, catalogue, self.settings.reasoning_fields)
 
-    def start(self, load: Sequence[str] = ()) -> None:
-        """Start the worker and load these models. Raise the LocalqwenError that prevents loading one."""
-        self.worker.start()
-        for name in load:
-            opening = self.worker.load(name)
-            while not wait([opening], timeout=0.5).done:
-                if not self.worker.alive:
-                    raise EngineError(
-                        f"the engine's thread died while it loaded {name}", "report this error with the traceback above"
-                    )
-            opening.result()
-
-    def stop(self) -> None:
-        """Stop the worker at once; running answers end with an error."""
-        self.worker.stop(0)
-        self.worker.join()
-
-    @property
-    def backend(self) -> Backend:
-        """Return what the routes work with. The application must have been started."""
-        assert self._backend is not None, "the application has not been started"
-        return self._backend
-
-    def _post(self, batch: Sequence[tuple[Job, JobEvent]]) -> None:
-        self.backend.channel.post(batch)
-
-    @asynccontextmanager
-    async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
-        """Create the backend in the event loop, and stop the worker at the end."""
-        self._backend = Backend(self.worker, Channel(), self.catalogue, self.settings.reasoning_fields)
-        try:
-            yield
-        finally:
-            await asyncio.to_thread(self.stop)
+    async def load(self) -> None:
+        """Load the models of the command line, one after the other. Raise the LocalqwenError that prevents it."""
+        for name in self.catalogue.served:
+            await self.models.load(name)
 
     def counted(self, path: str, status: int, finished: list[Finished]) -> None:
         """Count one response, and the answers in it, for `/metrics`."""
@@ -108,13 +72,11 @@ class Service:
 
 def application(service: Service) -> ASGIApp:
     """Return the ASGI application: the routes, with the guard around them."""
-    answering = [
-        Route(path, Answering(api, lambda: service.backend), methods=["POST"]) for path, api in ANSWERING.items()
-    ]
+    answering = [Route(path, Answering(api, service.backend), methods=["POST"]) for path, api in ANSWERING.items()]
     own = _Routes(service)
     routes = [
         *answering,
-        *ollama_routes.routes(lambda: service.backend),
+        *ollama_routes.routes(service.backend),
         Route(_COUNT_TOKENS, own.count_tokens, methods=["POST"]),
         Route("/v1/chat/completions/{id}/end_thinking", own.end_thinking, methods=["POST"]),
         Route("/v1/models", own.models),
@@ -129,14 +91,13 @@ def application(service: Service) -> ASGIApp:
     app = Starlette(
         routes=routes,
         middleware=cors if origins else [],
-        lifespan=service.lifespan,
         exception_handlers={LocalqwenError: _localqwen_error, HTTPException: _http_error, ClientLeft: _nobody},
     )
     return Guard(app, service.settings.access, service.counted)
 
 
 class _Routes:
-    """The routes that need no engine, or only its tokenizer."""
+    """The routes that answer nothing: what the server is, has and counts."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
@@ -146,13 +107,13 @@ class _Routes:
         return JSONResponse({"name": "localqwen", "version": __version__, "openapi": "/openapi.json"})
 
     async def health(self, request: Request) -> Response:
-        """Return whether the worker lives: 200 or 503."""
-        alive = self._service.worker.alive
-        return JSONResponse({"status": "ok" if alive else "dead"}, 200 if alive else 503)
+        """Say that the server lives. It does so whatever its models do."""
+        return JSONResponse({"status": "ok"})
 
     async def metrics(self, request: Request) -> Response:
         """Return the counters for Prometheus."""
-        text = self._service.metrics.text(self._service.worker.loaded())
+        models = self._service.models
+        text = self._service.metrics.text(models.loaded(), models.deaths)
         return PlainTextResponse(text, media_type=prometheus.MEDIA_TYPE)
 
     async def openapi(self, request: Request) -> Response:
@@ -162,27 +123,32 @@ class _Routes:
     async def models(self, request: Request) -> Response:
         """Return the models that a client can name."""
         known = await run_in_threadpool(self._service.catalogue.known)
-        data = [_model(each) for each in known]
+        data = [self._described(each) for each in known]
         ends = {"first_id": data[0]["id"], "last_id": data[-1]["id"]} if data else {}
         return JSONResponse({"object": "list", "data": data, "has_more": False, **ends})
 
     async def model(self, request: Request) -> Response:
         """Return one model. Raise ModelNotFound if there is none of that name."""
         found = await run_in_threadpool(self._service.catalogue.find, request.path_params["model"])
-        return JSONResponse(_model(found))
+        return JSONResponse(self._described(found))
+
+    def _described(self, known: KnownModel) -> dict[str, Any]:
+        """Return a model as clients see it, with the reason if it is set aside."""
+        aside = self._service.models.deaths.aside.get(known.name)
+        return _model(known) | ({"set_aside": aside} if aside is not None else {})
 
     async def count_tokens(self, request: Request) -> Response:
         """Return the number of tokens of the prompt that the same body would make (Anthropic's API)."""
-        parsed = anthropic_messages.read_count(await read_json(request))
+        parsed = await request_body.read(request, anthropic_messages.read_count)
         model = await run_in_threadpool(self._service.catalogue.resolve, parsed.model)
-        tokens = await asyncio.wrap_future(self._service.worker.count(model, parsed.request))
+        tokens = await self._service.models.count(model, parsed.request)
         return JSONResponse(anthropic_messages.counted(tokens))
 
     async def end_thinking(self, request: Request) -> Response:
         """End the thinking of a running answer; its id is that of its chunks. Raise ModelNotFound if it is not
         running."""
         job_id = request.path_params["id"].rpartition("-")[2]
-        found = await asyncio.wrap_future(self._service.worker.end_thinking(job_id))
+        found = await self._service.models.end_thinking(job_id)
         if not found:
             raise ModelNotFound(f"no answer {request.path_params['id'][:100]!r} is being computed")
         return JSONResponse({"id": request.path_params["id"], "thinking": "ending"})

@@ -1,10 +1,9 @@
-"""One request for an answer: parse it, submit it to the worker, send the response, cancel if the client disconnects."""
+"""One request for an answer: parse it, submit it to its model, send the response, cancel if the client disconnects."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from starlette.concurrency import run_in_threadpool
@@ -16,37 +15,35 @@ from localqwen.chat.messages import Finished
 from localqwen.errors import LocalqwenError
 from localqwen.serve import encoding
 from localqwen.serve.api import ResponseMeta, Stream
-from localqwen.serve.channel import Channel, Job, JobEvent, Mailbox
+from localqwen.serve.http import request_body
 from localqwen.serve.http.guard import FINISHED, send_error
 from localqwen.serve.http.mappers import Api
-from localqwen.serve.http.request_body import ClientLeft, read_json
+from localqwen.serve.http.request_body import ClientLeft
 from localqwen.serve.model_names import Catalogue
-from localqwen.serve.worker import Worker
+from localqwen.serve.model_pool import ModelPool
+from localqwen.serve.tasks import Job, JobEvent
 
 
 @dataclass(frozen=True)
 class Backend:
     """The parts that every route works with."""
 
-    worker: Worker
-    channel: Channel
+    models: ModelPool
     catalogue: Catalogue
     reasoning_fields: tuple[str, ...]
 
 
 class Answering:
-    """The ASGI endpoint of one API. `backend` is a function, because the backend exists only when the server has
-    started."""
+    """The ASGI endpoint of one API."""
 
-    def __init__(self, api: Api, backend: Callable[[], Backend]) -> None:
+    def __init__(self, api: Api, backend: Backend) -> None:
         self._api = api
         self._backend = backend
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            body = await read_json(Request(scope, receive))
-            parsed = self._api.read(body)
-            model = await _resolved(self._backend().catalogue, parsed.model)
+            parsed = await request_body.read(Request(scope, receive), self._api.read)
+            model = await _resolved(self._backend.catalogue, parsed.model)
         except ClientLeft:
             return
         except LocalqwenError as error:
@@ -56,22 +53,18 @@ class Answering:
 
     async def _answer(self, job: Job, scope: Scope, receive: Receive, send: Send) -> None:
         """Submit the job and send its response; cancel the job if the client disconnects first."""
-        backend = self._backend()
-        meta = ResponseMeta(job.id, job.model, time.time(), backend.reasoning_fields)
-        box = backend.channel.open(job)
-        backend.worker.submit(job)
-        sending = asyncio.ensure_future(_Sender(self._api, job, meta, box, scope, send).run())
+        meta = ResponseMeta(job.id, job.model, time.time(), self._backend.reasoning_fields)
+        self._backend.models.submit(job)
+        sending = asyncio.ensure_future(_Sender(self._api, job, meta, scope, send).run())
         leaving = asyncio.ensure_future(_left(receive))
         try:
             await asyncio.wait((sending, leaving), return_when=asyncio.FIRST_COMPLETED)
             if sending.done():
                 await sending  # raises its exception, which the server reports
         finally:
-            if not sending.done():
-                backend.worker.cancel(job)
+            self._backend.models.cancel(job)
             for task in (sending, leaving):
                 task.cancel()
-            backend.channel.close(job)
 
 
 async def _resolved(catalogue: Catalogue, name: str) -> str:
@@ -88,8 +81,9 @@ async def _left(receive: Receive) -> None:
 class _Sender:
     """Turns the events of a job into its response."""
 
-    def __init__(self, api: Api, job: Job, meta: ResponseMeta, box: Mailbox, scope: Scope, send: Send) -> None:
-        self._api, self._job, self._meta, self._box, self._scope, self._send = api, job, meta, box, scope, send
+    def __init__(self, api: Api, job: Job, meta: ResponseMeta, scope: Scope, send: Send) -> None:
+        self._api, self._job, self._meta, self._scope, self._send = api, job, meta, scope, send
+        self._box = job.mailbox
         self._finished: list[Finished] = scope[FINISHED]
 
     async def run(self) -> None:

@@ -7,13 +7,11 @@ which needs no permission. So the Host header must name this server, and an Orig
 from __future__ import annotations
 
 import hmac
-import ipaddress
 import logging
 import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -21,7 +19,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from localqwen.chat.messages import Finished
 from localqwen.errors import Busy, LocalqwenError, TooSlow, WrongHost, WrongKey
 from localqwen.serve import encoding
+from localqwen.serve.http import authority
+from localqwen.serve.http.authority import Authority
 from localqwen.serve.http.mappers import error_body
+from localqwen.serve.http.request_body import LARGEST, LARGEST_KEY
 
 log = logging.getLogger("localqwen.serve")
 #: The key in the ASGI scope under which an endpoint leaves the Finished events of its answers for the log.
@@ -32,32 +33,38 @@ _OPEN = ("/health",)
 
 @dataclass(frozen=True)
 class Access:
-    """Who may send requests. `hosts` are the names of the server beside those of this machine; `origins` are pages that
-    may call it from a browser ("*" allows any)."""
+    """Who may send requests, and how large. `hosts` are the names of the server beside those of this machine; `origins`
+    are pages that may call it from a browser ("*" allows any); `largest_body` is in bytes."""
 
     key: str = ""
     hosts: tuple[str, ...] = ()
     origins: tuple[str, ...] = ()
+    largest_body: int = LARGEST
 
     def check(self, headers: Headers, method: str, path: str) -> None:
         """Raise WrongHost or WrongKey if the request is not allowed. A browser's preflight request (OPTIONS) carries no
         key and needs none."""
-        host = headers.get("host", "")
-        if not self._ours(_name(host)):
-            raise WrongHost(
-                f"this server does not answer to the name {host[:100]!r}", "allow that name with --allow-host"
-            )
-        origin = headers.get("origin")
-        if origin is not None and not self._may_call(origin, host):
-            raise WrongHost(f"pages of {origin[:100]!r} may not call this server", "allow them with --cors ORIGIN")
+        host = self._host(headers)
+        for origin in headers.getlist("origin"):
+            if not self._may_call(origin, host):
+                raise WrongHost(f"pages of {origin[:100]!r} may not call this server", "allow them with --cors ORIGIN")
         if self.key and path not in _OPEN and method != "OPTIONS" and not self._has_key(headers):
             raise WrongKey("the API key is missing or wrong", "send it as Authorization: Bearer KEY")
 
-    def _ours(self, name: str) -> bool:
-        return name in ("localhost", *self.hosts) or name.endswith(".localhost") or _is_address(name)
+    def _host(self, headers: Headers) -> Authority:
+        """Return what the Host header says. Raise WrongHost unless there is exactly one, and it names this server."""
+        given = headers.getlist("host")
+        host = authority.parse(given[0]) if len(given) == 1 else None
+        if host is None or not self._ours(host):
+            shown = ", ".join(each[:100] for each in given[:2])
+            raise WrongHost(f"this server does not answer to the name {shown!r}", "allow that name with --allow-host")
+        return host
 
-    def _may_call(self, origin: str, host: str) -> bool:
-        return "*" in self.origins or origin in self.origins or urlsplit(origin).netloc == host
+    def _ours(self, host: Authority) -> bool:
+        return host.name in ("localhost", *self.hosts) or host.name.endswith(".localhost") or host.is_address
+
+    def _may_call(self, origin: str, host: Authority) -> bool:
+        return "*" in self.origins or origin in self.origins or authority.of_origin(origin) == host
 
     def _has_key(self, headers: Headers) -> bool:
         scheme, _, token = headers.get("authorization", "").partition(" ")
@@ -69,24 +76,6 @@ def own_names(host: str) -> tuple[str, ...]:
     """Return the names of this machine, and the value of `--host`."""
     machine = socket.gethostname().lower()
     return (host.lower(), machine, f"{machine}.local")
-
-
-def _name(host: str) -> str:
-    """Return the host name of a Host header in lower case, without the port. A malformed header is returned whole: no
-    allowed name equals it."""
-    if host.startswith("["):
-        return host[1:].partition("]")[0].lower()
-    name, colon, port = host.partition(":")
-    return name.lower() if not colon or port.isdigit() else host.lower()
-
-
-def _is_address(name: str) -> bool:
-    """Return whether the name is an IP address: no DNS server can point that elsewhere."""
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    return True
 
 
 class Guard:
@@ -109,6 +98,7 @@ class Guard:
                 status = message["status"]
             await send(message)
 
+        scope[LARGEST_KEY] = self._access.largest_body
         finished: list[Finished] = scope.setdefault(FINISHED, [])
         try:
             await self._answer(scope, receive, noting)

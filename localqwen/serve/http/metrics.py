@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from localqwen.chat.messages import Finished
+from localqwen.serve.deaths import Deaths
 from localqwen.serve.model_pool import ModelStatus
 
 MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -31,7 +32,7 @@ class Metrics:
         for phase, milliseconds in (("prompt", timing.prompt_ms), ("generation", timing.predicted_ms)):
             self.seconds[phase] += (milliseconds or 0) / 1000
 
-    def text(self, loaded: Sequence[ModelStatus]) -> str:
+    def text(self, loaded: Sequence[ModelStatus], deaths: Deaths) -> str:
         """Return all counters, and the gauges of the loaded models, in Prometheus' text format."""
         lines = _family("requests_total", "counter", "HTTP requests by route and status.")
         lines += [
@@ -48,6 +49,13 @@ class Metrics:
         lines += [f'localqwen_running{{model="{_escaped(model.name)}"}} {model.running}' for model in loaded]
         lines += _family("queued", "gauge", "Answers that wait for a run.")
         lines += [f'localqwen_queued{{model="{_escaped(model.name)}"}} {model.waiting}' for model in loaded]
+        lines += _family("model_deaths_total", "counter", "Ends of a model's process that nobody wanted, by cause.")
+        lines += [
+            f'localqwen_model_deaths_total{{model="{_escaped(model)}",cause="{_escaped(cause)}"}} {count}'
+            for (model, cause), count in sorted(deaths.causes.items())
+        ]
+        lines += _family("set_aside", "gauge", "Models that are not loaded any more, because they died too often.")
+        lines += [f'localqwen_set_aside{{model="{_escaped(model)}"}} 1' for model in sorted(deaths.aside)]
         return "\n".join(lines) + "\n"
 
 

@@ -19,7 +19,6 @@ from starlette.types import Receive, Scope, Send
 from localqwen.errors import Busy, LocalqwenError
 from localqwen.serve import encoding
 from localqwen.serve.api import ResponseMeta
-from localqwen.serve.channel import Job
 from localqwen.serve.fields import Fields
 from localqwen.serve.http.endpoint import Answering, Backend
 from localqwen.serve.http.guard import send_error
@@ -29,13 +28,14 @@ from localqwen.serve.ollama import chat as ollama_chat
 from localqwen.serve.ollama import generate as ollama_generate
 from localqwen.serve.ollama import models as ollama_models
 from localqwen.serve.ollama.request import model_name
+from localqwen.serve.tasks import Job
 
 PATHS = ("/api/chat", "/api/generate", "/api/tags", "/api/ps", "/api/show", "/api/pull", "/api/version")
 #: Downloads at the same time. More would only share the same network connection.
 MOST_PULLS = 4
 
 
-def routes(backend: Callable[[], Backend]) -> list[Route]:
+def routes(backend: Backend) -> list[Route]:
     """Return the routes of Ollama's API."""
     models = _Models(backend)
     return [
@@ -68,25 +68,22 @@ class LoadingFirst(Answering):
     async def _loaded(self, job: Job) -> Job:
         """Load the model of a job and return the job with the time of loading, in milliseconds. Raise Unsupported if
         the context is too short."""
-        parsed, worker = job.parsed, self._backend().worker
+        parsed, models = job.parsed, self._backend.models
         only = ollama_chat.is_load(parsed)
         if only and parsed.keep_alive == 0:
-            worker.unload(job.model)
+            models.unload(job.model)
             return job
         began = time.perf_counter()
-        here = next((model.context_length for model in worker.loaded() if model.name == job.model), None)
-        if here is None or only:
-            opened = await asyncio.wrap_future(worker.load(job.model, keep_alive=parsed.keep_alive))
-            here = opened.engine.context_length
-        ollama_chat.check_context(parsed, here)
+        opened = await models.load(job.model, keep_alive=parsed.keep_alive if only else None)
+        ollama_chat.check_context(parsed, opened.context_length)
         load_ms = (time.perf_counter() - began) * 1000
-        return Job(replace(parsed, extra={**parsed.extra, "load_ms": load_ms}), job.model, id=job.id)
+        return Job(replace(parsed, extra={**parsed.extra, "load_ms": load_ms}), job.model, job.id)
 
 
 class _Models:
     """The routes that list, show and download models."""
 
-    def __init__(self, backend: Callable[[], Backend]) -> None:
+    def __init__(self, backend: Backend) -> None:
         self._backend = backend
         self._pulls = 0
 
@@ -96,14 +93,13 @@ class _Models:
 
     async def tags(self, request: Request) -> Response:
         """Return the models on disk."""
-        catalogue = self._backend().catalogue
-        return JSONResponse(await run_in_threadpool(lambda: ollama_models.tags(catalogue.known())))
+        catalogue, aside = self._backend.catalogue, self._backend.models.deaths.aside
+        return JSONResponse(await run_in_threadpool(lambda: ollama_models.tags(catalogue.known(), aside)))
 
     async def ps(self, request: Request) -> Response:
         """Return the loaded models."""
-        backend = self._backend()
-        known = await run_in_threadpool(backend.catalogue.known)
-        return JSONResponse(ollama_models.ps(backend.worker.loaded(), known, time.time()))
+        known = await run_in_threadpool(self._backend.catalogue.known)
+        return JSONResponse(ollama_models.ps(self._backend.models.loaded(), known, time.time()))
 
     async def show(self, request: Request) -> Response:
         """Return one model's metadata."""
@@ -112,7 +108,7 @@ class _Models:
         return JSONResponse(await run_in_threadpool(lambda: ollama_models.show(self._find(name))))
 
     def _find(self, name: str) -> KnownModel:
-        return self._backend().catalogue.find(model_name(name))
+        return self._backend.catalogue.find(model_name(name))
 
     async def pull(self, request: Request) -> Response:
         """Download a model and stream the progress. Raise Busy while MOST_PULLS downloads run."""

@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-import json
-from typing import Any
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 from starlette.requests import Request
 from starlette.types import Receive
 
+from localqwen import json_text
 from localqwen.errors import BadField, TooLarge, TooSlow
-from localqwen.serve.fields import DEEPEST, too_deep
 
-#: The largest body in bytes: 32 MiB of text fill the longest context (262,144 tokens) more than ten times.
-LARGEST = 32 << 20
+#: The largest body in bytes unless the server says otherwise: 8 MiB of text fill the longest context (262,144 tokens)
+#: more than four times.
+LARGEST = 8 << 20
+#: The key in the ASGI scope under which the guard leaves the largest body in bytes.
+LARGEST_KEY = "localqwen.largest_body"
 #: Seconds for the whole body, and between two parts of it.
 WHOLE_BODY, BETWEEN_PARTS = 120.0, 15.0
-#: A body of more bytes is parsed in a thread, so that no other request waits for it.
-_QUICK = 256 << 10
+#: A body of more bytes is parsed outside the event loop, so that other requests go on meanwhile.
+_QUICK = 64 << 10
+#: Large bodies are parsed one after another: each takes the interpreter from the event loop for some milliseconds again
+#: and again, and several at once would add up.
+_parser = ThreadPoolExecutor(1, "localqwen-body")
+_Parsed = TypeVar("_Parsed")
 
 
 class ClientLeft(Exception):
@@ -27,18 +35,28 @@ class ClientLeft(Exception):
 async def read_json(request: Request) -> dict[str, Any]:
     """Return the JSON object in the body of a request. Raise TooLarge, TooSlow, BadField if the body is not a JSON
     object, or ClientLeft."""
+    return await read(request, lambda body: body)
+
+
+async def read(request: Request, reader: Callable[[dict[str, Any]], _Parsed]) -> _Parsed:
+    """Return what `reader` makes of the JSON object in the body of a request; it runs in a thread if the body is large.
+    Raise what `read_json` and `reader` raise."""
     encoding = request.headers.get("content-encoding", "identity")
     if encoding.lower() != "identity":
         raise BadField(
             "", f"has the encoding {encoding[:50]!r}, which is not supported", "send it without Content-Encoding"
         )
-    data = await _read(request.receive, request.headers.get("content-length"))
-    return _parse(data) if len(data) <= _QUICK else await asyncio.to_thread(_parse, data)
+    most = request.scope.get(LARGEST_KEY, LARGEST)
+    data = await _received(request.receive, request.headers.get("content-length"), most)
+    if len(data) <= _QUICK:
+        return reader(parse(data))
+    return await asyncio.get_running_loop().run_in_executor(_parser, lambda: reader(parse(data)))
 
 
-async def _read(receive: Receive, announced: str | None) -> bytes:
-    if announced is not None and announced.isdigit() and int(announced) > LARGEST:
-        raise _too_large()
+async def _received(receive: Receive, announced: str | None, most: int) -> bytes:
+    """Return the body, at most `most` bytes."""
+    if announced is not None and announced.isdigit() and int(announced[:20]) > most:
+        raise _too_large(most)
     parts, size = [], 0
     try:
         async with asyncio.timeout(WHOLE_BODY):
@@ -48,8 +66,8 @@ async def _read(receive: Receive, announced: str | None) -> bytes:
                     raise ClientLeft
                 parts.append(message.get("body", b""))
                 size += len(parts[-1])
-                if size > LARGEST:
-                    raise _too_large()
+                if size > most:
+                    raise _too_large(most)
                 if not message.get("more_body"):
                     return b"".join(parts)
     except TimeoutError as exc:
@@ -58,31 +76,18 @@ async def _read(receive: Receive, announced: str | None) -> bytes:
         ) from exc
 
 
-def _too_large() -> TooLarge:
-    return TooLarge(f"the body is larger than {LARGEST >> 20} MiB", "shorten the conversation")
+def _too_large(most: int) -> TooLarge:
+    return TooLarge(
+        f"the body is larger than {most:,} bytes", "shorten the conversation, or raise the limit with --max-body"
+    )
 
 
-def _parse(data: bytes) -> dict[str, Any]:
+def parse(data: bytes) -> dict[str, Any]:
+    """Return the JSON object in a body. Raise BadField."""
     try:
-        body = json.loads(data, parse_constant=_refuse_constant)
-        if b"\\u" in data:
-            json.dumps(body, ensure_ascii=False).encode()
-    except UnicodeEncodeError as exc:
-        raise BadField("", "has half a surrogate pair (\\ud800 to \\udfff), which is not text") from exc
-    except UnicodeDecodeError as exc:
-        raise BadField("", f"is not UTF-8: byte {exc.start}") from exc
-    except RecursionError as exc:
-        raise BadField("", "is nested too deeply") from exc
-    except json.JSONDecodeError as exc:
-        raise BadField("", f"is not JSON: {exc.msg} at line {exc.lineno}, column {exc.colno}") from exc
-    except ValueError as exc:  # NaN or Infinity, or a number with thousands of digits
-        raise BadField("", f"is not JSON: {exc}") from exc
+        body, _ = json_text.parse(data)
+    except json_text.Refused as exc:
+        raise BadField("", str(exc)) from exc
     if not isinstance(body, dict):
         raise BadField("", "must be a JSON object")
-    if data.count(b"[") + data.count(b"{") > DEEPEST and too_deep(body):
-        raise BadField("", "is nested too deeply")
     return body
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a number in JSON")

@@ -13,63 +13,31 @@ from types import FrameType
 from typing import Any
 
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from localqwen.errors import EngineError, UsageError
+from localqwen.errors import LocalqwenError, UsageError
 from localqwen.machine import posix
 from localqwen.serve.http.app import Service, application
+from localqwen.serve.http.connections import MOST_IDLE, PatientProtocol
 
-#: Seconds in which the headers of a request must arrive, and for which an idle connection stays open.
-HEADERS, KEEP_ALIVE = 10.0, 75
-#: The most bytes of headers, and the most connections at the same time.
-LARGEST_HEADERS, MOST_CONNECTIONS = 32 << 10, 1024
+#: Seconds for which an idle connection stays open.
+KEEP_ALIVE = 75
+#: The most bytes of headers, and the most connections at the same time: 1,024 with a request, and the idle ones.
+LARGEST_HEADERS, MOST_CONNECTIONS = 32 << 10, 1024 + MOST_IDLE
 #: Connections that wait to be accepted. asyncio accepts this many at a time, and prints a traceback for each one for
 #: which the process has no file left.
 BACKLOG = 128
-#: The most files that the process opens beside its connections.
-FILES = 256
+#: The most files that the process opens beside its connections, and those of connections that are being accepted and
+#: closed.
+FILES = 256 + 2 * BACKLOG
 #: Seconds for running answers after SIGTERM or Ctrl-C, and for clients to read the end after a second signal.
 GRACE, LAST_WORDS = 30.0, 0.5
 
 
-class PatientProtocol(H11Protocol):
-    """An HTTP connection whose headers must arrive within HEADERS seconds. uvicorn alone waits for ever, so that a
-    client that sends them byte by byte would keep the connection."""
-
-    _due: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Start the clock for the first request."""
-        super().connection_made(transport)
-        self._watch()
-
-    def data_received(self, data: bytes) -> None:
-        """Handle the data, and start or stop the clock."""
-        super().data_received(data)
-        self._watch()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Stop the clock."""
-        self._forget()
-        super().connection_lost(exc)
-
-    def _watch(self) -> None:
-        """Run the clock from the first byte of a request's headers to the last."""
-        between = self.cycle is None or self.cycle.response_complete
-        if not between:
-            self._forget()
-        elif self._due is None and self.timeout_keep_alive_task is None:
-            self._due = self.loop.call_later(HEADERS, self.transport.close)
-
-    def _forget(self) -> None:
-        if self._due is not None:
-            self._due.cancel()
-            self._due = None
-
-
 class Listening(uvicorn.Server):
-    """A server that calls `started` when it accepts requests. SIGTERM and the first Ctrl-C let running answers end
-    within `grace` seconds; a second signal stops them at once."""
+    """A server that loads its models, then accepts requests and calls `started`. SIGTERM and the first Ctrl-C end
+    loading, and let running answers end within `grace` seconds; a second signal stops them at once.
+
+    `problem` is the error that prevented loading; `interrupted` says that Ctrl-C did."""
 
     def __init__(self, service: Service, *, started: Callable[[], None] = lambda: None, grace: float = GRACE) -> None:
         super().__init__(_config(service, grace))
@@ -77,23 +45,36 @@ class Listening(uvicorn.Server):
         self._say_started = started
         self._grace = grace
         self._loop: asyncio.AbstractEventLoop | None = None
-        self.died = False
-        service.worker.on_death = self._worker_died
+        self._loading: asyncio.Task[None] | None = None
+        self._stopping: asyncio.Task[None] | None = None
+        self.problem: LocalqwenError | None = None
+        self.interrupted = False
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve until a signal comes; no process of a model outlives this."""
+        try:
+            await super().serve(sockets)
+        finally:
+            await self._service.models.stop(0)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Open the port, then call `started`."""
+        """Load the models and open the port, then call `started`."""
         self._loop = asyncio.get_running_loop()
-        await super().startup(sockets)
-        self._say_started()
+        self._loading = asyncio.ensure_future(self._service.load())
+        try:
+            await self._loading
+        except LocalqwenError as error:
+            self.problem, self.should_exit = error, True
+        except asyncio.CancelledError:
+            self.should_exit = True
+        if not self.should_exit:
+            await super().startup(sockets)
+            self._say_started()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Let running answers end, then close the connections."""
-        self._service.worker.stop(self._grace)
+        self._stopping = asyncio.ensure_future(self._service.models.stop(self._grace))
         await super().shutdown(sockets)
-
-    def _worker_died(self) -> None:
-        self.died = True
-        self.should_exit = True
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -109,10 +90,20 @@ class Listening(uvicorn.Server):
                 signal.signal(number, handler)
 
     def _signalled(self, number: int, frame: FrameType | None) -> None:
-        if self.should_exit and self._loop is not None:
-            self._service.worker.stop(0)  # every answer ends with an error, which is still sent to its client
-            self._loop.call_soon_threadsafe(self._loop.call_later, LAST_WORDS, self._abort)
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._stop_loading if not self.should_exit else self._stop_at_once)
+        if self._loading is not None and not self._loading.done():
+            self.interrupted = number == signal.SIGINT
         self.should_exit = True
+
+    def _stop_loading(self) -> None:
+        if self._loading is not None:
+            self._loading.cancel()
+
+    def _stop_at_once(self) -> None:
+        """End every answer with an error, which is still sent to its client, and every process."""
+        self._stopping = asyncio.ensure_future(self._service.models.stop(0))
+        asyncio.get_running_loop().call_later(LAST_WORDS, self._abort)
 
     def _abort(self) -> None:
         """Close all connections. uvicorn's `force_exit` would leave the application running, and print a traceback at
@@ -126,7 +117,7 @@ def _config(service: Service, grace: float) -> uvicorn.Config:
         application(service),
         http=PatientProtocol,
         ws="none",
-        lifespan="on",
+        lifespan="off",
         log_config=None,
         access_log=False,
         proxy_headers=False,
@@ -168,8 +159,11 @@ def url(listener: socket.socket) -> str:
 
 
 def run(server: Listening, listener: socket.socket) -> None:
-    """Serve until a signal comes. Raise EngineError if the worker died."""
+    """Load the models and serve until a signal comes. Raise the LocalqwenError that prevented loading, and
+    KeyboardInterrupt where Ctrl-C ended it."""
     posix.allow_open_files(MOST_CONNECTIONS + FILES)
     server.run(sockets=[listener])
-    if server.died:
-        raise EngineError("the engine's thread died", "report this error with the traceback above")
+    if server.problem is not None:
+        raise server.problem
+    if server.interrupted:
+        raise KeyboardInterrupt

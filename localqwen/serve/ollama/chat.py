@@ -20,6 +20,9 @@ from localqwen.serve.ollama.request import message, parsed_request
 from localqwen.serve.openai import request as openai_request
 from localqwen.serve.openai import response as openai_response
 
+#: The first and the last second, since 1970, that `datetime` has.
+_FIRST, _LAST = -62_135_596_800.0, 253_402_300_799.0
+
 
 def read(body: Mapping[str, Any]) -> ParsedRequest:
     """Parse the body of a chat request. A request without messages loads or unloads the model: see `is_load`."""
@@ -114,8 +117,8 @@ def _error_body(error: LocalqwenError) -> dict[str, Any]:
 
 
 def timestamp(seconds: float) -> str:
-    """Return seconds since 1970 in RFC 3339, UTC."""
-    return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")
+    """Return seconds since 1970 in RFC 3339, UTC. A time of a file that no calendar has becomes the next one."""
+    return datetime.fromtimestamp(min(max(seconds, _FIRST), _LAST), UTC).isoformat().replace("+00:00", "Z")
 
 
 def _base(parsed: ParsedRequest, meta: ResponseMeta) -> dict[str, Any]:

@@ -11,15 +11,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from localqwen.chat.messages import ThinkingMode
-from localqwen.chat.model_info import thinking_mode_of
 from localqwen.chat.sampling import Presets
-from localqwen.chat.template import ChatTemplate
 from localqwen.errors import LocalqwenError, NotPulled
-from localqwen.models import digests, metadata, names, pull
+from localqwen.models import digests, metadata, pull
 from localqwen.models.metadata import ModelMetadata
-from localqwen.models.names import LocalPath, Named
+from localqwen.models.names import Named
 from localqwen.models.pull import Plan, Step
 from localqwen.models.registry import Model
+from localqwen.serve import model_names
 from localqwen.serve.fields import Fields
 from localqwen.serve.model_names import KnownModel
 from localqwen.serve.model_pool import ModelStatus
@@ -41,9 +40,10 @@ def version() -> dict[str, Any]:
     return {"version": API_VERSION, "localqwen": __version__}
 
 
-def tags(known: Sequence[KnownModel]) -> dict[str, Any]:
-    """Return the response of `/api/tags`: the models on disk."""
-    return {"models": [_listed(each) for each in known]}
+def tags(known: Sequence[KnownModel], aside: Mapping[str, str]) -> dict[str, Any]:
+    """Return the response of `/api/tags`: the models on disk. `aside` are those that are set aside, with the reason."""
+    reasons = [{"set_aside": aside[each.name]} if each.name in aside else {} for each in known]
+    return {"models": [_listed(each) | reason for each, reason in zip(known, reasons, strict=True)]}
 
 
 def _listed(known: KnownModel) -> dict[str, Any]:
@@ -134,7 +134,11 @@ def show(known: KnownModel) -> dict[str, Any]:
 
 
 def _mode(template: str) -> ThinkingMode:
-    return thinking_mode_of(ChatTemplate(template, {})) if template else "never"
+    """Return how a template seems to let its model think, from its text alone: it is a program, and none of a model's
+    runs in the server's own process."""
+    if "enable_thinking" in template:
+        return "switch"
+    return "always" if "<think>" in template.rpartition("add_generation_prompt")[2] else "never"
 
 
 def _capabilities(template: str, mode: ThinkingMode) -> list[str]:
@@ -176,15 +180,12 @@ def run_pull(parsed: Pull, report: Report) -> None:
 
     A path is not a name here: clients must not learn which files are on this disk.
     """
-    name = model_name(parsed.name).removesuffix(":latest")
-    reference = names.parse(name)
-    if isinstance(reference, LocalPath):
-        raise names.unknown(name)
-    report({"status": "pulling manifest"})
-    if not (isinstance(reference, Named) and reference.model.is_built_in):
-        planned = pull.plan_or_present(reference)
-        if isinstance(planned, Plan):
-            pull.run(planned, Lines(planned, report))
+    reference = model_names.pullable(model_name(parsed.name))
+    built_in = isinstance(reference, Named) and reference.model.is_built_in
+    planned = None if built_in else pull.plan_or_present(reference)
+    report({"status": "pulling manifest"})  # after the plan: an error in it still has a status of its own
+    if isinstance(planned, Plan):
+        pull.run(planned, Lines(planned, report))
     report({"status": "success"})
 
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from localqwen import units
 from localqwen.chat.messages import JsonFormat, Message, Overrides, Request, Role, Tool, ToolCall
 from localqwen.serve.api import EFFORTS, FOR_EVER, ParsedRequest
-from localqwen.serve.fields import Fields, kind
+from localqwen.serve.fields import Fields, kind, shown
 from localqwen.serve.openai import request as openai_request
 
 #: The prefix of a hub's repository in Ollama's clients -> localqwen's prefix.
@@ -150,5 +150,5 @@ def keep_alive(fields: Fields) -> float | None:
     value = fields.data.get("keep_alive")
     seconds = units.parse_duration(value) if isinstance(value, str) else fields.number("keep_alive", -1e18, 1e18)
     if seconds is None and value is not None:
-        raise fields.wrong("keep_alive", f'is {value!r}, it must be seconds or a duration such as "5m"')
+        raise fields.wrong("keep_alive", f'is {shown(value)}, it must be seconds or a duration such as "5m"')
     return FOR_EVER if seconds is not None and seconds < 0 else seconds

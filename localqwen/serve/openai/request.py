@@ -5,13 +5,12 @@ Reads OpenAI's own fields, and those of vLLM, SGLang, llama-server and DashScope
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from localqwen.chat.messages import JsonFormat, Message, Overrides, Role, Tool, ToolCall
 from localqwen.serve.api import EFFORTS, ShowThinking
-from localqwen.serve.fields import Fields, too_deep
+from localqwen.serve.fields import Fields, listed, shown
 
 ROLES: Mapping[str, Role] = {
     "system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool",
@@ -100,7 +99,7 @@ def _part(part: Fields) -> str:
     if kind == "refusal":
         return part.needed_text("refusal")
     if kind not in _TEXT_PARTS:
-        raise part.wrong("type", f"is {kind!r}: these models read text only", "remove images, audio and files")
+        raise part.wrong("type", f"is {shown(kind)}: these models read text only", "remove images, audio and files")
     return part.needed_text("text")
 
 
@@ -115,17 +114,12 @@ def arguments(fields: Fields, name: str) -> Mapping[str, Any]:
     """Return a call's arguments: a JSON object, or a string that contains one. An empty string stands for no
     arguments."""
     value = fields.data.get(name)
-    if isinstance(value, str):
-        try:
-            value = json.loads(value or "{}", strict=False)
-        except (ValueError, RecursionError):
-            raise fields.wrong(name, "is not valid JSON") from None
-    if value is None:
+    if value is None or value == "":
         return {}
+    if isinstance(value, str):
+        value = fields.json(name)
     if not isinstance(value, Mapping):
         raise fields.wrong(name, "must be a JSON object, or a string that contains one")
-    if too_deep(value):
-        raise fields.wrong(name, "is nested too deeply")
     return value
 
 
@@ -138,7 +132,7 @@ def tools(fields: Fields) -> tuple[Tool, ...]:
 def _tool(fields: Fields) -> Tool:
     kind = fields.text("type") or "function"
     if kind != "function":
-        raise fields.wrong("type", f"is {kind!r}: only functions are supported")
+        raise fields.wrong("type", f"is {shown(kind)}: only functions are supported")
     function = (fields.object("function") if fields.has("function") else None) or fields
     parameters = function.object("parameters")
     name = function.needed_text("name")
@@ -160,15 +154,15 @@ def tool_choice(fields: Fields, offered: Sequence[Tool]) -> tuple[Sequence[Tool]
             raise fields.wrong("tool_choice", 'is "required", but there are no tools')
         return offered, names
     if isinstance(choice, str):
-        raise fields.wrong("tool_choice", f"is {choice!r}, it must be none, auto, required or a function")
-    chosen = Fields(choice, fields.at("tool_choice"))
+        raise fields.wrong("tool_choice", f"is {shown(choice)}, it must be none, auto, required or a function")
+    chosen, known = Fields(choice, fields.at("tool_choice"), fields), dict.fromkeys(names)
     if chosen.text("type") == "allowed_tools":
-        return _allowed_tools(chosen.object("allowed_tools") or chosen, offered, names)
-    return offered, (_named_tool(chosen, names),)
+        return _allowed_tools(chosen.object("allowed_tools") or chosen, offered, known)
+    return offered, (_named_tool(chosen, known),)
 
 
 def _allowed_tools(
-    choice: Fields, offered: Sequence[Tool], names: Sequence[str]
+    choice: Fields, offered: Sequence[Tool], names: Collection[str]
 ) -> tuple[Sequence[Tool], tuple[str, ...]]:
     """Return what `tool_choice` returns, for `allowed_tools`. If a call is required, all tools stay in the prompt,
     whose beginning then stays cached, and a grammar allows only the named ones. Otherwise only the named ones are
@@ -176,16 +170,18 @@ def _allowed_tools(
     allowed = tuple(_named_tool(each, names) for each in choice.objects("tools"))
     if choice.one_of("mode", ("auto", "required")) == "required":
         return offered, allowed
-    return tuple(tool for tool in offered if tool.name in allowed), ()
+    chosen = frozenset(allowed)
+    return tuple(tool for tool in offered if tool.name in chosen), ()
 
 
-def _named_tool(choice: Fields, names: Sequence[str]) -> str:
+def _named_tool(choice: Fields, names: Collection[str]) -> str:
     if choice.text("type") not in (None, "function"):
-        raise choice.wrong("type", f"is {choice.text('type')!r}: only functions are supported")
+        raise choice.wrong("type", f"is {shown(choice.text('type'))}: only functions are supported")
     function = choice.object("function") or choice
     name = function.needed_text("name")
     if name not in names:
-        raise function.wrong("name", f"is {name!r}, which is none of the tools: {', '.join(names) or 'there are none'}")
+        there_are = listed(names) or "there are none"
+        raise function.wrong("name", f"is {shown(name)}, which is none of the tools: {there_are}")
     return name
 
 

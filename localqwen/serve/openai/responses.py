@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from localqwen.chat.answer import Answer
@@ -22,7 +22,7 @@ from localqwen.chat.messages import (
 from localqwen.errors import LocalqwenError
 from localqwen.serve import encoding
 from localqwen.serve.api import ParsedRequest, ResponseMeta
-from localqwen.serve.fields import Fields
+from localqwen.serve.fields import Fields, shown
 from localqwen.serve.openai import items as openai_items
 from localqwen.serve.openai import request as openai_request
 from localqwen.serve.openai import response as openai_response
@@ -81,13 +81,25 @@ def _input(fields: Fields) -> tuple[Message, ...]:
         return (Message("user", fields.needed_text("input")),)
     if not fields.list("input"):
         raise fields.wrong("input", "is empty" if fields.has("input") else "is missing")
-    turns: list[Message] = []
+    turns: list[Message | _Turn] = []
     for item in fields.objects("input"):
         _add(turns, item)
-    return tuple(turns)
+    return tuple(turn.message() if isinstance(turn, _Turn) else turn for turn in turns)
 
 
-def _add(turns: list[Message], item: Fields) -> None:
+@dataclass
+class _Turn:
+    """An assistant's turn that grows item by item."""
+
+    thinking: str | None = None
+    texts: list[str] = field(default_factory=list)
+    calls: list[ToolCall] = field(default_factory=list)
+
+    def message(self) -> Message:
+        return Message("assistant", "".join(self.texts), self.thinking, tuple(self.calls))
+
+
+def _add(turns: list[Message | _Turn], item: Fields) -> None:
     """Append an input item to the turns. Reasoning, text and calls of one answer are separate items in this API; in a
     chat template they are one message."""
     match item.text("type") or "message":
@@ -95,29 +107,31 @@ def _add(turns: list[Message], item: Fields) -> None:
             role = openai_request.ROLES[item.one_of("role", tuple(openai_request.ROLES)) or "user"]
             text = openai_request.content(item, "content")
             if role == "assistant":
-                _extend(turns, lambda last: replace(last, content=last.content + text))
+                _last(turns).texts.append(text)
             else:
                 turns.append(Message(role, text))
         case "reasoning":
             text = "".join(part.needed_text("text") for name in ("content", "summary") for part in item.objects(name))
-            turns.append(Message("assistant", "", text or None))
+            turns.append(_Turn(text or None))
         case "function_call":
             arguments = openai_request.arguments(item, "arguments")
             call = ToolCall(item.needed_text("name"), arguments, item.text("call_id") or "")
-            _extend(turns, lambda last: replace(last, tool_calls=(*last.tool_calls, call)))
+            _last(turns).calls.append(call)
         case "function_call_output":
             output = openai_request.content(item, "output")
             turns.append(Message("tool", output, tool_call_id=item.text("call_id") or ""))
         case other:
             raise item.wrong(
-                "type", f"is {other!r}, it must be message, reasoning, function_call or function_call_output"
+                "type", f"is {shown(other)}, it must be message, reasoning, function_call or function_call_output"
             )
 
 
-def _extend(turns: list[Message], change: Callable[[Message], Message]) -> None:
-    if not turns or turns[-1].role != "assistant":
-        turns.append(Message("assistant", ""))
-    turns[-1] = change(turns[-1])
+def _last(turns: list[Message | _Turn]) -> _Turn:
+    """Return the assistant's turn at the end, a new one if somebody else spoke last."""
+    if turns and isinstance(turns[-1], _Turn):
+        return turns[-1]
+    turns.append(turn := _Turn())
+    return turn
 
 
 def _format(fields: Fields) -> JsonFormat | None:

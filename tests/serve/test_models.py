@@ -1,70 +1,24 @@
-"""The worker and the runs of a model, on the scripted engine: queueing, leaving, failing, preparing, stopping."""
+"""The models of the server, on the scripted engine: queueing, leaving, failing, preparing, stopping."""
 
 import itertools
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import pytest
+from desk import Desk
 from local_server import SlowEngine, eventually, opener, talkative
-from resolved import scripted
 
-from localqwen.chat.load_options import LoadOptions
-from localqwen.chat.messages import Event, Finished, JsonFormat, Message, Request, Started, Text
+from localqwen.chat.messages import Finished, JsonFormat, Message, Request, Started
 from localqwen.chat.model_info import LoadedModel, info_of
 from localqwen.chat.prefill_ahead import next_turn
 from localqwen.engines.engine import Engine, Run, TokenOutput
 from localqwen.engines.scripted import ScriptedEngine
-from localqwen.errors import Busy, EngineError, LocalqwenError, NotEnoughMemory
+from localqwen.errors import Busy, EngineError, NotEnoughMemory, ProcessEnded
 from localqwen.serve.api import ParsedRequest
-from localqwen.serve.channel import Job, JobEvent
-from localqwen.serve.http.app import Service
-from localqwen.serve.model_names import Catalogue
-from localqwen.serve.worker import Limits, Worker
+from localqwen.serve.served_model import Limits
 
-
-class Desk:
-    """A worker and what came from it."""
-
-    def __init__(self, open_model: Callable[[str], LoadedModel], limits: Limits) -> None:
-        self.came: dict[Job, list[JobEvent]] = {}
-        self.batches = 0
-        self.worker = Worker(open_model, self._post, limits)
-        self.worker.start()
-
-    def _post(self, batch: Sequence[tuple[Job, JobEvent]]) -> None:
-        self.batches += 1
-        for job, delivery in batch:
-            self.came.setdefault(job, []).append(delivery)
-
-    def ask(self, text: str = "hi", *, answers: int = 1, model: str = "m", **fields: Any) -> Job:
-        request = Request([Message("user", text)], **fields)
-        job = Job(ParsedRequest(model, request, answers=answers), model)
-        self.worker.submit(job)
-        return job
-
-    def events(self, job: Job, index: int = 0) -> list[Event]:
-        found = [delivery.what for delivery in self.came.get(job, []) if delivery.index == index]
-        return [what for what in found if not isinstance(what, LocalqwenError)]
-
-    def error(self, job: Job) -> LocalqwenError | None:
-        found = [delivery.what for delivery in self.came.get(job, [])]
-        return next((what for what in found if isinstance(what, LocalqwenError)), None)
-
-    def finished(self, job: Job, index: int = 0) -> bool:
-        return any(isinstance(event, Finished) for event in self.events(job, index))
-
-    def started(self, job: Job) -> Started:
-        assert eventually(lambda: bool(self.events(job)))
-        event = self.events(job)[0]
-        assert isinstance(event, Started)
-        return event
-
-    def text(self, job: Job, index: int = 0) -> str:
-        assert eventually(lambda: self.finished(job, index))
-        return "".join(event.text for event in self.events(job, index) if isinstance(event, Text))
+T = TypeVar("T")
 
 
 Open = Callable[..., Desk]
@@ -81,8 +35,7 @@ def desk() -> Iterator[Open]:
 
     yield make
     for each in desks:
-        each.worker.stop(0)
-        each.worker.join()
+        each.close()
 
 
 def test_answers_run_beside_each_other_and_their_events_come_in_order(desk: Open) -> None:
@@ -98,7 +51,7 @@ def test_a_client_that_leaves_frees_its_run_at_once(desk: Open) -> None:
     talk = desk(engine, prefill_ahead=False)
     job = talk.ask(think=False)
     talk.started(job)
-    talk.worker.cancel(job)
+    talk.cancel(job)
     assert eventually(lambda: engine.runs[0].finished)
     count = len(talk.came[job])
     time.sleep(0.05)
@@ -110,9 +63,9 @@ def test_whoever_loads_a_model_or_counts_tokens_learns_why_it_cannot_be_loaded(d
     def refuse(name: str) -> LoadedModel:
         raise EngineError(f"the file of {name} is damaged")
 
-    worker = desk(refuse).worker
-    waiting: list[Future[Any]] = [worker.load("m"), worker.count("m", Request([Message("user", "hi")]))]
-    for each in waiting:
+    talk = desk(refuse)
+    pool, request = talk.pool, Request([Message("user", "hi")])
+    for each in (talk.later(pool.load("m")), talk.later(pool.count("m", request))):
         with pytest.raises(EngineError, match="the file of m is damaged"):
             each.result(60)
 
@@ -122,9 +75,9 @@ def test_what_waits_can_leave_too(desk: Open) -> None:
     talk = desk(engine)
     first, second = talk.ask(think=False), talk.ask(think=False)
     talk.started(first)
-    talk.worker.cancel(second)
-    talk.worker.cancel(first)
-    assert eventually(lambda: all(model.idle_seconds_left is not None for model in talk.worker.loaded()))
+    talk.cancel(second)
+    talk.cancel(first)
+    assert eventually(lambda: all(model.idle_seconds_left is not None for model in talk.loaded()))
     assert len([run for run in engine.runs if run.max_tokens]) == 1
 
 
@@ -157,16 +110,6 @@ def test_several_answers_to_one_prompt_wait_until_the_first_has_read_it(desk: Op
     job = talk.ask("a b c d e f g h", answers=3, think=False)
     assert [talk.text(job, index) for index in range(3)] == ["x", "y", "z"]
     assert [before[:1] for before in read] == [[], [True], [True]]
-
-
-def test_one_wake_up_per_step_however_many_clients(desk: Open) -> None:
-    engine = talkative(40, seconds=0.002)
-    talk = desk(engine, prefill_ahead=False)
-    jobs = [talk.ask(think=False) for _ in range(8)]
-    for job in jobs:
-        talk.text(job)
-    deliveries = sum(len(each) for each in talk.came.values())
-    assert talk.batches < deliveries / 3
 
 
 def test_an_engine_that_fails_takes_its_own_answers_with_it_and_is_opened_anew(desk: Open) -> None:
@@ -220,7 +163,7 @@ def test_a_model_that_is_idle_is_unloaded(desk: Open) -> None:
     talk = desk(engine, keep_alive=0.02)
     talk.text(talk.ask(think=False))
     assert eventually(lambda: engine.closed)
-    assert talk.worker.loaded() == []
+    assert talk.loaded() == []
 
 
 def test_idle_models_make_room_for_the_one_that_is_asked_for(desk: Open) -> None:
@@ -251,9 +194,9 @@ def test_the_thinking_of_a_running_answer_can_be_ended(desk: Open) -> None:
     talk = desk(engine)
     job = talk.ask()
     talk.started(job)
-    assert talk.worker.end_thinking(job.id).result(5)
+    assert talk.wait(talk.pool.end_thinking(job.id))
     assert talk.text(job) == "The answer."
-    assert not talk.worker.end_thinking("unknown").result(5)
+    assert not talk.wait(talk.pool.end_thinking("unknown"))
 
 
 def test_stopping_lets_running_answers_end_and_refuses_the_others(desk: Open) -> None:
@@ -261,50 +204,45 @@ def test_stopping_lets_running_answers_end_and_refuses_the_others(desk: Open) ->
     talk = desk(engine)
     running, waiting = talk.ask(think=False), talk.ask(think=False)
     talk.started(running)
-    talk.worker.stop(5)
+    stopping = talk.later(talk.pool.stop(5))
     late = talk.ask(think=False)
-    talk.worker.join()
+    stopping.result(10)
     assert talk.finished(running)
     assert isinstance(talk.error(waiting), Busy)
-    assert engine.closed
-    assert not talk.events(late)
+    assert eventually(lambda: engine.closed)
+    assert isinstance(talk.error(late), Busy)
 
 
 def test_stopping_waits_only_so_long(desk: Open) -> None:
     talk = desk(talkative())
     job = talk.ask(think=False)
     talk.started(job)
-    talk.worker.stop(0.05)
-    talk.worker.join()
-    assert isinstance(talk.error(job), Busy)
+    talk.wait(talk.pool.stop(0.05))
+    assert eventually(lambda: isinstance(talk.error(job), Busy))
 
 
-def test_a_worker_that_dies_tells_everybody(desk: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bug_in_a_model_ends_its_process_and_nothing_else(desk: Open) -> None:
     class Buggy(ScriptedEngine):
         def step(self) -> list[tuple[Run, TokenOutput]]:
-            raise ZeroDivisionError
+            raise ZeroDivisionError("a bug")
 
-    seen: list[type[BaseException]] = []
-    monkeypatch.setattr(threading, "excepthook", lambda hook: seen.append(hook.exc_type))
-    talk = desk(Buggy(["a"]))
-    told = threading.Event()
-    talk.worker.on_death = told.set
+    engines = {"m": Buggy(["a"]), "other": talkative(30)}
+    talk = desk(lambda name: opener(engines[name])(name))
+    beside = talk.ask(model="other", think=False)
     job = talk.ask(think=False)
-    assert told.wait(5)
-    talk.worker.join()
-    assert talk.error(job) is not None
-    assert seen == [ZeroDivisionError]
+    assert eventually(lambda: isinstance(talk.error(job), ProcessEnded))
+    assert "ZeroDivisionError: a bug" in str(talk.error(job))
+    assert "m" in str(talk.error(job))
+    assert talk.text(beside) == "word " * 30
 
 
-def test_a_bug_while_a_model_is_opened_does_not_hang_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bug_while_a_model_is_opened_is_an_error(desk: Open) -> None:
     def open_model(name: str) -> LoadedModel:
-        raise ZeroDivisionError
+        raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr(threading, "excepthook", lambda hook: None)
-    service = Service(Catalogue([scripted("m")], LoadOptions()), open_model)
-    with pytest.raises(EngineError, match="died while it loaded m"):
-        service.start(["m"])
-    service.stop()
+    talk = desk(open_model)
+    with pytest.raises(ProcessEnded, match="while it loaded the model"):
+        talk.wait(talk.pool.load("m"))
 
 
 def test_the_next_turn_is_read_while_nobody_waits(desk: Open) -> None:
@@ -320,8 +258,7 @@ def test_the_next_turn_is_read_while_nobody_waits(desk: Open) -> None:
     assert eventually(lambda: engine.runs[-1].prompt == prepared and engine.runs[-1].prefilled == len(prepared))
     assert not any(run.max_tokens for run in engine.runs[1:])
     history = [Message("user", "a question"), Message("assistant", "An answer of six words."), Message("user", "Sure?")]
-    job = Job(ParsedRequest("m", Request(history)), "m")
-    talk.worker.submit(job)
+    job = talk.submit(ParsedRequest("m", Request(history)))
     started = talk.started(job)
     assert started.cached_tokens == len(prepared)
     assert started.cached_tokens > engine.runs[0].prompt_tokens + 5
@@ -337,7 +274,7 @@ def test_nothing_is_read_ahead_where_it_is_switched_off(desk: Open) -> None:
 
 def test_reading_ahead_gives_way_to_real_work_and_goes_on_afterwards(desk: Open) -> None:
     engine = SlowEngine(itertools.repeat("word " * 150), prefill=4)
-    engine.seconds = 0.001
+    engine.seconds = 0.004
     talk = desk(engine)
     talk.text(talk.ask(think=False))
     assert eventually(lambda: len(engine.runs) > 3)
@@ -361,7 +298,7 @@ def test_reading_ahead_gives_way_to_real_work_and_goes_on_afterwards(desk: Open)
 def test_an_idle_worker_does_not_spin(desk: Open) -> None:
     talk = desk(ScriptedEngine(["a"]))
     talk.text(talk.ask(think=False))
-    assert eventually(lambda: talk.worker.loaded()[0].idle_seconds_left is not None)
+    assert eventually(lambda: talk.loaded()[0].idle_seconds_left is not None)
     time.sleep(0.05)
     before = time.process_time()
     time.sleep(0.3)
