@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 
-from localqwen.errors import Busy, LocalqwenError, NotEnoughMemory
+from localqwen.errors import Busy, EngineError, LocalqwenError, NotEnoughMemory
 from localqwen.model_process import file_stamps
 from localqwen.model_process.death import Death
 from localqwen.model_process.file_stamps import Stamps
@@ -149,6 +149,8 @@ class ServedModel:
                     await self._use(process)
         finally:
             self._living = None
+            # Empty, unless loading was cancelled or the server has a bug, which asyncio reports: nobody waits for ever.
+            self.fail(EngineError(f"{self.name} cannot be used: the server failed", "report it, with the server's log"))
 
     async def _open(self) -> ModelProcess | None:
         """Open a process; None where that failed: its tasks have the error, or try again."""

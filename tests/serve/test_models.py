@@ -245,6 +245,18 @@ def test_a_bug_while_a_model_is_opened_is_an_error(desk: Open) -> None:
         talk.wait(talk.pool.load("m"))
 
 
+def test_a_bug_in_the_server_leaves_nobody_waiting(desk: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def broken(name: str) -> None:
+        raise AttributeError("a bug")
+
+    monkeypatch.setattr("desk.starting", lambda open_model: broken)
+    talk = desk(ScriptedEngine(["a"]))
+    job = talk.ask(think=False)
+    assert eventually(lambda: isinstance(talk.error(job), EngineError))
+    with pytest.raises(EngineError, match="the server failed"):
+        talk.wait(talk.pool.load("m"))
+
+
 def test_the_next_turn_is_read_while_nobody_waits(desk: Open) -> None:
     engine = ScriptedEngine(["<think>\nhm\n</think>\n\nAn answer of six words.", "Good."])
     talk = desk(engine)

@@ -7,6 +7,7 @@ and `localqwen.machine.posix` believes that it runs on Windows.
 import builtins
 import importlib
 import pkgutil
+import subprocess
 import sys
 from types import ModuleType
 from typing import Any
@@ -44,6 +45,7 @@ def import_everything() -> None:
 
 if __name__ == "__main__":
     builtins.__import__ = windows_import
+    vars(subprocess).setdefault("CREATE_NEW_PROCESS_GROUP", 0)  # the one value that other systems accept
     if arguments := sys.argv[1:]:
         from localqwen.cli import main
 

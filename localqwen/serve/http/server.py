@@ -25,7 +25,7 @@ KEEP_ALIVE = 75
 LARGEST_HEADERS, MOST_CONNECTIONS = 32 << 10, 1024 + MOST_IDLE
 #: Connections that wait to be accepted. asyncio accepts this many at a time, and prints a traceback for each one for
 #: which the process has no file left.
-BACKLOG = 128
+BACKLOG = 1024
 #: The most files that the process opens beside its connections, and those of connections that are being accepted and
 #: closed.
 FILES = 256 + 2 * BACKLOG
