@@ -163,7 +163,7 @@ def test_a_model_that_is_idle_is_unloaded(desk: Open) -> None:
     talk = desk(engine, keep_alive=0.02)
     talk.text(talk.ask(think=False))
     assert eventually(lambda: engine.closed)
-    assert talk.loaded() == []
+    assert eventually(lambda: talk.loaded() == [])
 
 
 def test_idle_models_make_room_for_the_one_that_is_asked_for(desk: Open) -> None:

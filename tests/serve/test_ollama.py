@@ -379,7 +379,7 @@ def test_a_model_without_an_entry_is_listed_with_what_its_files_say(tmp_path: Pa
     convert.convert_to_mlx(folder, tmp_path / "mine-4bit", bits=4, group_size=32)
     for place, quant in ((folder, "BF16"), (tmp_path / "mine-4bit", "4bit")):
         known = KnownModel(place.name, selection.resolve(place).files)
-        listed, shown = ollama_models.tags([known], {})["models"][0], ollama_models.show(known)
+        listed, shown = ollama_models.tags([known])["models"][0], ollama_models.show(known)
         details = {"format": "safetensors", "family": "qwen3", "quantization_level": quant}
         assert details.items() <= listed["details"].items()
         assert listed["details"] == shown["details"]
@@ -389,7 +389,7 @@ def test_a_model_without_an_entry_is_listed_with_what_its_files_say(tmp_path: Pa
         assert shown["capabilities"][0] == "completion"
     gone = KnownModel("mine", selection.resolve(folder).files)
     shutil.rmtree(folder)
-    assert ollama_models.tags([gone], {})["models"][0]["details"]["parameter_size"] == ""
+    assert ollama_models.tags([gone])["models"][0]["details"]["parameter_size"] == ""
 
 
 @pytest.mark.parametrize(

@@ -125,8 +125,11 @@ def with_value(file: Path, key: str, value: bytes) -> bytes:
 
 def test_a_model_on_which_llama_cpp_aborts_is_an_error_and_is_set_aside(server: Running, home: Path) -> None:
     data = (home / "victim.gguf").read_bytes()
-    nan = struct.pack("<f", float("nan"))
-    (home / "victim.gguf").write_bytes(with_value(home / "victim.gguf", "qwen3.attention.layer_norm_rms_epsilon", nan))
+    victim = home / "victim.gguf"
+    negative = struct.pack("<f", -1.0)  # llama.cpp asserts that it is not
+    (home / "victim.gguf").write_bytes(
+        with_value(home / "victim.gguf", "qwen3.attention.layer_norm_rms_epsilon", negative)
+    )
     for number in range(3):
         status, body = ask(server, "victim", f"What is 2 + {number}?")
         assert (status, "SIGABRT" in body["error"]["message"]) == (503, True), body

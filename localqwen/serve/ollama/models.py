@@ -40,7 +40,11 @@ def version() -> dict[str, Any]:
     return {"version": API_VERSION, "localqwen": __version__}
 
 
-def tags(known: Sequence[KnownModel], aside: Mapping[str, str]) -> dict[str, Any]:
+#: No model is set aside.
+_NONE: Mapping[str, str] = {}
+
+
+def tags(known: Sequence[KnownModel], aside: Mapping[str, str] = _NONE) -> dict[str, Any]:
     """Return the response of `/api/tags`: the models on disk. `aside` are those that are set aside, with the reason."""
     reasons = [{"set_aside": aside[each.name]} if each.name in aside else {} for each in known]
     return {"models": [_listed(each) | reason for each, reason in zip(known, reasons, strict=True)]}
