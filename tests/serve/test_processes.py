@@ -125,7 +125,6 @@ def with_value(file: Path, key: str, value: bytes) -> bytes:
 
 def test_a_model_on_which_llama_cpp_aborts_is_an_error_and_is_set_aside(server: Running, home: Path) -> None:
     data = (home / "victim.gguf").read_bytes()
-    victim = home / "victim.gguf"
     negative = struct.pack("<f", -1.0)  # llama.cpp asserts that it is not
     (home / "victim.gguf").write_bytes(
         with_value(home / "victim.gguf", "qwen3.attention.layer_norm_rms_epsilon", negative)
