@@ -6,6 +6,7 @@ The first message says what to open; the answer is `opened` with what the parent
 from __future__ import annotations
 
 import math
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -25,6 +26,10 @@ from localqwen.model_process.frames import Message
 #: The engine that has all its memory when a model is open: what is allocated later is for prompts. A template or a
 #: grammar gets so many bytes, and no more.
 _ALLOCATES_AT_ONCE, _FURTHER_MEMORY = "llama.cpp", 2 << 30
+
+#: Seconds after which a thread that prepares a prompt gives up the interpreter, if the engine's thread wants it. With
+#: Python's 5 ms, each call into the engine's library, of which a step has several, would wait for so long.
+_TURN = 0.0005
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,7 @@ def serve(channel: Channel, open_model: Open, end: Callable[[], None]) -> None:
     opening = channel.receive()
     if opening is None:
         return
+    sys.setswitchinterval(_TURN)
     answering: Future[Answering] = Future()
     receiving = threading.Thread(target=_receive, args=(channel, answering, end), name="localqwen-receive", daemon=True)
     receiving.start()  # before the model is opened: a parent that ends meanwhile is noticed

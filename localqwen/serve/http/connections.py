@@ -16,6 +16,8 @@ HEADERS, UNREAD = 10.0, 120.0
 #: The most connections without a running request. One more closes the one that is idle for the longest time, so that
 #: clients that hold thousands of them take nothing from others.
 MOST_IDLE = 512
+#: Seconds before surplus idle connections are closed.
+READ_FIRST = 0.05
 
 
 class Idle:
@@ -24,12 +26,19 @@ class Idle:
 
     def __init__(self, most: int) -> None:
         self._most = most
+        self._closing: asyncio.TimerHandle | None = None
         self._connections: dict[PatientProtocol, None] = {}
 
     def add(self, connection: PatientProtocol) -> None:
-        """Take note that a connection is idle from now on, and close the longest idle one if they are too many."""
+        """Take note that a connection is idle from now on. If they are too many, close the longest idle ones, but not
+        before what has arrived is read: of a thousand new connections, most are idle for that moment only."""
         self.remove(connection)
         self._connections[connection] = None
+        if len(self._connections) > self._most and self._closing is None:
+            self._closing = asyncio.get_running_loop().call_later(READ_FIRST, self._close_surplus)
+
+    def _close_surplus(self) -> None:
+        self._closing = None
         while len(self._connections) > self._most:
             oldest = next(iter(self._connections))
             self.remove(oldest)
