@@ -112,8 +112,11 @@ def serve_scripted(port: int) -> None:
 
     engine = Forgetting(itertools.repeat("<think>\n" + "hm " * 20 + "\n</think>\n\n" + "word " * 20))
     model = ResolvedModel("scripted", LocalPath(Path("scripted")), engine.name)
-    service = Service(Catalogue([model], LoadOptions()), lambda name: LoadedModel(engine, info_of(engine, name)))
-    service.start(service.catalogue.served)
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
+    from thread_child import starting
+
+    start = starting(lambda name: LoadedModel(engine, info_of(engine, name)))
+    service = Service(Catalogue([model], LoadOptions()), start=start)
     http_server.run(http_server.Listening(service), http_server.bind("127.0.0.1", port))
 
 
