@@ -1,24 +1,14 @@
 """Random hostile templates end with a text or a TemplateError: a short run of tools/fuzz_templates.py."""
 
-import importlib.util
-import sys
-from pathlib import Path
 from types import ModuleType
 
 import pytest
-
-TOOL = Path(__file__).parents[2] / "tools" / "fuzz_templates.py"
+import scripts
 
 
 @pytest.fixture(scope="module")
 def tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("fuzz_templates", TOOL)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["fuzz_templates"] = module
-    spec.loader.exec_module(module)
-    return module
+    return scripts.load("tools/fuzz_templates.py")
 
 
 def test_a_seed_makes_the_same_templates_again(tool: ModuleType) -> None:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any, get_args
 
 import pytest
+import scripts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -31,6 +32,8 @@ from localqwen.errors import BadField, Busy, ContextTooLong, EngineError, Localq
 from localqwen.model_process import frames, values
 from localqwen.model_process.frames import BrokenMessage
 
+#: Changes messages; run by hand for many thousands.
+TOOL = scripts.load("tools/fuzz_messages.py")
 EVENTS: list[Event] = [
     Started(12, 3, True, ("be warned",)),
     PrefillProgress(5, 12),
@@ -133,19 +136,6 @@ def test_what_is_no_json_object_is_refused(payload: bytes) -> None:
         frames.parse(payload)
 
 
-def mutated(data: Any, choose: random.Random) -> Any:
-    """The data with one thing in it changed."""
-    odd = [None, True, -1, 2**70, 1e308, "", "\ud800", [], {}, [[]], "stop", 0.5]
-    if isinstance(data, list) and data and choose.random() < 0.8:
-        place = choose.randrange(len(data))
-        return [*data[:place], mutated(data[place], choose), *data[place + 1 :]]
-    if isinstance(data, dict) and data and choose.random() < 0.8:
-        key = choose.choice(sorted(data))
-        changed = {name: value for name, value in data.items() if name != key}
-        return changed if choose.random() < 0.3 else {**changed, key: mutated(data[key], choose)}
-    return choose.choice(odd)
-
-
 @given(st.integers(0, 2**32))
 @settings(max_examples=500, deadline=None)
 def test_a_changed_message_is_understood_or_refused(seed: int) -> None:
@@ -155,7 +145,7 @@ def test_a_changed_message_is_understood_or_refused(seed: int) -> None:
         + [(values.request_from_json, values.request_to_json(REQUEST))]
         + [(values.error_from_json, values.error_to_json(ContextTooLong(1, 2)))]
     )
-    changed = mutated(json.loads(json.dumps(data)), choose)
+    changed = TOOL.changed(json.loads(json.dumps(data)), choose)
     try:
         read(changed)
     except BrokenMessage:

@@ -1,27 +1,18 @@
 """The program that damages headers: a few hundred rounds break no reader, and it keeps what is accepted."""
 
-import importlib.util
-import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+import scripts
 
 from localqwen.errors import LocalqwenError
 from localqwen.formats import gguf, model_header
 
-PROGRAM = Path(__file__).parents[2] / "tools" / "fuzz_headers.py"
-
 
 @pytest.fixture(scope="module")
 def program() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("fuzz_headers", PROGRAM)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["fuzz_headers"] = module
-    spec.loader.exec_module(module)
-    return module
+    return scripts.load("tools/fuzz_headers.py")
 
 
 @pytest.fixture
