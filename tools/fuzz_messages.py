@@ -55,7 +55,6 @@ _OPENED = {
     "context_length": 9,
     "max_runs": 1,
     "warnings": ["w"],
-    "load_ms": 1.5,
     "files": {"/m": [1] * 4},
 }
 _ODD = (None, True, -1, 2**70, 1e308, float("nan"), "", "\ud800", "text", "stop", [], {}, [[[]]], {"class": "Busy"})

@@ -44,11 +44,9 @@ class Answering:
         send: Callable[[Message], None],
         *,
         prefill_ahead: bool = True,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._send = send
-        self._clock = clock
-        self._worked = clock()
+        self._worked = time.monotonic()
         self._scheduler = Scheduler[_Request](loaded, self._emit, prefill_ahead=prefill_ahead)
         self._preparing = Preparing(loaded.info)
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
@@ -128,14 +126,14 @@ class Answering:
         """Return for how many seconds nothing needs to be computed; None if only a message brings work."""
         if self._scheduler.busy:
             return 0
-        return max(0, self._worked + _PATIENCE - self._clock()) if self._scheduler.can_prefill_ahead else None
+        return max(0, self._worked + _PATIENCE - time.monotonic()) if self._scheduler.can_prefill_ahead else None
 
     def _work(self) -> None:
         self._scheduler.admit()
         self._flush()  # if the step ends this process, the parent knows what had begun
         if self._scheduler.running:
             self._scheduler.step()
-            self._worked = self._clock()
+            self._worked = time.monotonic()
         elif self._inbox.empty() and self._scheduler.can_prefill_ahead and self._wait() == 0:
             self._prefill_ahead()
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import sys
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from localqwen.chat.load_options import LoadOptions
 from localqwen.chat.model_info import LoadedModel
 from localqwen.errors import EngineError, LocalqwenError
 from localqwen.machine import posix
-from localqwen.model_process import file_stamps, frames, values
+from localqwen.model_process import file_stamps, frames, launch, values
 from localqwen.model_process.answering import Answering
 from localqwen.model_process.channel import Channel
 from localqwen.model_process.file_stamps import Stamps
@@ -26,10 +25,6 @@ from localqwen.model_process.frames import Message
 #: The engine that has all its memory when a model is open: what is allocated later is for prompts. A template or a
 #: grammar gets so many bytes, and no more.
 _ALLOCATES_AT_ONCE, _FURTHER_MEMORY = "llama.cpp", 2 << 30
-
-#: Seconds after which a thread that prepares a prompt gives up the interpreter, if the engine's thread wants it. With
-#: Python's 5 ms, each call into the engine's library, of which a step has several, would wait for so long.
-_TURN = 0.0005
 
 
 @dataclass(frozen=True)
@@ -53,18 +48,17 @@ def serve(channel: Channel, open_model: Open, end: Callable[[], None]) -> None:
     opening = channel.receive()
     if opening is None:
         return
-    sys.setswitchinterval(_TURN)
+    sys.setswitchinterval(launch.SWITCH_INTERVAL)
     answering: Future[Answering] = Future()
     receiving = threading.Thread(target=_receive, args=(channel, answering, end), name="localqwen-receive", daemon=True)
     receiving.start()  # before the model is opened: a parent that ends meanwhile is noticed
     try:
-        began = time.perf_counter()
         _check_version(opening)
         opened = open_model(opening)
         _limit(opened.loaded, opening)
         answers = Answering(opened.loaded, channel.send, prefill_ahead=opening.get("prefill_ahead", True))
         answering.set_result(answers)
-        channel.send(_facts(opened, (time.perf_counter() - began) * 1000))
+        channel.send(_facts(opened))
     except LocalqwenError as error:
         channel.send({"version": frames.VERSION, "refused": values.error_to_json(error)})
         return
@@ -95,7 +89,7 @@ def _receive(channel: Channel, answering: Future[Answering], end: Callable[[], N
         answering.result().close()
 
 
-def _facts(opened: Opened, load_ms: float) -> Message:
+def _facts(opened: Opened) -> Message:
     engine = opened.loaded.engine
     return {
         "version": frames.VERSION,
@@ -104,7 +98,6 @@ def _facts(opened: Opened, load_ms: float) -> Message:
             "context_length": engine.context_length,
             "max_runs": engine.max_runs,
             "warnings": list(engine.warnings),
-            "load_ms": load_ms,
             "files": opened.files,
         },
     }

@@ -13,13 +13,21 @@ from localqwen.machine import posix
 _ENVIRONMENT = {"GGML_NO_BACKTRACE": "1"}
 #: The variable in which a child finds the id of its parent.
 PARENT = "LOCALQWEN_PARENT_PID"
+#: Seconds after which a thread that parses or prepares megabytes gives up the interpreter if another one wants it. With
+#: Python's 5 ms, each call into the engine's library, of which a step has several, would wait for so long.
+SWITCH_INTERVAL = 0.0005
 #: The longest name in the list of processes.
 _LONGEST_NAME = 100
 
 
+def printable(text: str, most: int) -> str:
+    """Return the first `most` characters of a text, a question mark for each that a terminal would not print."""
+    return "".join(character if character.isprintable() else "?" for character in text[:most])
+
+
 def command(module: str, name: str) -> list[str]:
     """Return the command of a child that runs `module`. `name` is what `ps` shows behind it."""
-    shown = "".join(character if character.isprintable() else "?" for character in name)[:_LONGEST_NAME]
+    shown = printable(name, _LONGEST_NAME)
     # -P: a file in the current folder must not be imported in place of a library.
     return [sys.executable, "-P", "-m", module, shown]
 

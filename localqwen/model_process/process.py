@@ -50,14 +50,13 @@ class ModelSpec:
 
 @dataclass(frozen=True)
 class OpenedModel:
-    """What a child says of the model that it has opened. `load_ms` is milliseconds, `context_length` tokens of one
-    run, `files` the stamps of its files before they were read."""
+    """What a child says of the model that it has opened. `context_length` is tokens of one run, `files` are the stamps
+    of its files before they were read."""
 
     engine: str
     context_length: int
     max_runs: int
     warnings: tuple[str, ...]
-    load_ms: float
     files: Stamps
 
     @classmethod
@@ -69,10 +68,9 @@ class OpenedModel:
                 "context_length": int(context),
                 "max_runs": int(runs),
                 "warnings": [*warnings],
-                "load_ms": float(load_ms),
                 "files": dict(files),
             }:
-                return cls(engine, context, runs, tuple(map(str, warnings)), load_ms, _stamps(files))
+                return cls(engine, context, runs, tuple(map(str, warnings)), _stamps(files))
         raise BrokenMessage("a model that says nothing of itself")
 
 
@@ -135,10 +133,10 @@ class _SystemChild:
         rest = ""
         while data := await self._process.stderr.read(1 << 14):
             *lines, rest = (rest + data.decode(errors="replace")).split("\n")
-            self._lines.extend(_printable(line) for line in lines if line.strip())
+            self._lines.extend(launch.printable(line.strip(), _LONGEST_LINE) for line in lines if line.strip())
             rest = rest[-_LONGEST_LINE:]
         if rest.strip():
-            self._lines.append(_printable(rest))
+            self._lines.append(launch.printable(rest.strip(), _LONGEST_LINE))
 
     def kill(self) -> None:
         # Not Process.kill: it looks first whether the process has ended, and takes the exit code from who waits for it.
@@ -155,13 +153,8 @@ class _SystemChild:
         return tuple(self._lines)
 
 
-def _printable(line: str) -> str:
-    return "".join(character if character.isprintable() else "?" for character in line.strip()[:_LONGEST_LINE])
-
-
 class ModelProcess:
-    """One loaded model in its process. Create it with `open`; `on_message` is called with each message, `on_end` once,
-    when it has ended and its memory is free."""
+    """One loaded model in its process. Create it with `open`, and let it `run`."""
 
     def __init__(self, name: str, child: Child) -> None:
         self.name = name
@@ -169,7 +162,6 @@ class ModelProcess:
         self.opened: OpenedModel | None = None
         self._child = child
         self._reason = ""
-        self._ended: asyncio.Future[Death] | None = None
 
     @classmethod
     async def open(cls, spec: ModelSpec, start: Start, *, seconds: float, settings: Mapping[str, Any]) -> ModelProcess:

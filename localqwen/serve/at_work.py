@@ -79,13 +79,12 @@ class AtWork:
         self._process.send({"end_thinking": number})
         return answer
 
-    def close(self, *, at_once: bool = False) -> asyncio.Task[None]:
+    def close(self, *, at_once: bool = False) -> None:
         """Let the process end; its memory is free when `run` has returned."""
         if self._closing is None:
             self._closing = asyncio.ensure_future(self._process.close())
         if at_once:
             self._process.kill("was ended")
-        return self._closing
 
     @property
     def suspects(self) -> list[Task]:

@@ -30,12 +30,14 @@ class Deaths:
         self._requests: OrderedDict[tuple[str, str], int] = OrderedDict()  # by model and digest
         self._times: dict[str, deque[float]] = {}
         self._aside: dict[str, str] = {}
+        self._died: set[str] = set()
         self.causes: Counter[tuple[str, str]] = Counter()  # (model, cause)
 
     def note(self, model: str, running: Iterable[str], cause: str, doing: str) -> None:
         """Note that the process of a model died. `running` are the digests of the requests that were at work, `doing`
         says in words what it did."""
         self.causes[model, cause] += 1
+        self._died.add(model)
         counts = [self._count((model, digest)) for digest in running]
         if any(count >= _DEATHS_OF_A_REQUEST for count in counts):
             return  # the request is to blame, not the model
@@ -74,10 +76,15 @@ class Deaths:
         """Return the models that are set aside, with the reason."""
         return dict(self._aside)
 
+    def knows(self, model: str) -> bool:
+        """Return whether the process of a model died since it was last revived."""
+        return model in self._died
+
     def revive(self, model: str) -> None:
         """Forget the deaths of a model."""
         if self._aside.pop(model, None) is not None:
             self._on_aside(self.aside)
         self._times.pop(model, None)
+        self._died.discard(model)
         for request in [request for request in self._requests if request[0] == model]:
             del self._requests[request]

@@ -104,7 +104,7 @@ class ServedModel:
         """Raise SetAside for a model, and Unsupported for a task, that ended processes before. Other files on disk, and
         all is forgotten."""
         deaths = self._around.deaths
-        if file_stamps.change(self._files) is not None:
+        if deaths.knows(self.name) and file_stamps.change(self._files) is not None:
             deaths.revive(self.name)
         deaths.check_model(self.name)
         deaths.check_request(self.name, lambda: task.digest)

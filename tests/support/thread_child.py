@@ -5,7 +5,7 @@ import asyncio
 import contextlib
 import socket
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
 from localqwen.chat.model_info import LoadedModel
 from localqwen.model_process import child
@@ -61,5 +61,4 @@ def starting(open_model: Callable[[str], LoadedModel]) -> Start:
         threading.Thread(target=played.run, args=(open_model,), name="played-child", daemon=True).start()
         return played
 
-    checked: Callable[[str], Awaitable[Child]] = start
-    return checked
+    return start

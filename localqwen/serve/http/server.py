@@ -17,13 +17,12 @@ import uvicorn
 
 from localqwen.errors import LocalqwenError, UsageError
 from localqwen.machine import posix
+from localqwen.model_process import launch
 from localqwen.serve.http.app import Service, application
 from localqwen.serve.http.connections import MOST_IDLE, PatientProtocol
 
 #: Seconds for which an idle connection stays open.
 KEEP_ALIVE = 75
-#: Seconds after which the thread that parses a large body gives up the interpreter, if the event loop wants it.
-TURN = 0.0005
 #: The most bytes of headers, and the most connections at the same time: 1,024 with a request, and the idle ones.
 LARGEST_HEADERS, MOST_CONNECTIONS = 32 << 10, 1024 + MOST_IDLE
 #: Connections that wait to be accepted. asyncio accepts this many at a time, and prints a traceback for each one for
@@ -165,7 +164,7 @@ def run(server: Listening, listener: socket.socket) -> None:
     """Load the models and serve until a signal comes. Raise the LocalqwenError that prevented loading, and
     KeyboardInterrupt where Ctrl-C ended it."""
     posix.allow_open_files(MOST_CONNECTIONS + FILES)
-    sys.setswitchinterval(TURN)
+    sys.setswitchinterval(launch.SWITCH_INTERVAL)
     server.run(sockets=[listener])
     if server.problem is not None:
         raise server.problem
