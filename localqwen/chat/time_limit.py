@@ -107,8 +107,21 @@ class _Watchdog:
         while call.firing:
             time.sleep(0)
         if call.fired:
-            _interrupt(call.thread, None)
+            self._let_arrive(call)
         self._calls.pop(call, None)
+
+    def _let_arrive(self, call: _Call) -> None:
+        """Return when no interruption is pending in this thread, which is the call's.
+
+        One that is pending is raised here, not taken back: CPython 3.11 would keep the flag by which every thread looks
+        for one (ceval.c: only raising clears it), and while coverage traces, no thread would go on.
+        """
+        try:
+            _interrupt(call.thread, _Expired)  # in place of one that is pending
+            while True:
+                time.sleep(0)
+        except _Expired:
+            call.fired = False
 
     def _start(self) -> None:
         with self._starting:
@@ -152,12 +165,11 @@ def _finalizes(thread: int) -> bool:
     return False
 
 
-def _interrupt(thread: int, exception: type[BaseException] | None) -> None:
-    """Raise an exception in a thread at its next bytecode; None takes back what has not been raised yet."""
+def _interrupt(thread: int, exception: type[BaseException]) -> None:
+    """Raise an exception in a thread at its next bytecode."""
     import ctypes  # here: the command line does not need it to start
 
-    argument = ctypes.py_object() if exception is None else ctypes.py_object(exception)
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), argument)
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(exception))
 
 
 _watchdog = _Watchdog()

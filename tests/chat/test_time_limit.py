@@ -1,6 +1,7 @@
 """Foreign Python code is interrupted when its time is over, in any thread, and never after it has returned."""
 
 import random
+import subprocess
 import sys
 import threading
 import time
@@ -146,3 +147,20 @@ def test_ctrl_c_interrupts_a_watched_call(monkeypatch: pytest.MonkeyPatch) -> No
     with pytest.raises(KeyboardInterrupt):
         within(1, lambda: count(FOREVER))
     time.sleep(1.1)
+
+
+def test_a_process_goes_on_after_an_interruption_while_coverage_traces_it() -> None:
+    """In a process of its own: where it fails, no thread of the process goes on."""
+    code = (
+        "import coverage\n"
+        "from localqwen.chat.time_limit import TimeExceeded, within\n"
+        "def endless():\n"
+        "    while True: len('')\n"
+        "coverage.Coverage(data_file=None, branch=True).start()\n"
+        "for _ in range(5):\n"
+        "    try: within(0.05, endless)\n"
+        "    except TimeExceeded: pass\n"
+        "print('went on')\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert ran.stdout == "went on\n"
